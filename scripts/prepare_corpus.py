@@ -1,0 +1,99 @@
+"""Prepare the text that the bundled model is trained on: Jane Austen's six novels.
+
+    python -m scripts.prepare_corpus [--package FILE.deb] [--out data/austen]
+
+The novels (public domain) come from Debian's package r-cran-janeaustenr, fetched with
+``apt-get download`` or given with ``--package``; R is not needed. Five are written to
+``OUT/train/``, *Persuasion* to ``OUT/held_out/``. Any folder of text files with the same two
+sub-folders can take their place.
+"""
+
+import argparse
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+PACKAGE = "r-cran-janeaustenr"
+TITLES = {  # first words of each text -> file name
+    "EMMA": "emma",
+    "MANSFIELD PARK": "mansfield_park",
+    "NORTHANGER ABBEY": "northanger_abbey",
+    "Persuasion": "persuasion",
+    "PRIDE AND PREJUDICE": "pride_and_prejudice",
+    "SENSE AND SENSIBILITY": "sense_and_sensibility",
+}
+HELD_OUT = "persuasion"
+CHARACTER_VECTOR = 16  # R's serialisation codes, R Internals section 1.8
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Prepare the corpus of the bundled model.")
+    parser.add_argument("--package", type=Path, help=f"a downloaded {PACKAGE} .deb file")
+    parser.add_argument("--out", type=Path, default=Path("data/austen"))
+    options = parser.parse_args()
+    try:
+        novels = read_novels(options.package)
+    except (OSError, ValueError, zlib.error, subprocess.CalledProcessError) as error:
+        print(f"prepare_corpus: {error}", file=sys.stderr)
+        return 1
+    for name, text in novels.items():
+        folder = options.out / ("held_out" if name == HELD_OUT else "train")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.txt"
+        path.write_text(text, encoding="utf-8")
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        print(f"{path}  {len(text):,} characters  sha256 {digest}")
+    return 0
+
+
+def read_novels(package: Path | None) -> dict[str, str]:
+    """The six texts by file name, from a .deb file or a fresh download of it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if package is None:
+            subprocess.run(["apt-get", "download", PACKAGE], cwd=scratch, check=True)
+            package = next(Path(scratch).glob(f"{PACKAGE}*.deb"))
+        subprocess.run(["dpkg-deb", "-x", package, scratch], check=True)
+        database = next(Path(scratch).rglob("janeaustenr/data/Rdata.rdb")).read_bytes()
+    novels = {}
+    for lines in read_character_vectors(database):
+        text = "\n".join(lines) + "\n"
+        novels[TITLES[lines[0].strip()]] = text
+    missing = set(TITLES.values()) - set(novels)
+    if missing:
+        raise ValueError(f"the package lacks {', '.join(sorted(missing))}")
+    return novels
+
+
+def read_character_vectors(database: bytes) -> list[list[str]]:
+    """The string vectors of an R lazy-load database (a row of length-prefixed zlib streams)."""
+    vectors = []
+    rest = database
+    while rest:
+        stream = zlib.decompressobj()
+        content = stream.decompress(rest[4:])
+        rest = stream.unused_data
+        encoding_name_length = _integer(content, 14)  # after "X\n" and three version numbers
+        at = 18 + encoding_name_length
+        if _integer(content, at) & 0xFF != CHARACTER_VECTOR:
+            raise ValueError("the package's data are not the expected vectors of lines")
+        count = _integer(content, at + 4)
+        at += 8
+        lines = []
+        for _ in range(count):
+            length = _integer(content, at + 4)
+            at += 8
+            lines.append(content[at : at + length].decode("utf-8"))
+            at += length
+        vectors.append(lines)
+    return vectors
+
+
+def _integer(content: bytes, at: int) -> int:
+    return int.from_bytes(content[at : at + 4], "big")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Causal attention with one number per key: a bias on its scores, or a factor on its weights.
+
+Knows nothing of probabilities or of feedback: it is handed numbers and applies them.
+
+The one mask convention of the project, stated here: masks are boolean and True means *attend*.
+
+Shapes: B batch, H heads, Q queries, K keys, D head size. The last query sits at the last key, so
+the first query sits at key K - Q (Q < K when earlier keys come from a cache).
+"""
+
+from enum import Enum
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Attention(Enum):
+    """How attention is computed; both give the same numbers up to rounding."""
+
+    SDPA = "sdpa"
+    REFERENCE = "reference"
+
+
+def causal_mask(queries: int, keys: int, *, device: torch.device | None = None) -> Tensor:
+    """Which keys each query may see: (Q, K) boolean, True = attend."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def score_mask(attend: Tensor, key_bias: Tensor | None, *, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores: the key's bias where attention is allowed, -inf elsewhere.
+
+    Args:
+        attend: boolean (Q, K) or (B, 1, Q, K), True = attend.
+        key_bias: (B, K), or None for no bias.
+
+    Returns:
+        (1 or B, 1, Q, K) in ``dtype``.
+    """
+    if key_bias is None:
+        bias = torch.zeros((), dtype=dtype, device=attend.device)
+    else:
+        bias = key_bias[:, None, None, :].to(dtype)
+    return torch.where(attend, bias, -torch.inf)
+
+
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, key_factor: Tensor | None
+) -> Tensor:
+    """Attention by the fused kernel.
+
+    Args:
+        q: (B, H, Q, D); k, v: (B, H, K, D).
+        mask: what :func:`score_mask` returns, or None for plain causal attention.
+        key_factor: (B, K) multiplies the softmaxed weights of each key, without renormalising.
+
+    Returns:
+        (B, H, Q, D)
+    """
+    if key_factor is not None:
+        # (A * f) @ v == A @ (f * v): the weights themselves never have to exist
+        v = v * key_factor[:, None, :, None].to(v.dtype)
+    if mask is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if q.size(2) == 1:
+        return F.scaled_dot_product_attention(q, k, v)
+    if q.size(2) != k.size(2):
+        raise ValueError("plain causal attention over cached keys needs a mask, see score_mask")
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def reference_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, key_factor: Tensor | None
+) -> Tensor:
+    """The same as :func:`sdpa_attention`, written out; the yardstick for every faster path."""
+    scores = q @ k.transpose(-2, -1) / q.size(-1) ** 0.5  # (B, H, Q, K)
+    if mask is None:
+        attend = causal_mask(q.size(2), k.size(2), device=q.device)
+        scores = scores.masked_fill(~attend, -torch.inf)
+    else:
+        scores = scores + mask
+    weights = F.softmax(scores, dim=-1)
+    if key_factor is not None:
+        weights = weights * key_factor[:, None, None, :].to(weights.dtype)
+    return weights @ v

@@ -1,0 +1,75 @@
+"""Numbers of a trajectory: how far its estimates are from where they end, and how fast they go.
+
+Pure functions of tensors; nothing here runs a model.
+
+Shapes: N passes, T tokens. A trajectory is (N, T) log-probabilities in nats, one row a pass.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+REPORTING_TOLERANCE = 1e-3  # nats; runs that never stop early are compared at this one
+
+
+def settled_prefix(log_probs: Tensor, final: Tensor, *, tolerance: float) -> int:
+    """How many leading positions of (T,) are within ``tolerance`` of their (T,) final values."""
+    away = ~((log_probs - final).abs() <= tolerance)  # NaN is away
+    return int(away.long().argmax()) if bool(away.any()) else len(final)
+
+
+def error_max(log_probs: Tensor, final: Tensor) -> float:
+    """The largest distance of (T,) from their final values, nats."""
+    return (log_probs - final).abs().max().item()
+
+
+def mean_nll(log_probs: Tensor) -> float | None:
+    """Mean -log-probability of the predicted positions of (T,), nats per token; None if none is."""
+    return -log_probs[1:].double().mean().item() if len(log_probs) > 1 else None
+
+
+def iterations_to_tolerance(errors: Sequence[float], *, tolerance: float) -> int | None:
+    """The first pass from which on all errors stay within ``tolerance``; None if none does.
+
+    Args:
+        errors: distance from the final values after each pass, from pass 1 on (nats).
+    """
+    reached: int | None = None
+    for number, error in enumerate(errors, start=1):
+        if not error <= tolerance:
+            reached = None
+        elif reached is None:
+            reached = number
+    return reached
+
+
+def contraction_rate(errors: Sequence[float], *, floor: float) -> float | None:
+    """The factor by which a pass multiplies the error, fitted where it is above rounding.
+
+    The slope of a least-squares line through the logarithm of the errors, exponentiated; None with
+    fewer than three errors above ``floor``. A factor near 1 with an error that ends abruptly is
+    the mark of a front that walks through the text rather than of a contraction.
+
+    Args:
+        errors: distance from the final values after each pass (nats).
+        floor: errors at or below it (rounding level) end the fit.
+    """
+    logs = []
+    for error in errors:
+        if not error > floor or not math.isfinite(error):
+            break
+        logs.append(math.log(error))
+    if len(logs) < 3:
+        return None
+    y = torch.tensor(logs, dtype=torch.float64)
+    x = torch.arange(len(logs), dtype=torch.float64)
+    x = x - x.mean()
+    return math.exp(((x * (y - y.mean())).sum() / (x * x).sum()).item())
+
+
+def rounding_floor(log_probs: Tensor) -> float:
+    """Differences of log-probabilities below this are rounding, given their dtype (nats)."""
+    scale = max(1.0, log_probs.abs().max().item())
+    return 32 * torch.finfo(log_probs.dtype).eps * scale

@@ -1,0 +1,253 @@
+"""The modified ``generate``: recompute the estimates of all tokens, draw one, and again.
+
+With no new tokens asked for, this is the study of a given text. ``stateful_gpt.cli`` is its
+command line.
+
+Shapes: B batch, T tokens of a window, C n_embd, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from stateful_gpt.feedback import TokenFeedback, logit_chunks, score_targets, score_tokens
+from stateful_gpt.model import GPT
+from stateful_gpt.recompute import (
+    Iteration,
+    Outcome,
+    Pass,
+    RecomputeConfig,
+    Said,
+    recompute,
+)
+
+
+class Start(Enum):
+    """What the passes of a generation step begin from."""
+
+    COLD = "cold"
+    CARRIED = "carried"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn from the last pass.
+
+    Attributes:
+        temperature: divides the logits; None draws greedily, the most likely token.
+        top_k: only the k most likely tokens can be drawn; None for all.
+        vocab_size: ids from here on cannot be drawn (padding of the embedding decodes to nothing).
+        end_token: ends a text when drawn, itself included; None for a text without end.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    vocab_size: int | None = None
+    end_token: int | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """The tokens that a generation step recomputes, right-padded to one length.
+
+    Attributes:
+        step: tokens generated so far.
+        rows: which of the given prompts are still being continued.
+        starts: absolute position of each row's first token; above 0 once the text was cropped.
+        lengths: tokens of each row.
+        tokens: (B, T) ids.
+    """
+
+    step: int
+    rows: list[int]
+    starts: list[int]
+    lengths: list[int]
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What became of the prompts; one entry each.
+
+    Attributes:
+        tokens: prompt and generated ids.
+        log_probs: the newest estimate of every token (nats). A token that the window has left
+            behind keeps the last one it had.
+        estimates: the same in the feedback's own unit: hand it to the next call as ``previous``.
+        outcomes: how each generation step's recompute ended.
+        ended: whether the end token was drawn.
+    """
+
+    tokens: list[list[int]]
+    log_probs: list[Tensor]
+    estimates: list[Tensor]
+    outcomes: list[list[Outcome]]
+    ended: list[bool]
+
+
+def token_pass(model: GPT, tokens: Tensor, feedback: TokenFeedback) -> Pass:
+    """A pass over (B, T) tokens as the recompute loop sees it; its output are hidden states."""
+
+    def run(estimates: Tensor | None) -> Said:
+        modulation = feedback.modulation(estimates)
+        hidden = model(
+            tokens,
+            key_bias=modulation.bias,
+            key_factor=modulation.factor,
+            layers=feedback.layers,
+        )
+        scores = score_tokens(model, hidden, tokens)
+        return Said(state=feedback.estimates(scores), log_probs=scores.log_probs, output=hidden)
+
+    return run
+
+
+def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    """One id a row from (B, V) logits: (B,), as nanoGPT draws them."""
+    if sampling.vocab_size is not None and sampling.vocab_size < logits.size(1):
+        logits = logits[:, : sampling.vocab_size]
+    if sampling.temperature is None:
+        return logits.argmax(dim=1)
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.size(1):
+        smallest = logits.topk(sampling.top_k, dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    probabilities = logits.softmax(dim=1)
+    return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    feedback: TokenFeedback,
+    config: RecomputeConfig,
+    start: Start = Start.COLD,
+    previous: Sequence[Tensor] | None = None,
+    sampling: Sampling | None = None,
+    generator: torch.Generator | None = None,
+    on_window: Callable[[Window], Callable[[Iteration], None] | None] | None = None,
+    on_token: Callable[[int, int], None] | None = None,
+) -> Generation:
+    """Continue prompts, feeding the estimates of all tokens back at every step.
+
+    At every step the last ``block_size`` tokens are recomputed as ``config`` says, and the next
+    token is drawn from the last pass. One more recompute follows each text's last token, so that
+    the estimates returned are those of the whole text.
+
+    Args:
+        prompts: ids of each prompt, at least one; lengths may differ.
+        start: whether a step begins from probability 1 everywhere, or from what the step before
+            ended with. A carried estimate moves along when the window slides, except that the
+            window's first token has probability 1: nothing predicts it.
+        previous: estimates of the prompts' tokens from an earlier call, in place of probability 1.
+        sampling: default: greedily, without an end.
+        generator: on the model's device; needed to draw reproducibly.
+        on_window: called before each recompute; what it returns observes the passes.
+        on_token: called with (row, id) as each token is drawn.
+
+    Raises:
+        ValueError: an empty prompt, ids outside the model's embedding, or ``previous`` of other
+            lengths than the prompts.
+    """
+    sampling = sampling or Sampling()
+    device = model.lm_head.weight.device
+    block = model.config.block_size
+    texts = [list(prompt) for prompt in prompts]
+    _check(texts, previous, vocab_size=model.config.vocab_size)
+    wide = torch.float64 if model.lm_head.weight.dtype == torch.float64 else torch.float32
+    estimates: list[Tensor] = [torch.zeros(len(text), dtype=wide) for text in texts]
+    if previous is not None:
+        estimates = [values.to("cpu", wide).clone() for values in previous]
+    log_probs = [torch.zeros(len(text), dtype=wide) for text in texts]
+    outcomes: list[list[Outcome]] = [[] for _ in texts]
+    ended = [False] * len(texts)
+    settled = [1] * len(texts)  # leading positions of the window whose estimates are final
+    rows = list(range(len(texts)))
+    for step in range(max_new_tokens + 1):
+        window = _window(texts, rows, step=step, block=block, device=device)
+        carried = previous is not None if step == 0 else start is Start.CARRIED
+        first_state = _start(estimates, window, wide) if carried else None
+        result = recompute(
+            token_pass(model, window.tokens, feedback),
+            config=config,
+            lengths=window.lengths,
+            start=first_state,
+            settled=[settled[row] for row in rows] if carried and step > 0 else None,
+            observe=on_window(window) if on_window is not None else None,
+        )
+        for i, row in enumerate(rows):
+            begin, length = window.starts[i], window.lengths[i]
+            estimates[row][begin:] = result.said.state[i, :length].cpu()
+            log_probs[row][begin:] = result.said.log_probs[i, :length].cpu()
+            outcomes[row].append(result.outcomes[i])
+            # a window about to slide loses its first token, and with it what was final
+            settled[row] = result.settled[i] if length < block else 1
+        going_on = [i for i, row in enumerate(rows) if not ended[row]]
+        rows = [rows[i] for i in going_on]
+        if step == max_new_tokens or not rows:
+            break
+        at = [window.lengths[i] - 1 for i in going_on]
+        hidden = result.said.output[going_on, at]  # (B, C)
+        logits = torch.cat(list(logit_chunks(model, hidden)))  # (B, V)
+        drawn = draw(logits, sampling, generator)  # (B,)
+        scores = score_targets(model, hidden, drawn)
+        handed_on = feedback.estimates(scores)
+        drawn_ids = drawn.tolist()
+        for i, row in enumerate(rows):
+            texts[row].append(drawn_ids[i])
+            estimates[row] = torch.cat([estimates[row], handed_on[i : i + 1].cpu()])
+            log_probs[row] = torch.cat([log_probs[row], scores.log_probs[i : i + 1].cpu()])
+            ended[row] = drawn_ids[i] == sampling.end_token
+            if on_token is not None:
+                on_token(row, drawn_ids[i])
+    return Generation(texts, log_probs, estimates, outcomes, ended)
+
+
+def _check(texts: list[list[int]], previous: Sequence[Tensor] | None, *, vocab_size: int) -> None:
+    for text in texts:
+        if not text:
+            raise ValueError("a prompt must have at least one token")
+        worst = max(text) if min(text) >= 0 else min(text)
+        if not 0 <= worst < vocab_size:
+            raise ValueError(f"token ids must be from 0 to {vocab_size - 1}, got {worst}")
+    if previous is not None and [len(p) for p in previous] != [len(text) for text in texts]:
+        raise ValueError("previous must hold one estimate for every token of every prompt")
+
+
+def _window(
+    texts: list[list[int]], rows: list[int], *, step: int, block: int, device: torch.device
+) -> Window:
+    pieces = [texts[row][-block:] for row in rows]
+    longest = max(len(piece) for piece in pieces)
+    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, piece in enumerate(pieces):
+        tokens[i, : len(piece)] = torch.tensor(piece)
+    return Window(
+        step=step,
+        rows=list(rows),
+        starts=[len(texts[row]) - len(piece) for row, piece in zip(rows, pieces, strict=True)],
+        lengths=[len(piece) for piece in pieces],
+        tokens=tokens.to(device),
+    )
+
+
+def _start(estimates: list[Tensor], window: Window, dtype: torch.dtype) -> Tensor:
+    """(B, T) estimates that a window's passes begin from; probability 1 at its first token."""
+    state = torch.zeros(window.tokens.shape, dtype=dtype)
+    for i, row in enumerate(window.rows):
+        state[i, 1 : window.lengths[i]] = estimates[row][window.starts[i] + 1 :]
+    return state.to(window.tokens.device)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from stateful_gpt.cli import main
+
+    sys.exit(main())

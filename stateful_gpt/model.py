@@ -1,0 +1,284 @@
+"""nanoGPT's architecture, with its state-dict names, and attention that can be modulated by key.
+
+One forward pass returns hidden states, not logits: the V numbers per position are made only where
+somebody asks for them (see ``stateful_gpt.feedback.token_log_probs``).
+
+Shapes: B batch, T tokens of this call, S tokens in the cache before it, C n_embd, H n_head,
+V vocabulary.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stateful_gpt.attention import (
+    Attention,
+    causal_mask,
+    reference_attention,
+    score_mask,
+    sdpa_attention,
+)
+
+ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """nanoGPT's hyper-parameters.
+
+    ``activation`` is ``gelu`` (the erf form: nanoGPT, this project) or ``gelu_tanh`` (the form
+    the published GPT-2 weights were trained with). ``dropout`` acts on the embeddings and on what
+    each block adds, not on the attention weights, which the fused kernels never form.
+    """
+
+    block_size: int = 1024
+    vocab_size: int = 50257
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True
+    activation: str = "gelu"
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd must be a multiple of n_head ({self.n_head}), got {self.n_embd}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
+            )
+
+
+class Cache:
+    """Keys and values of tokens already read, for B sequences of up to ``capacity`` tokens.
+
+    They stay right only while nothing changes what those tokens were computed from: an unsettled
+    prefix must not be cached.
+    """
+
+    def __init__(self, config: GPTConfig, *, batch: int, capacity: int, like: Tensor) -> None:
+        head = config.n_embd // config.n_head
+        shape = (config.n_layer, batch, config.n_head, capacity, head)
+        self.keys = like.new_empty(shape)
+        self.values = like.new_empty(shape)
+        self.capacity = capacity
+        self.length = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (B, H, T, D) behind the cached tokens; return all of them, (B, H, S + T, D)."""
+        end = self.length + k.size(2)
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation whose bias can be left out."""
+
+    def __init__(self, n_embd: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n_embd))
+        self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+        self.implementation = Attention.SDPA
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        layer: int,
+        mask: Tensor | None,
+        key_factor: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).split(C, dim=2)
+        q = q.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
+        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)  # (B, H, S + T, D)
+        attend = sdpa_attention if self.implementation is Attention.SDPA else reference_attention
+        y = attend(q, k, v, mask=mask, key_factor=key_factor)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        out: Tensor = self.resid_dropout(self.c_proj(y))
+        return out
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.gelu = nn.GELU(approximate=ACTIVATIONS[config.activation])
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        layer: int,
+        mask: Tensor | None,
+        key_factor: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        x = x + self.attn(self.ln_1(x), layer=layer, mask=mask, key_factor=key_factor, cache=cache)
+        out: Tensor = x + self.mlp(self.ln_2(x))
+        return out
+
+
+class GPT(nn.Module):
+    """nanoGPT's decoder. ``transformer.wte`` and ``lm_head`` share one weight unless untied."""
+
+    def __init__(self, config: GPTConfig, *, tied: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.block_size, config.n_embd),
+                "drop": nn.Dropout(config.dropout),
+                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                "ln_f": LayerNorm(config.n_embd, bias=config.bias),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if tied:
+            self.lm_head.weight = self.transformer["wte"].weight
+
+    def initialize(self, *, generator: torch.Generator | None = None) -> None:
+        """Draw nanoGPT's initial weights: N(0, 0.02), residual projections over sqrt(2 n_layer)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif ".ln_" in name:
+                nn.init.ones_(parameter)
+            else:
+                residual = name.endswith("c_proj.weight")
+                scale = 1.0 / math.sqrt(2 * self.config.n_layer) if residual else 1.0
+                nn.init.normal_(parameter, std=0.02 * scale, generator=generator)
+
+    @property
+    def tied(self) -> bool:
+        return self.lm_head.weight is self.transformer["wte"].weight
+
+    def use_attention(self, implementation: Attention) -> None:
+        """Choose how every layer computes attention (the default is SDPA)."""
+        for block in self.transformer["h"]:
+            block.attn.implementation = implementation
+
+    def new_cache(self, *, batch: int, capacity: int) -> Cache:
+        """An empty cache on the model's device and in its dtype."""
+        return Cache(
+            self.config, batch=batch, capacity=capacity, like=self.transformer["wte"].weight
+        )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        key_bias: Tensor | None = None,
+        key_factor: Tensor | None = None,
+        layers: Collection[int] | None = None,
+        attend: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Hidden states after the final layer norm; ``lm_head`` makes logits of them.
+
+        With neither ``key_bias`` nor ``key_factor`` this is the plain model, bit for bit.
+
+        Args:
+            tokens: (B, T) ids. Pad shorter sequences of a batch on the right: causality keeps
+                padding out of every real position.
+            key_bias: (B, S + T), added to the attention scores of each key in every head.
+            key_factor: (B, S + T), multiplies each key's softmaxed weights in every head.
+            layers: the layers that are modulated; None means all.
+            attend: (B, S + T) boolean, True = attend: keys hidden from all queries but their own.
+            cache: keys and values of the S tokens before these; extended by this call.
+
+        Returns:
+            (B, T, C)
+
+        Raises:
+            ValueError: more than ``block_size`` positions.
+        """
+        T = tokens.size(1)
+        start = cache.length if cache is not None else 0
+        end = start + T
+        if end > self.config.block_size:
+            raise ValueError(
+                f"{end} tokens do not fit the model's block of {self.config.block_size}"
+            )
+        positions = torch.arange(start, end, device=tokens.device)
+        x = self.transformer["wte"](tokens) + self.transformer["wpe"](positions)  # (B, T, C)
+        x = self.transformer["drop"](x)
+
+        visible: Tensor | None = None
+        if key_bias is not None or attend is not None or (start > 0 and T > 1):
+            visible = causal_mask(T, end, device=tokens.device)
+            if attend is not None:
+                # a hidden key still sees itself, so that no row of attention is empty
+                own = torch.eye(end, dtype=torch.bool, device=tokens.device)[start:]
+                visible = visible & (attend[:, None, None, :] | own)
+        plain_mask: Tensor | None = None
+        if attend is not None or (start > 0 and T > 1):
+            assert visible is not None
+            plain_mask = score_mask(visible, None, dtype=x.dtype)
+        mask = plain_mask
+        if key_bias is not None:
+            assert visible is not None
+            mask = score_mask(visible, key_bias, dtype=x.dtype)
+
+        for i, block in enumerate(self.transformer["h"]):
+            modulated = layers is None or i in layers
+            x = block(
+                x,
+                layer=i,
+                mask=mask if modulated else plain_mask,
+                key_factor=key_factor if modulated else None,
+                cache=cache,
+            )
+        if cache is not None:
+            cache.length = end
+        hidden: Tensor = self.transformer["ln_f"](x)
+        return hidden
+
+    def count_parameters(self) -> int:
+        """Number of weights; a shared one counts once."""
+        return sum(p.numel() for p in self.parameters())

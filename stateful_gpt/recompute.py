@@ -1,0 +1,267 @@
+"""Fixed-point loop over an arbitrary state: estimates in, estimates out, until nothing moves.
+
+Knows nothing of GPT, files or W&B: a pass is any function from a state to what it says.
+
+For a triangular pass (what it says of position j depends only on the state before j) the loop is
+a Jacobi iteration that ends: if the first k positions of its start are already right, then k + n
+positions are right after n passes (Song et al. 2021, arXiv 2002.03629; Santilli et al. 2023,
+arXiv 2305.10427). Position 0 is right from the outset, so T positions need at most T - 1 passes.
+
+Shapes: B batch, T positions.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+LONGEST_CYCLE = 8  # periods that are looked for
+
+
+class Outcome(Enum):
+    """How a recompute ended, from best to worst."""
+
+    SETTLED = "settled"
+    WITHIN_TOLERANCE = "within_tolerance"
+    ITERATION_LIMIT = "iteration_limit"
+    CYCLE = "cycle"
+    DIVERGED = "diverged"
+
+
+@dataclass(frozen=True)
+class RecomputeConfig:
+    """When the loop stops, and how far each pass moves the state.
+
+    Attributes:
+        iterations: the most passes that are run, at least 1.
+        tolerance: stop once no log-probability moved by more than this many nats, once the
+            estimates are final by the theorem, or once they cycle; 0 runs all the iterations.
+        damping: the next pass is fed (1 - damping) of its predecessor's state and damping of what
+            that one said. Below 1 the theorem's bound no longer holds.
+    """
+
+    iterations: int = 64
+    tolerance: float = 0.0
+    damping: float = 1.0
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one pass said.
+
+    Attributes:
+        state: (B, ...) what the next pass is fed, before damping.
+        log_probs: (B, T) nats, by which steps are measured.
+        output: (B, ...) whatever else of the pass is wanted from the last one.
+    """
+
+    state: Tensor
+    log_probs: Tensor
+    output: Tensor
+
+    def where(self, rows: Tensor, other: "Said") -> "Said":
+        """This one in the rows (B,) that are True, ``other`` in the rest."""
+
+        def choose(ours: Tensor, theirs: Tensor) -> Tensor:
+            return torch.where(rows.view(-1, *[1] * (ours.ndim - 1)), ours, theirs)
+
+        return Said(
+            choose(self.state, other.state),
+            choose(self.log_probs, other.log_probs),
+            choose(self.output, other.output),
+        )
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One pass as an observer sees it.
+
+    Attributes:
+        number: counted from 1.
+        step_max, step_rms: per row, how far log-probabilities moved since the pass before (nats,
+            over its valid positions); None at the first pass.
+        running: per row, whether this pass counts: False once the row had ended before it.
+    """
+
+    number: int
+    said: Said
+    step_max: list[float] | None
+    step_rms: list[float] | None
+    running: list[bool]
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What the loop ended with; lists have one entry a row.
+
+    Attributes:
+        said: of each row's last pass.
+        settled: leading positions that are final by the theorem, however the row ended.
+    """
+
+    said: Said
+    outcomes: list[Outcome]
+    iterations: list[int]
+    settled: list[int]
+
+
+Pass = Callable[[Tensor | None], Said]
+
+
+def recompute(
+    run_pass: Pass,
+    *,
+    config: RecomputeConfig,
+    lengths: Sequence[int],
+    start: Tensor | None = None,
+    settled: Sequence[int] | None = None,
+    triangular: bool = True,
+    observe: Callable[[Iteration], None] | None = None,
+) -> Recomputed:
+    """Iterate a pass from ``start`` until it ends.
+
+    Args:
+        run_pass: maps a state to what it says; None is the cold start, with nothing fed back.
+        lengths: valid leading positions of each row; what lies behind them is padding.
+        start: (B, ...) the state before the first pass.
+        settled: leading positions of each row whose start is already right; default 1.
+        triangular: whether the theorem above holds of the pass.
+        observe: called after every pass.
+    """
+    known = list(settled) if settled is not None else [1] * len(lengths)
+    final_after: list[float] = [
+        max(1, length - k) if triangular and config.damping == 1.0 else float("inf")
+        for length, k in zip(lengths, known, strict=True)
+    ]
+    outcomes: list[Outcome | None] = [None] * len(lengths)
+    passes = [0] * len(lengths)
+    running = [True] * len(lengths)
+    cycles = _CycleDetector(len(lengths))
+    valid: Tensor | None = None
+    state, previous, last = start, None, None
+    for number in range(1, config.iterations + 1):
+        said = run_pass(state)
+        if valid is None:
+            positions = torch.arange(said.log_probs.size(1), device=said.log_probs.device)
+            counts = torch.tensor(lengths, device=positions.device)
+            valid = positions < counts[:, None]  # (B, T)
+        step_max, step_rms, residual, finite = _measure(said, previous, state, valid)
+        cycling = cycles.see(said.log_probs, valid)
+        was_running = list(running)
+        for row in range(len(lengths)):
+            if not running[row]:
+                continue
+            passes[row] = number
+            outcomes[row] = _outcome(
+                finite=finite[row],
+                final=number >= final_after[row],
+                residual=None if residual is None else residual[row],
+                step=None if step_max is None else step_max[row],
+                tolerance=config.tolerance,
+                cycling=cycling[row],
+            )
+            stops = config.tolerance > 0 and outcomes[row] is not Outcome.ITERATION_LIMIT
+            if outcomes[row] is Outcome.DIVERGED or stops:
+                running[row] = False
+        if last is None or all(was_running):
+            last = said
+        else:
+            rows = torch.tensor(was_running, device=said.log_probs.device)
+            last = said.where(rows, last)
+        if observe is not None:
+            observe(Iteration(number, said, step_max, step_rms, was_running))
+        if not any(running):
+            break
+        if state is None or config.damping == 1.0:
+            state = said.state if config.damping == 1.0 else config.damping * said.state
+        else:
+            state = (1.0 - config.damping) * state + config.damping * said.state
+        previous = said
+    assert last is not None
+    exact = triangular and config.damping == 1.0
+    return Recomputed(
+        said=last,
+        outcomes=[outcome or Outcome.ITERATION_LIMIT for outcome in outcomes],
+        iterations=passes,
+        settled=[
+            length if outcome is Outcome.SETTLED else min(length, k + n) if exact else min(1, k)
+            for length, k, n, outcome in zip(lengths, known, passes, outcomes, strict=True)
+        ],
+    )
+
+
+def _outcome(
+    *,
+    finite: bool,
+    final: bool,
+    residual: float | None,
+    step: float | None,
+    tolerance: float,
+    cycling: bool,
+) -> Outcome:
+    if not finite:
+        return Outcome.DIVERGED
+    if final or residual == 0.0:
+        return Outcome.SETTLED
+    if step is not None and 0.0 < tolerance and step <= tolerance:
+        return Outcome.WITHIN_TOLERANCE
+    return Outcome.CYCLE if cycling else Outcome.ITERATION_LIMIT
+
+
+def _measure(
+    said: Said, previous: Said | None, state: Tensor | None, valid: Tensor
+) -> tuple[list[float] | None, list[float] | None, list[float] | None, list[bool]]:
+    """Per row: largest and rms step, largest distance of said from fed state, all finite."""
+    finite = _rows(said.state.isfinite(), valid, fill=True).all(dim=1).double()
+    columns = [finite]
+    if previous is not None:
+        step = (said.log_probs - previous.log_probs).abs().masked_fill(~valid, 0.0)
+        columns.append(step.amax(dim=1).double())
+        columns.append((step.double().square().sum(dim=1) / valid.sum(dim=1)).sqrt())
+    if state is not None:
+        residual = _rows((said.state - state).abs(), valid, fill=0.0)
+        columns.append(residual.amax(dim=1).double())
+    table = torch.stack(columns).tolist()  # the one wait for the device of an iteration
+    finite_rows = [bool(value) for value in table.pop(0)]
+    step_max = table.pop(0) if previous is not None else None
+    step_rms = table.pop(0) if previous is not None else None
+    return step_max, step_rms, table.pop(0) if state is not None else None, finite_rows
+
+
+def _rows(values: Tensor, valid: Tensor, *, fill: float) -> Tensor:
+    """(B, -1) with padding replaced; values are (B, T) or (B, T, C)."""
+    mask = valid if values.ndim == 2 else valid[..., None]
+    return values.masked_fill(~mask, fill).flatten(1)
+
+
+class _CycleDetector:
+    """Finds a trajectory that comes back to where it was 2 ... LONGEST_CYCLE passes ago.
+
+    A return counts when every position is back to within a few roundings while the last step was
+    far larger, and when that held for one whole period.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.past: deque[Tensor] = deque(maxlen=LONGEST_CYCLE)
+        self.returns = [[0] * (LONGEST_CYCLE + 1) for _ in range(rows)]
+
+    def see(self, log_probs: Tensor, valid: Tensor) -> list[bool]:
+        values = log_probs.masked_fill(~valid, 0.0)
+        found = [False] * len(self.returns)
+        if len(self.past) >= 2:
+            past = torch.stack(list(self.past)[::-1])  # (P, B, T), newest first
+            distances = (past - values).abs().amax(dim=2)  # (P, B)
+            scale = values.abs().amax(dim=1).clamp_min(1.0)
+            close = 64 * torch.finfo(values.dtype).eps * scale
+            moved = distances[0] > 100 * close
+            back = ((distances <= close) & moved).T.tolist()  # (B, P)
+            for row, periods in enumerate(back):
+                for period in range(2, len(periods) + 1):
+                    count = self.returns[row][period] + 1 if periods[period - 1] else 0
+                    self.returns[row][period] = count
+                    found[row] = found[row] or count >= period
+        self.past.append(values)
+        return found

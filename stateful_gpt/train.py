@@ -1,0 +1,163 @@
+"""Training a GPT on a stream of tokens: the step, the schedule, the held-out loss.
+
+Knows nothing of files, Hydra or W&B: ``experiments.train`` gives it data and keeps its state.
+
+Shapes: B batch, T tokens, C n_embd, V vocabulary, N tokens of a corpus.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stateful_gpt.attention import Attention
+from stateful_gpt.model import GPT
+
+IGNORE = -100  # targets that do not count: padding
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained.
+
+    ``learning_rate`` is AdamW's, for embeddings, norms and biases; ``matrix_learning_rate`` is
+    Muon's (Jordan et al. 2024), for the weight matrices of the blocks. Both follow one schedule: a
+    linear warm-up, then a cosine from the peak to ``final_fraction`` of it.
+    """
+
+    steps: int
+    batch_size: int = 16
+    learning_rate: float = 4e-3
+    matrix_learning_rate: float = 2e-2
+    final_fraction: float = 0.0
+    warmup_steps: int = 50
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    autocast: bool = False
+    attention: Attention = Attention.SDPA
+    passes: int = 1
+
+
+def next_token_loss(
+    model: GPT, hidden: Tensor, targets: Tensor, *, chunk: int = 512, reduction: str = "mean"
+) -> Tensor:
+    """Cross-entropy in nats of (B, T) targets given (B, T, C) hidden states; IGNORE does not count.
+
+    Logits are made and scored ``chunk`` positions at a time, which is what keeps them in the
+    processor's cache. ``reduction`` is ``mean`` over the counted targets, or ``sum``.
+    """
+    weight = model.lm_head.weight.to(hidden.dtype)
+    total = torch.zeros((), device=hidden.device)
+    flat_hidden, flat_targets = hidden.flatten(0, 1), targets.flatten()
+    for h, t in zip(flat_hidden.split(chunk), flat_targets.split(chunk), strict=True):
+        logits = h @ weight.mT  # (chunk, V)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        total = total + F.cross_entropy(logits, t, reduction="sum", ignore_index=IGNORE)
+    if reduction == "sum":
+        return total
+    return total / (targets != IGNORE).sum()
+
+
+def schedule(step: int, config: TrainingConfig) -> float:
+    """The fraction of the peak learning rate used at ``step``, counted from 0."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    wave = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return config.final_fraction + (1.0 - config.final_fraction) * wave
+
+
+def make_optimizers(model: GPT, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for everything else."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        in_block = name.startswith("transformer.h.") and parameter.ndim == 2
+        (matrices if in_block else others).append(parameter)
+    return [
+        torch.optim.Muon(
+            matrices,
+            lr=config.matrix_learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=0.95,
+        ),
+        torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def batch_at(step: int, tokens: Tensor, *, size: int, length: int, seed: int) -> Tensor:
+    """The windows of training step ``step``: (size, length + 1) ids.
+
+    A function of seed and step alone, so that a resumed training sees what it would have seen.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    starts = torch.randint(len(tokens) - length, (size,), generator=generator)
+    return tokens[starts[:, None] + torch.arange(length + 1)]
+
+
+def training_step(
+    model: GPT,
+    optimizers: list[torch.optim.Optimizer],
+    windows: Tensor,
+    *,
+    step: int,
+    config: TrainingConfig,
+) -> float:
+    """One update on (B, T + 1) ids, where IGNORE marks padding; returns its loss, nats per token."""
+    factor = schedule(step, config)
+    peaks = (config.matrix_learning_rate, config.learning_rate)
+    for optimizer, peak in zip(optimizers, peaks, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * factor
+    inputs = windows[:, :-1].clamp_min(0)  # padding is on the right: causality hides it
+    targets = windows[:, 1:]
+    model.train()
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.autocast):
+        hidden = model(inputs)
+    if config.autocast:
+        hidden = hidden.to(torch.bfloat16)
+    loss = next_token_loss(model, hidden, targets)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+@torch.no_grad()
+def total_nats(
+    model: GPT, tokens: Tensor, *, batch_size: int = 16, stride: int | None = None
+) -> float:
+    """-log P of tokens[1:] in nats, read in windows of the model's block size.
+
+    Windows start ``stride`` tokens apart (default: the block size, so each window starts afresh).
+    With a smaller stride each token is counted once, where it has the most text before it.
+    """
+    block = model.config.block_size
+    stride = stride or block
+    was_training = model.training
+    model.eval()
+    windows = []
+    counted = 1  # tokens[0] is given
+    start = 0
+    while counted < len(tokens):
+        piece = tokens[start : start + block + 1]
+        window = torch.full((block + 1,), IGNORE)
+        window[: len(piece)] = piece
+        inputs = window[:-1].clamp_min(0)
+        targets = window[1:].clone()
+        targets[: counted - start - 1] = IGNORE  # already counted with the window before
+        windows.append((inputs, targets))
+        counted = start + len(piece)
+        start += stride
+    total = 0.0
+    device = next(model.parameters()).device
+    for i in range(0, len(windows), batch_size):
+        inputs = torch.stack([w[0] for w in windows[i : i + batch_size]]).to(device)
+        targets = torch.stack([w[1] for w in windows[i : i + batch_size]]).to(device)
+        total += next_token_loss(model, model(inputs), targets, reduction="sum").item()
+    model.train(was_training)
+    return total
