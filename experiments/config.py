@@ -4,13 +4,160 @@ Each dataclass is the schema of a Hydra group. They are not frozen because Omega
 schema read-only, which would refuse the user's overrides.
 """
 
-from dataclasses import dataclass, field
+import difflib
+import math
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from stateful_gpt.device import DEVICES, DTYPES
+from stateful_gpt.feedback import FeedbackKind
+from stateful_gpt.generate import Start
+
+T = TypeVar("T")
+
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+TRACKING_MODES = ("offline", "online", "disabled")
+STRATEGIES = ("greedy", "sample")
+SOLVERS = ("full",)
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message is one sentence for the user."""
+
+
+@dataclass
+class ModelSettings:
+    name: str = "bundled"
+    path: str = MISSING
+    tokenizer: str | None = None
+
+
+@dataclass
+class FeedbackSettings:
+    kind: str = "log_prob"
+    strength: float = 0.5
+    layers: Any = "all"
+    shift: int = 1
+
+
+@dataclass
+class RecomputeSettings:
+    solver: str = "full"
+    iterations: int = 64
+    tolerance: float = 0.0
+    damping: float = 1.0
+    start: str = "cold"
+
+
+@dataclass
+class GenerationSettings:
+    strategy: str = "greedy"
+    max_new_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class PromptSettings:
+    source: str = "builtin"
+    file: str | None = None
+    limit: int | None = None
+    max_tokens: int | None = None
+
+
+@dataclass
+class DeviceSettings:
+    name: str = "auto"
+    dtype: str = "float32"
+
+
+@dataclass
+class TrackingSettings:
+    mode: str = "offline"
+    project: str = "stateful_gpt"
+    entity: str | None = None
+
+
+@dataclass
+class ConvergeSettings:
+    """One convergence run: everything ``experiments.converge`` can be told."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
+    recompute: RecomputeSettings = field(default_factory=RecomputeSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    prompts: PromptSettings = field(default_factory=PromptSettings)
+    device: DeviceSettings = field(default_factory=DeviceSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    study: str = "default"
+    runs_dir: str = "runs"
+    seed: int = 0
+    reporting_tolerance: float = 1e-3
+
+    def check(self) -> None:
+        """Raise ConfigError at the first value that is impossible."""
+        _one_of("feedback.kind", self.feedback.kind, [kind.value for kind in FeedbackKind])
+        _finite("feedback.strength", self.feedback.strength)
+        if self.feedback.layers != "all":
+            _layers("feedback.layers", self.feedback.layers)
+        if self.feedback.shift != 1:
+            raise ConfigError(
+                f"feedback.shift must be 1 for token feedback, got {self.feedback.shift}"
+            )
+        _one_of("recompute.solver", self.recompute.solver, SOLVERS)
+        _at_least("recompute.iterations", self.recompute.iterations, 1)
+        _at_least("recompute.tolerance", self.recompute.tolerance, 0)
+        _finite("recompute.damping", self.recompute.damping)
+        if not 0 < self.recompute.damping <= 1:
+            raise ConfigError(
+                "recompute.damping must be above 0 and at most 1 (1 is undamped),"
+                f" got {self.recompute.damping}"
+            )
+        _one_of("recompute.start", self.recompute.start, [start.value for start in Start])
+        _one_of("generation.strategy", self.generation.strategy, STRATEGIES)
+        _at_least("generation.max_new_tokens", self.generation.max_new_tokens, 0)
+        _finite("generation.temperature", self.generation.temperature)
+        if self.generation.temperature <= 0:
+            raise ConfigError(
+                "generation.temperature must be above 0 (generation=greedy draws the most likely"
+                f" token), got {self.generation.temperature}"
+            )
+        if self.generation.top_k is not None:
+            _at_least("generation.top_k", self.generation.top_k, 1)
+        _at_least("generation.seed", self.generation.seed, 0)
+        _one_of("prompts.source", self.prompts.source, ("builtin", "file"))
+        if self.prompts.source == "file" and self.prompts.file is None:
+            raise ConfigError("prompts=file needs prompts.file, a .txt or .jsonl file, got nothing")
+        if self.prompts.limit is not None:
+            _at_least("prompts.limit", self.prompts.limit, 1)
+        if self.prompts.max_tokens is not None:
+            _at_least("prompts.max_tokens", self.prompts.max_tokens, 1)
+        check_common(self.device, self.tracking, self.seed)
+        if not STUDY_NAME.fullmatch(self.study):
+            raise ConfigError(
+                "study must be 1 to 100 letters, digits, dots, dashes or underscores and begin"
+                f" with a letter or digit, got {self.study!r}"
+            )
+        if not self.runs_dir:
+            raise ConfigError("runs_dir must name a folder, got an empty text")
+        _finite("reporting_tolerance", self.reporting_tolerance)
+        if self.reporting_tolerance <= 0:
+            raise ConfigError(
+                f"reporting_tolerance must be above 0 nats, got {self.reporting_tolerance}"
+            )
 
 
 @dataclass
 class CorpusSettings:
-    train: str = "data/austen/train"
-    held_out: str = "data/austen/held_out"
+    train: str = MISSING
+    held_out: str = MISSING
 
 
 @dataclass
@@ -26,7 +173,7 @@ class ArchitectureSettings:
 
 @dataclass
 class TrainingSettings:
-    steps: int = 4000
+    steps: int = 2000
     batch_size: int = 16
     learning_rate: float = 4e-3
     matrix_learning_rate: float = 2e-2
@@ -34,18 +181,169 @@ class TrainingSettings:
     warmup_steps: int = 50
     weight_decay: float = 0.1
     grad_clip: float = 1.0
-    precision: str = "bfloat16"
-    attention: str = "reference"
-    passes: int = 1
+    precision: str = "float32"
+    attention: str = "sdpa"
     evaluate_every: int = 250
     save_every_seconds: float = 60.0
 
 
 @dataclass
 class TrainSettings:
+    """One training: everything ``experiments.train`` can be told."""
+
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
     tokenizer: str = "bpe"
     architecture: ArchitectureSettings = field(default_factory=ArchitectureSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
-    output: str = "runs/models/bundled"
+    device: DeviceSettings = field(default_factory=DeviceSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    output: str = MISSING
     seed: int = 0
+
+    def check(self) -> None:
+        """Raise ConfigError at the first value that is impossible."""
+        for name in ("steps", "batch_size", "warmup_steps", "evaluate_every"):
+            _at_least(f"training.{name}", getattr(self.training, name), 1)
+        for name in ("learning_rate", "matrix_learning_rate", "grad_clip"):
+            value = getattr(self.training, name)
+            _finite(f"training.{name}", value)
+            if value <= 0:
+                raise ConfigError(f"training.{name} must be above 0, got {value}")
+        _at_least("training.weight_decay", self.training.weight_decay, 0)
+        _at_least("training.save_every_seconds", self.training.save_every_seconds, 0)
+        if not 0 <= self.training.final_fraction <= 1:
+            raise ConfigError(
+                "training.final_fraction must be from 0 to 1,"
+                f" got {self.training.final_fraction}"
+            )
+        _one_of("training.precision", self.training.precision, ("float32", "bfloat16"))
+        _one_of("training.attention", self.training.attention, ("sdpa", "reference"))
+        if self.device.dtype != "float32":
+            raise ConfigError(
+                "device.dtype must be float32 in training (training.precision=bfloat16 computes"
+                f" in less), got {self.device.dtype!r}"
+            )
+        check_common(self.device, self.tracking, self.seed)
+
+
+def check_common(device: DeviceSettings, tracking: TrackingSettings, seed: int) -> None:
+    """The settings that both runners share."""
+    _one_of("device.name", device.name, DEVICES)
+    _one_of("device.dtype", device.dtype, DTYPES)
+    _one_of("tracking.mode", tracking.mode, TRACKING_MODES)
+    _at_least("seed", seed, 0)
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra, as the first entry of each primary config's defaults."""
+    store = ConfigStore.instance()
+    store.store(name="converge_schema", node=ConvergeSettings)
+    store.store(name="train_schema", node=TrainSettings)
+
+
+def to_settings(config: DictConfig, schema: type[T]) -> T:
+    """The typed settings of a composed configuration.
+
+    Raises:
+        ConfigError: an unknown key (a ``+key=`` override gets past Hydra), a wrong type, or a
+            missing value.
+    """
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    _refuse_unknown(plain, schema, prefix="")
+    try:
+        settings = OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None) or "a setting"
+        raise ConfigError(f"{key} must be given, for example {key}=...") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(sentence(error)) from None
+    assert isinstance(settings, schema)
+    return settings
+
+
+def sentence(error: BaseException) -> str:
+    """What Hydra or OmegaConf has to say, as one sentence with what is allowed."""
+    said = [_first_line(error)]
+    cause = error.__cause__
+    while cause is not None:
+        said.append(_first_line(cause))
+        cause = cause.__cause__
+    key = getattr(error.__cause__ or error, "full_key", None)
+    unknown = re.search(r"Key '([^']*)' not in '([^']*)'", " ".join(said))
+    if unknown:
+        allowed = [f.name for schema in _SCHEMAS if schema.__name__ == unknown[2]
+                   for f in fields(schema)]
+        if allowed:
+            return _unknown(str(key or unknown[1]), unknown[1], allowed)
+    text = ": ".join(dict.fromkeys(part for part in said if part))
+    if key and key not in text:
+        text = f"{key}: {text}"
+    options = re.search(r"Available options in '([^']*)':\s*(.*)", str(error), re.DOTALL)
+    if options:
+        choices = ", ".join(word for word in options[2].split() if not word.startswith("("))
+        text = f"{text.rstrip('.')}; allowed: {choices}"
+    return text
+
+
+_SCHEMAS: tuple[type, ...] = (
+    ConvergeSettings,
+    TrainSettings,
+    ModelSettings,
+    FeedbackSettings,
+    RecomputeSettings,
+    GenerationSettings,
+    PromptSettings,
+    DeviceSettings,
+    TrackingSettings,
+    CorpusSettings,
+    ArchitectureSettings,
+    TrainingSettings,
+)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _unknown(full_key: str, key: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(key, allowed, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"unknown key {full_key!r}{hint}; allowed here: {', '.join(allowed)}"
+
+
+def _refuse_unknown(plain: dict[Any, Any], schema: Any, *, prefix: str) -> None:
+    known = {f.name: f for f in fields(schema)}
+    for key, value in plain.items():
+        if key not in known:
+            raise ConfigError(_unknown(f"{prefix}{key}", str(key), list(known)))
+        inner = known[key].type
+        if is_dataclass(inner) and isinstance(value, dict):
+            _refuse_unknown(value, inner, prefix=f"{prefix}{key}.")
+
+
+def _one_of(key: str, value: str, allowed: Collection[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _finite(key: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"{key} must be a finite number, got {value}")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    _finite(key, value)
+    if value < least:
+        raise ConfigError(f"{key} must be at least {least}, got {value}")
+
+
+def _layers(key: str, value: Any) -> None:
+    numbers = list(value) if isinstance(value, (list, tuple)) else None
+    if not numbers or not all(
+        isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in numbers
+    ):
+        raise ConfigError(
+            f"{key} must be 'all' or a list of layer numbers from 0, such as [0,1], got {value!r}"
+        )

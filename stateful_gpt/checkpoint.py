@@ -312,7 +312,7 @@ def _build(state: State, config: GPTConfig, path: Path) -> GPT:
             )
     model.load_state_dict(state, assign=True)
     if tied:
-        model.lm_head.weight = model.transformer["wte"].weight
+        model.lm_head.weight = model.transformer.wte.weight
     return model
 
 

@@ -9,6 +9,7 @@ import codecs
 import math
 import os
 import sys
+from collections.abc import Callable
 
 import torch
 
@@ -168,7 +169,7 @@ def _not_negative(text: str) -> float:
     return value
 
 
-def _count(least: int):  # type: ignore[no-untyped-def]
+def _count(least: int) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
         try:
             value = int(text)

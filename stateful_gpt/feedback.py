@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, C n_embd, V vocabulary.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -132,18 +132,24 @@ def score_tokens(model: GPT, hidden: Tensor, tokens: Tensor, *, chunk: int = CHU
     )
 
 
-def mean_kl(model: GPT, hidden: Tensor, other: Tensor, *, chunk: int = CHUNK) -> float:
+def mean_kls(
+    model: GPT, others: Sequence[Tensor], hidden: Tensor, *, chunk: int = CHUNK
+) -> list[float]:
     """KL(P || Q) in nats between next-token distributions, averaged over positions.
 
     Args:
-        hidden, other: (N, C) hidden states that P and Q are read from.
+        others: (N, C) hidden states each; every one is a P.
+        hidden: (N, C) hidden states that Q is read from.
+
+    Returns:
+        One number for each of ``others``.
     """
-    total = 0.0
-    for p, q in zip(
-        logit_chunks(model, hidden, chunk=chunk),
-        logit_chunks(model, other, chunk=chunk),
-        strict=True,
-    ):
-        log_p, log_q = p.log_softmax(dim=1), q.log_softmax(dim=1)
-        total += (log_p.exp() * (log_p - log_q)).sum().item()
-    return max(0.0, total / hidden.size(0))  # rounding alone can make a KL of 0 negative
+    totals = [0.0] * len(others)
+    logits_of_others = [logit_chunks(model, other, chunk=chunk) for other in others]
+    for logits in logit_chunks(model, hidden, chunk=chunk):
+        log_q = logits.log_softmax(dim=1)
+        for i, chunks in enumerate(logits_of_others):
+            log_p = next(chunks).log_softmax(dim=1)
+            totals[i] += (log_p.exp() * (log_p - log_q)).sum().item()
+    # rounding alone can make a KL of 0 negative
+    return [max(0.0, total / hidden.size(0)) for total in totals]

@@ -10,6 +10,7 @@ V vocabulary.
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -163,24 +164,32 @@ class Block(nn.Module):
         return out
 
 
+class Transformer(nn.Module):
+    """The parts before the head, under the names that nanoGPT's state dict gives them."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = LayerNorm(config.n_embd, bias=config.bias)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.h))
+
+
 class GPT(nn.Module):
     """nanoGPT's decoder. ``transformer.wte`` and ``lm_head`` share one weight unless untied."""
 
     def __init__(self, config: GPTConfig, *, tied: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "wpe": nn.Embedding(config.block_size, config.n_embd),
-                "drop": nn.Dropout(config.dropout),
-                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-                "ln_f": LayerNorm(config.n_embd, bias=config.bias),
-            }
-        )
+        self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if tied:
-            self.lm_head.weight = self.transformer["wte"].weight
+            self.lm_head.weight = self.transformer.wte.weight
 
     def initialize(self, *, generator: torch.Generator | None = None) -> None:
         """Draw nanoGPT's initial weights: N(0, 0.02), residual projections over sqrt(2 n_layer)."""
@@ -196,18 +205,16 @@ class GPT(nn.Module):
 
     @property
     def tied(self) -> bool:
-        return self.lm_head.weight is self.transformer["wte"].weight
+        return self.lm_head.weight is self.transformer.wte.weight
 
     def use_attention(self, implementation: Attention) -> None:
         """Choose how every layer computes attention (the default is SDPA)."""
-        for block in self.transformer["h"]:
+        for block in self.transformer.blocks:
             block.attn.implementation = implementation
 
     def new_cache(self, *, batch: int, capacity: int) -> Cache:
         """An empty cache on the model's device and in its dtype."""
-        return Cache(
-            self.config, batch=batch, capacity=capacity, like=self.transformer["wte"].weight
-        )
+        return Cache(self.config, batch=batch, capacity=capacity, like=self.transformer.wte.weight)
 
     def forward(
         self,
@@ -246,8 +253,8 @@ class GPT(nn.Module):
                 f"{end} tokens do not fit the model's block of {self.config.block_size}"
             )
         positions = torch.arange(start, end, device=tokens.device)
-        x = self.transformer["wte"](tokens) + self.transformer["wpe"](positions)  # (B, T, C)
-        x = self.transformer["drop"](x)
+        x = self.transformer.wte(tokens) + self.transformer.wpe(positions)  # (B, T, C)
+        x = self.transformer.drop(x)
 
         visible: Tensor | None = None
         if key_bias is not None or attend is not None or (start > 0 and T > 1):
@@ -265,7 +272,7 @@ class GPT(nn.Module):
             assert visible is not None
             mask = score_mask(visible, key_bias, dtype=x.dtype)
 
-        for i, block in enumerate(self.transformer["h"]):
+        for i, block in enumerate(self.transformer.blocks):
             modulated = layers is None or i in layers
             x = block(
                 x,
@@ -276,7 +283,7 @@ class GPT(nn.Module):
             )
         if cache is not None:
             cache.length = end
-        hidden: Tensor = self.transformer["ln_f"](x)
+        hidden: Tensor = self.transformer.ln_f(x)
         return hidden
 
     def count_parameters(self) -> int:

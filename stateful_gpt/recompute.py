@@ -206,7 +206,7 @@ def _outcome(
         return Outcome.DIVERGED
     if final or residual == 0.0:
         return Outcome.SETTLED
-    if step is not None and 0.0 < tolerance and step <= tolerance:
+    if step is not None and tolerance > 0.0 and step <= tolerance:
         return Outcome.WITHIN_TOLERANCE
     return Outcome.CYCLE if cycling else Outcome.ITERATION_LIMIT
 

@@ -72,7 +72,8 @@ def schedule(step: int, config: TrainingConfig) -> float:
 
 def make_optimizers(model: GPT, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for everything else."""
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         in_block = name.startswith("transformer.h.") and parameter.ndim == 2
         (matrices if in_block else others).append(parameter)
@@ -105,7 +106,7 @@ def training_step(
     step: int,
     config: TrainingConfig,
 ) -> float:
-    """One update on (B, T + 1) ids, where IGNORE marks padding; returns its loss, nats per token."""
+    """One update on (B, T + 1) ids, IGNORE being padding; returns its loss in nats per token."""
     factor = schedule(step, config)
     peaks = (config.matrix_learning_rate, config.learning_rate)
     for optimizer, peak in zip(optimizers, peaks, strict=True):

@@ -1,0 +1,96 @@
+"""The commands `python -m analysis figures` and `python -m analysis table`.
+
+Results go to stdout, what was left out and what went wrong to stderr, each in one line. Exit code
+2 for a source or path that is no good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.load import Runs, describe_left_out, load
+from analysis.output import write_whole
+from analysis.saved import SourceError
+from analysis.table import csv_table, text_table
+
+if TYPE_CHECKING:
+    from analysis.figures.drawing import Skipped
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # β on any terminal
+    try:
+        runs = load(arguments.sources)
+        if runs.left_out:
+            print(describe_left_out(runs.left_out), file=sys.stderr)
+        runs = runs.only(run_ids=arguments.run, prompt_ids=arguments.prompt)
+        if arguments.command == "figures":
+            _figures(runs, arguments)
+        else:
+            _table(runs, arguments)
+        sys.stdout.flush()
+    except SourceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _figures(runs: Runs, arguments: argparse.Namespace) -> None:
+    from analysis.figures import write_figures  # a table needs no matplotlib
+    from analysis.figures.drawing import Skipped
+
+    def tell(news: Path | Skipped) -> None:
+        if isinstance(news, Skipped):
+            print(f"Not drawn: {news.name}: {news.reason}.", file=sys.stderr)
+        else:
+            print(news)
+
+    write_figures(runs, arguments.out, command=_redraw(arguments), tell=tell)
+
+
+def _redraw(arguments: argparse.Namespace) -> str:
+    """The command as typed, but for --out: where a figure lies does not change it."""
+    chosen = [word for run in arguments.run for word in ("--run", run)]
+    chosen += [word for prompt in arguments.prompt for word in ("--prompt", prompt)]
+    words = ["python", "-m", "analysis", "figures", *arguments.sources, *chosen, "--out", "figures"]
+    return shlex.join(words)
+
+
+def _table(runs: Runs, arguments: argparse.Namespace) -> None:
+    if arguments.csv is not None:
+        write_whole(arguments.csv, csv_table(runs).encode("utf-8"))
+    print(text_table(runs))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis", description="Saved runs to figures and tables."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("sources", nargs="+", metavar="SOURCE", help="a run or study folder")
+    shared.add_argument(
+        "--run", action="append", default=[], metavar="RUN_ID", help="only this run (repeatable)"
+    )
+    shared.add_argument(
+        "--prompt", action="append", default=[], metavar="ID", help="only this prompt (repeatable)"
+    )
+    figures = commands.add_parser("figures", parents=[shared], help="draw PNG and SVG figures")
+    figures.add_argument("--out", type=Path, required=True, metavar="DIR", help="written here")
+    table = commands.add_parser("table", parents=[shared], help="print a table, and save it as CSV")
+    table.add_argument("--csv", type=Path, metavar="FILE", help="every column, full precision")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Reads run folders, and study folders that hold them at any depth.
+
+A run folder holds `config.yaml`, `status.json`, `summary.json`, `iterations.parquet` and
+`trajectory.parquet` (a file or a partitioned folder). Only a run whose status says `finished` and
+whose files can all be read is data. Knows nothing of figures, tables or other kinds of source.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import yaml
+
+from analysis.saved import TRAJECTORY_COLUMNS, Found, LeftOut, SavedRun, SourceError
+
+MARKS = ("status.json", "config.yaml", "summary.json", "trajectory.parquet", "iterations.parquet")
+ITERATION_KEYS = ("prompt_id", "step", "iteration")
+PARTITION_TYPES = {"prompt_id": pa.string(), "step": pa.int64(), "iteration": pa.int64()}
+# prompts and tokens repeat from pass to pass: as dictionaries they load without one object per row
+PARQUET = ds.ParquetFileFormat(
+    read_options=ds.ParquetReadOptions(dictionary_columns={"prompt_id", "token"})
+)
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class NotData(Exception):
+    """This run folder is not a finished, readable run; the text says why in a few words."""
+
+
+def accepts(source: str) -> bool:
+    return Path(source).is_dir()
+
+
+def read(source: str) -> Found:
+    """All runs under a folder. Raises SourceError when there is no run folder, whole or not."""
+    runs: list[SavedRun] = []
+    left_out: list[LeftOut] = []
+    for folder in run_folders(Path(source)):
+        try:
+            runs.append(read_run(folder))
+        except NotData as reason:
+            name = folder.resolve().name
+            left_out.append(LeftOut(run_id=name, place=str(folder.resolve()), reason=str(reason)))
+    if not runs and not left_out:
+        raise SourceError(f"{source}: there is no run folder in it.")
+    return Found(runs=tuple(runs), left_out=tuple(left_out))
+
+
+def run_folders(folder: Path, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Run folders at or below `folder`, by name. Does not look inside a run, nor at trackers."""
+    real = folder.resolve()
+    if real in seen:  # a link back to a folder above
+        return
+    if any((folder / mark).exists() for mark in MARKS):
+        yield folder
+        return
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except OSError:
+        return
+    for name in names:
+        # .hydra and wandb hold files called config.yaml that are not ours
+        if not name.startswith(".") and name != "wandb":
+            yield from run_folders(folder / name, seen | {real})
+
+
+def read_run(folder: Path) -> SavedRun:
+    """One run folder. Raises NotData unless it is finished and whole."""
+    status = _mapping(folder / "status.json")
+    if status.get("state") != "finished":
+        raise NotData(str(status.get("state") or "no state"))
+    config = _mapping(folder / "config.yaml")
+    summary = _mapping(folder / "summary.json")
+    name = folder.resolve().name
+    prompts = summary.get("prompts")
+    if not isinstance(prompts, list) or not all(
+        isinstance(prompt, dict) and "prompt_id" in prompt for prompt in prompts
+    ):
+        raise NotData("summary.json lists no prompts")
+    return SavedRun(
+        run_id=str(summary.get("run_id") or name),
+        study=str(config.get("study") or summary.get("study") or folder.resolve().parent.name),
+        place=str(folder.resolve()),
+        config=config,
+        status=status,
+        summary=summary,
+        iterations=_iterations(folder / "iterations.parquet"),
+        trajectory=_trajectory(folder / "trajectory.parquet"),
+    )
+
+
+def _mapping(path: Path) -> dict[str, object]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = (
+            json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=YAML_LOADER)
+        )
+    except FileNotFoundError:
+        raise NotData(f"no {path.name}") from None
+    except (OSError, ValueError, yaml.YAMLError):
+        raise NotData(f"unreadable {path.name}") from None
+    if not isinstance(content, dict):
+        raise NotData(f"unreadable {path.name}")
+    return content
+
+
+def _iterations(path: Path) -> pd.DataFrame:
+    try:
+        # a ParquetFile, not read_table: no partition columns are guessed from folder names
+        with pq.ParquetFile(path) as file:
+            frame = file.read().to_pandas()
+    except FileNotFoundError:
+        raise NotData(f"no {path.name}") from None
+    except (OSError, ValueError, pa.ArrowException):
+        raise NotData(f"unreadable {path.name}") from None
+    _require(frame.columns, ITERATION_KEYS, path.name)
+    return frame.assign(prompt_id=frame["prompt_id"].astype(str))
+
+
+def _trajectory(path: Path) -> ds.Dataset:
+    if not path.exists():
+        raise NotData(f"no {path.name}")
+    try:
+        dataset = ds.dataset(path, format=PARQUET, partitioning=_partitioning(path))
+        next(dataset.get_fragments()).count_rows()  # opens the first file: an empty folder fails
+    except (OSError, ValueError, pa.ArrowException, StopIteration):
+        raise NotData(f"unreadable {path.name}") from None
+    _require(dataset.schema.names, TRAJECTORY_COLUMNS, path.name)
+    return dataset
+
+
+def _partitioning(path: Path) -> ds.Partitioning | None:
+    """`prompt_id=007` is text, never the number 7: the types are stated, not inferred."""
+    if not path.is_dir():
+        return None
+    keys: list[str] = []
+    level = path
+    while True:
+        folders = sorted(p for p in level.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if not folders or "=" not in folders[0].name:
+            break
+        level = folders[0]
+        keys.append(level.name.partition("=")[0])
+    schema = pa.schema([(key, PARTITION_TYPES.get(key, pa.string())) for key in keys])
+    return ds.partitioning(schema, flavor="hive")
+
+
+def _require(names: object, wanted: tuple[str, ...], file: str) -> None:
+    missing = [name for name in wanted if name not in set(names)]  # type: ignore[call-overload]
+    if missing:
+        raise NotData(f"{file} has no column {', '.join(missing)}")

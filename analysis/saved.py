@@ -1,0 +1,58 @@
+"""What every reader hands over: one saved run, the runs it left out, and why a source is no good.
+
+Knows the shape of a run, not where it is kept: folders and trackers are the readers' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+import pyarrow.dataset as ds
+
+MEASURES = (
+    "step_max",
+    "step_rms",
+    "settled_prefix",
+    "oracle_error_max",
+    "nll",
+    "kl_step",
+    "kl_effect",
+)
+TRAJECTORY_COLUMNS = ("prompt_id", "step", "iteration", "position", "token", "log_prob")
+
+
+class SourceError(Exception):
+    """A source, or a wish about it, that cannot be served; its text is one sentence."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """One finished run: its records, its measures, and its trajectory, which is read on demand."""
+
+    run_id: str
+    study: str
+    place: str  # where it is kept; two sources that share a place hold the same run
+    config: Mapping[str, object]
+    status: Mapping[str, object]
+    summary: Mapping[str, object]
+    iterations: pd.DataFrame  # prompt_id, step, iteration and whichever MEASURES were recorded
+    trajectory: ds.Dataset  # TRAJECTORY_COLUMNS, lazily
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that is not data, with the reason in a few words."""
+
+    run_id: str
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything one source holds."""
+
+    runs: tuple[SavedRun, ...]
+    left_out: tuple[LeftOut, ...]

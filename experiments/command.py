@@ -1,0 +1,61 @@
+"""How a runner is started: Hydra around it, one sentence for what goes wrong, an exit code.
+
+Exit codes: 0 all done, 1 a run failed, 2 the settings are wrong, 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config import ConfigError, sentence
+
+CONF = str(Path(__file__).resolve().parent.parent / "conf")
+
+
+class RunError(RuntimeError):
+    """A run that broke off; the message is one sentence for the user."""
+
+
+class Remember(Callback):
+    """Keeps the composed configuration, so that the command can say at its end where all went."""
+
+    config: DictConfig | None = None
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        Remember.config = config
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        Remember.config = config
+
+
+def run_command(job: Callable[[], Any], *, after: Callable[[DictConfig], None]) -> int:
+    """Run a Hydra main function; then ``after``, also when jobs of a sweep failed."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them
+    code = 0
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        return _say(sentence(error), 2)
+    except ConfigError as error:
+        code = _say(str(error), 2)
+    except RunError as error:
+        code = _say(str(error), 1)
+    except OSError as error:
+        return _say(f"runs_dir: {error.filename!r} cannot be written ({error.strerror})", 1)
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command carries on", 130)
+    if Remember.config is not None:
+        after(Remember.config)
+    return code
+
+
+def _say(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,209 @@
+"""Tells Weights & Biases about a run that is already safe in its own files.
+
+A tracker can lose nothing and stop nothing: whatever goes wrong with it is one warning.
+"""
+
+import os
+import socket
+import sys
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from experiments.config import TrackingSettings
+from experiments.run_folder import ITERATIONS, SUMMARY, TRAJECTORY
+
+PROBE_SECONDS = 2.0
+INIT_SECONDS = 5.0
+FINISH_SECONDS = 5.0
+
+# how the measures of several prompts (and steps) become one history row an iteration
+AGGREGATES = {
+    "step_max": "max",
+    "step_rms": "mean",
+    "settled_prefix": "mean",
+    "oracle_error_max": "max",
+    "nll": "mean",
+    "kl_step": "mean",
+    "kl_effect": "mean",
+}
+
+
+class Tracker:
+    """One W&B run, or nothing when tracking is disabled or broken."""
+
+    def __init__(
+        self,
+        settings: TrackingSettings,
+        *,
+        run_id: str,
+        name: str,
+        group: str,
+        tags: list[str],
+        config: dict[str, Any],
+        folder: Path,
+        warn: Callable[[str], object],
+    ) -> None:
+        self._warn = warn
+        self._run: Any = None
+        self._folder = folder
+        if settings.mode == "disabled":
+            return
+        os.environ.setdefault("WANDB_SILENT", "true")
+        # staged artifacts stay with the run; each run sets its own place
+        os.environ["WANDB_DATA_DIR"] = str((folder / "wandb" / "data").resolve())
+        mode = settings.mode
+        if mode == "online" and not reachable():
+            self._warn_offline("the server does not answer")
+            mode = "offline"
+        self._attempt(
+            lambda: self._open(settings, mode, run_id, name, group, tags, config), "could not start"
+        )
+        if self._run is None and mode == "online":
+            self._warn_offline("the server refuses the run")
+            self._attempt(
+                lambda: self._open(settings, "offline", run_id, name, group, tags, config),
+                "could not start",
+            )
+
+    def log(self, row: dict[str, Any]) -> None:
+        """One history row; missing values are left out."""
+        known = {key: value for key, value in row.items() if value is not None}
+        self._attempt(lambda: self._run.log(known), "lost a row")
+
+    def summarize(self, values: dict[str, Any]) -> None:
+        self._attempt(lambda: self._run.summary.update(values), "lost the summary")
+
+    def image(self, key: str, figure: Any) -> None:
+        """A matplotlib figure."""
+
+        def send() -> None:
+            import wandb
+
+            self._run.log({key: wandb.Image(figure)})
+
+        self._attempt(send, f"lost the figure {key}")
+
+    def artifact(self, name: str, kind: str, files: list[Path]) -> None:
+        def send() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, type=kind)
+            for file in files:
+                artifact.add_file(str(file))
+            self._run.log_artifact(artifact)
+
+        self._attempt(send, f"lost the artifact {name}")
+
+    def finish(self, *, failed: bool = False) -> None:
+        self._attempt(lambda: self._run.finish(exit_code=int(failed)), "could not finish")
+        self._run = None
+
+    def _open(
+        self,
+        settings: TrackingSettings,
+        mode: str,
+        run_id: str,
+        name: str,
+        group: str,
+        tags: list[str],
+        config: dict[str, Any],
+    ) -> None:
+        import wandb  # takes a second: only where it is used
+
+        self._run = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            id=run_id,
+            name=name,
+            group=group,
+            tags=[tag[:64] for tag in tags],
+            config=config,
+            dir=str(self._folder),
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            reinit="create_new",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+                disable_code=True,
+                disable_git=True,
+                x_disable_stats=True,
+            ),
+        )
+        self._run.define_metric("iteration", hidden=True)
+        for measure in AGGREGATES:
+            self._run.define_metric(measure, step_metric="iteration")
+        if not any((self._folder / "wandb").glob("*run-*")):
+            raise OSError(f"W&B does not write to {self._folder}")
+
+    def _attempt(self, action: Callable[[], object], consequence: str) -> None:
+        if self._run is None and consequence != "could not start":
+            return
+        try:
+            action()
+        except Exception as error:  # W&B raises many kinds; none of them may end a study
+            self._run = None
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            self._warn(f"W&B {consequence} ({reason}); the run folder is complete without it")
+
+    def _warn_offline(self, reason: str) -> None:
+        self._warn(
+            f"W&B goes on offline: {reason}; later, upload with: wandb sync"
+            f" {self._folder}/wandb/offline-run-*"
+        )
+
+
+def reachable() -> bool:
+    """Whether something accepts connections where W&B's server should be."""
+    url = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        with socket.create_connection((url.hostname or "", port), timeout=PROBE_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def publish(tracker: Tracker, folder: Path, summary: dict[str, Any]) -> None:
+    """Log a run from its own files: a history row an iteration, summary, heat map, Parquet."""
+    for row in history_rows(folder):
+        tracker.log(row)
+    tracker.summarize(summary["overall"])
+    try:
+        from analysis.figures import heat_map_of_run
+
+        figure = heat_map_of_run(folder)
+    except Exception as error:
+        print(f"no heat map for W&B: {error}", file=sys.stderr)
+    else:
+        tracker.image("heat_map", figure)
+    tracker.artifact(
+        f"run-{folder.name}",
+        "run",
+        [folder / name for name in (TRAJECTORY, ITERATIONS, SUMMARY)],
+    )
+
+
+def history_rows(folder: Path) -> list[dict[str, Any]]:
+    """One row an iteration over all prompts, each at its last generation step.
+
+    A prompt that ended early counts on with the values it ended with.
+    """
+    frame = pq.read_table(folder / ITERATIONS).to_pandas()
+    last = frame["step"] == frame.groupby("prompt_id")["step"].transform("max")
+    frame = frame[last].set_index(["iteration", "prompt_id"])
+    filled = frame[list(AGGREGATES)].unstack("prompt_id").sort_index().ffill()
+    rows = []
+    for iteration in filled.index:
+        row: dict[str, Any] = {"iteration": int(iteration)}
+        for measure, how in AGGREGATES.items():
+            values = filled.loc[iteration, measure].dropna()
+            row[measure] = float(getattr(values, how)()) if len(values) else None
+        rows.append(row)
+    return rows

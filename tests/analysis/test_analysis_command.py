@@ -1,0 +1,240 @@
+"""The command line: what it writes, what it says, and what it must never import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import pytest
+from PIL import Image
+
+from analysis.__main__ import main
+from analysis.figures.drawing import Drawing, file_name
+from analysis.figures.response import response
+from analysis.figures.style import SETTINGS
+from analysis.load import load
+from analysis.series import series_of
+
+MakeRun = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
+ONE = {"p": "one two three four five six"}
+STUDY_FIGURES = ("convergence", "settled_front", "response", "strength_map")
+
+
+def draw(*arguments: str | Path) -> int:
+    """The figures command, where any warning is an error: a missing glyph warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return main(["figures", *map(str, arguments)])
+
+
+def stems(folder: Path) -> set[str]:
+    names = {path.name for path in folder.iterdir()}
+    pictures = {name.removesuffix(".png") for name in names if name.endswith(".png")}
+    assert names == {f"{name}{end}" for name in pictures for end in (".png", ".svg")}
+    return pictures
+
+
+def test_torch_is_never_imported(study: Path, tmp_path: Path) -> None:
+    script = (
+        "import runpy, sys\n"
+        "try:\n"
+        "    runpy.run_module('analysis', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0, end.code\n"
+        "print([name for name in ('torch', 'stateful_gpt', 'wandb') if name in sys.modules])\n"
+    )
+    words = ["figures", str(study / "run_0p5"), "--prompt", "list", "--out", str(tmp_path)]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert ran.stdout.splitlines()[-1] == "[]"
+    assert str(tmp_path / "convergence.png") in ran.stdout
+
+
+@pytest.fixture(scope="module")
+def drawn(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The figures of one prompt, drawn from a relative path as a user would."""
+    folder = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(study.parent)
+        assert draw(study.name, "--prompt", "list", "--out", folder) == 0
+    return folder
+
+
+def test_a_study_gives_every_figure_as_png_and_svg(drawn: Path) -> None:
+    assert stems(drawn) == {*STUDY_FIGURES, "heat_map_list", "trajectories_list"}
+
+
+def test_the_same_runs_give_the_same_png_and_svg_bytes(
+    study: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study.parent)
+    assert draw(study.name, "--prompt", "list", "--out", tmp_path) == 0
+    for path in sorted(drawn.iterdir()):
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def test_every_figure_names_its_runs_and_the_command_that_redraws_it(
+    study: Path, drawn: Path
+) -> None:
+    command = f"python -m analysis figures {study.name} --prompt list --out figures"
+    for path in drawn.glob("*.png"):
+        with Image.open(path) as picture:
+            text = picture.text
+        assert command in text["Comment"]
+        assert "run_2" in text["Description"]
+        assert round(picture.info["dpi"][0]) == 150
+        svg = path.with_suffix(".svg").read_text(encoding="utf-8")
+        assert command in svg
+        assert "run_2" in svg
+        assert str(study.parent) not in "".join(text.values()) + svg
+
+
+def test_a_single_run_gives_its_own_figures_and_says_what_it_cannot(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draw(study, "--run", "run_0p5", "--prompt", "list", "--out", tmp_path) == 0
+    assert stems(tmp_path) == {
+        "convergence",
+        "settled_front",
+        "heat_map_list",
+        "trajectories_list",
+    }
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 2
+    assert "Not drawn: response: it needs two runs" in said.err
+    assert set(said.out.split()) == {str(path) for path in tmp_path.iterdir()}
+
+
+def test_generation_runs_get_a_generation_figure(make_run: MakeRun, tmp_path: Path) -> None:
+    text = {"p/1": "one two three four five six seven eight"}
+    make_run(tmp_path / "runs" / "a", prompts=text, steps=3, feedback__strength=0.5)
+    assert draw(tmp_path / "runs", "--out", tmp_path / "out") == 0
+    assert "generation_p-1" in stems(tmp_path / "out")
+
+
+def test_prompts_whose_file_names_would_clash_keep_a_file_each() -> None:
+    prompts = ("a/b", "a:b", "A-B", "plain", "..", "x" * 300)
+    names = [file_name("heat_map", prompt, prompts) for prompt in prompts]
+    assert len({name.casefold() for name in names}) == len(prompts)
+    assert names[3] == "heat_map_plain"
+    assert not any("/" in name or ":" in name or len(name) > 80 for name in names)
+
+
+def test_odd_tokens_names_and_values_are_drawn_without_a_warning(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    odd = (
+        "$x$ \\frac{a \x00 \x1b[31m \u200d 🦑 漢字 \ufffd \\xe2\\x82 e\u0301 \u202e a_very_"
+        + "long" * 30
+    )
+    run = make_run(
+        tmp_path / "runs" / "a",
+        study="$β 漢🦑",
+        prompts={"🦑 $p$": odd},
+        feedback__strength=0.5,
+        drop_measures=("settled_prefix",),
+    )
+    make_run(tmp_path / "runs" / "b", study="other", prompts={"🦑 $p$": odd})
+    frame = pd.read_parquet(run / "iterations.parquet")
+    frame.loc[5:, ["step_max", "oracle_error_max"]] = float("inf")
+    frame.to_parquet(run / "iterations.parquet")
+    frame = pd.read_parquet(run / "trajectory.parquet")
+    frame.loc[frame["iteration"] > 5, "log_prob"] = float("nan")
+    frame.to_parquet(run / "trajectory.parquet")
+    assert draw(tmp_path / "runs", "--out", tmp_path / "out") == 0
+    assert {"convergence", "settled_front"} < stems(tmp_path / "out")
+
+
+def test_a_study_whose_values_are_missing_is_drawn_and_says_so(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for strength in (0.5, 1.0):
+        run = make_run(tmp_path / "runs" / f"{strength}", prompts=ONE, feedback__strength=strength)
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        lost = {"iterations_to_tolerance": None, "kl_effect": None}
+        summary["prompts"][0] |= lost | ({"nll": float("inf")} if strength == 1.0 else {})
+        (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    with matplotlib.rc_context(SETTINGS):
+        runs = load([str(tmp_path / "runs")])
+        drawing = response(runs, series_of(runs))
+    assert isinstance(drawing, Drawing)
+    said = [[text.get_text() for text in axes.texts] for axes in drawing.figure.axes]
+    assert said == [["▲ not reached within 64"], ["▲ no finite value recorded"], ["not recorded"]]
+
+
+def test_a_long_text_is_cut_to_a_sensible_height(make_run: MakeRun, tmp_path: Path) -> None:
+    text = {"p": " ".join(f"word{n}" for n in range(300))}
+    make_run(tmp_path / "a", prompts=text, feedback__strength=0.1, recompute__iterations=8)
+    assert draw(tmp_path / "a", "--out", tmp_path / "out") == 0
+    with Image.open(tmp_path / "out" / "heat_map_p.png") as picture:
+        assert picture.height < 20 * 150
+
+
+def test_runs_left_out_are_named_in_one_line(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", prompts=ONE)
+    make_run(tmp_path / "b", prompts=ONE, state="failed")
+    assert main(["table", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.err == "Left out 1 run that is not finished and whole: b (failed).\n"
+
+
+@pytest.mark.parametrize("command", ["figures", "table"])
+def test_a_bad_source_or_path_exits_2_with_one_sentence(
+    study: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    target = ["--out"] if command == "figures" else ["--csv"]
+    run = str(study / "run_0p5")
+    for arguments in (
+        [str(tmp_path / "absent"), *target, str(tmp_path / "x")],
+        [run, *target, str(tmp_path / "file" / "below")],
+        [run, "--run", "nope", *target, str(tmp_path / "x")],
+    ):
+        assert main([command, *arguments]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "Traceback" not in said
+
+
+def test_the_table_shows_missing_as_a_dash_and_is_sorted(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["table", str(study)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "study sweep · log_prob"
+    rows = [line.split() for line in lines[3 : 3 + 6 * 4]]
+    strengths = [row[0] for row in rows]
+    assert strengths == [s for s in ("−0.5", "−0.1", "0", "0.1", "0.5", "2") for _ in range(4)]
+    assert [row[1] for row in rows[:4]] == ["harbour", "rain", "list", "overall"]
+    assert rows[20][:5] == ["2", "harbour", "63", "iteration_limit", "–"]
+
+
+def test_the_csv_keeps_full_precision_and_provenance(study: Path, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("older", encoding="utf-8")
+    assert main(["table", str(study), "--csv", str(path)]) == 0
+    frame = pd.read_csv(path, dtype=str)
+    assert len(frame) == 6 * 4
+    assert set(frame["commit"]) == {"0a1b2c3"}
+    assert list(path.parent.iterdir()) == [path]
+    summary = pd.read_json(study / "run_0p5" / "summary.json", typ="series", precise_float=True)
+    row = frame[(frame["run_id"] == "run_0p5") & (frame["prompt_id"] == "harbour")].iloc[0]
+    assert float(row["nll"]) == summary["prompts"][0]["nll"]
+    assert row["iterations_to_tolerance"] == str(summary["prompts"][0]["iterations_to_tolerance"])
+    missed = frame[(frame["run_id"] == "run_2") & (frame["prompt_id"] == "harbour")].iloc[0]
+    assert pd.isna(missed["iterations_to_tolerance"])
