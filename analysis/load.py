@@ -184,6 +184,11 @@ def load(sources: Sequence[str]) -> Runs:
     return _frames(tuple(saved.values()), tuple(left_out.values()))
 
 
+def load_unfinished(folder: Path) -> Runs:
+    """One run folder whose files are whole, whatever its status says. Raises run_folder.NotData."""
+    return _frames((run_folder.read_run(folder, finished=False),), ())
+
+
 def describe_left_out(left_out: Sequence[LeftOut]) -> str:
     """One line that counts and names the runs that are not data, or nothing."""
     if not left_out:

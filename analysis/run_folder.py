@@ -71,10 +71,10 @@ def run_folders(folder: Path, seen: frozenset[Path] = frozenset()) -> Iterator[P
             yield from run_folders(folder / name, seen | {real})
 
 
-def read_run(folder: Path) -> SavedRun:
-    """One run folder. Raises NotData unless it is finished and whole."""
+def read_run(folder: Path, *, finished: bool = True) -> SavedRun:
+    """One run folder. Raises NotData unless it is whole and, if asked for, finished."""
     status = _mapping(folder / "status.json")
-    if status.get("state") != "finished":
+    if finished and status.get("state") != "finished":
         raise NotData(str(status.get("state") or "no state"))
     config = _mapping(folder / "config.yaml")
     summary = _mapping(folder / "summary.json")

@@ -213,8 +213,7 @@ class TrainSettings:
         _at_least("training.save_every_seconds", self.training.save_every_seconds, 0)
         if not 0 <= self.training.final_fraction <= 1:
             raise ConfigError(
-                "training.final_fraction must be from 0 to 1,"
-                f" got {self.training.final_fraction}"
+                f"training.final_fraction must be from 0 to 1, got {self.training.final_fraction}"
             )
         _one_of("training.precision", self.training.precision, ("float32", "bfloat16"))
         _one_of("training.attention", self.training.attention, ("sdpa", "reference"))
@@ -272,8 +271,9 @@ def sentence(error: BaseException) -> str:
     key = getattr(error.__cause__ or error, "full_key", None)
     unknown = re.search(r"Key '([^']*)' not in '([^']*)'", " ".join(said))
     if unknown:
-        allowed = [f.name for schema in _SCHEMAS if schema.__name__ == unknown[2]
-                   for f in fields(schema)]
+        allowed = [
+            f.name for schema in _SCHEMAS if schema.__name__ == unknown[2] for f in fields(schema)
+        ]
         if allowed:
             return _unknown(str(key or unknown[1]), unknown[1], allowed)
     text = ": ".join(dict.fromkeys(part for part in said if part))

@@ -26,7 +26,7 @@ from experiments.measure import Recorder, in_float64, overall
 from experiments.prompts import EncodedPrompt, content_hash, encode_prompts, read_prompts
 from experiments.provenance import provenance
 from experiments.run_folder import RunFolder, run_id
-from experiments.tracking import Tracker, publish
+from experiments.tracking import AGGREGATES, Tracker, publish
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, fingerprint, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
 from stateful_gpt.feedback import FeedbackKind, TokenFeedback
@@ -51,9 +51,7 @@ def converge(settings: ConvergeSettings) -> Path:
     except ValueError as error:
         raise ConfigError(f"device.name: {error}") from None
     prompts = read_prompts(settings.prompts)
-    folder = RunFolder(
-        settings, run_id(settings, model=identity, prompts=content_hash(prompts))
-    )
+    folder = RunFolder(settings, run_id(settings, model=identity, prompts=content_hash(prompts)))
     if folder.finished:
         print(f"{folder.path} is finished: nothing to compute")
         return folder.path
@@ -101,6 +99,8 @@ def _compute(
             tags=[settings.model.name, settings.feedback.kind],
             config=asdict(settings),
             folder=folder.path,
+            axis="iteration",
+            measures=tuple(AGGREGATES),
             warn=_warn,
         )
         summaries = _run_prompts(settings, folder, checkpoint, feedback, prompts)

@@ -126,9 +126,7 @@ class Recorder:
                 "iteration": iteration.number,
                 "step_max": _finite(iteration.step_max[0]) if iteration.step_max else None,
                 "step_rms": _finite(iteration.step_rms[0]) if iteration.step_rms else None,
-                "settled_prefix": settled_prefix(
-                    log_probs, step.final, tolerance=self.tolerance
-                ),
+                "settled_prefix": settled_prefix(log_probs, step.final, tolerance=self.tolerance),
                 "oracle_error_max": _finite(error),
                 "nll": _finite(mean_nll(log_probs)),
                 "kl_step": kls[1] if step.previous is not None else None,

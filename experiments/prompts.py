@@ -104,9 +104,7 @@ def _from_file(path: Path) -> list[Prompt]:
             f"prompts.file {str(path)!r} cannot be read: {error.strerror or error}"
         ) from None
     except UnicodeDecodeError:
-        raise ConfigError(
-            f"prompts.file {str(path)!r} is not text: it must be UTF-8"
-        ) from None
+        raise ConfigError(f"prompts.file {str(path)!r} is not text: it must be UTF-8") from None
     if "\0" in text:
         raise ConfigError(f"prompts.file {str(path)!r} is not text: it has NUL bytes")
     if not text.strip():

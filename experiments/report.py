@@ -1,4 +1,4 @@
-"""What a runner prints at its end: the runs of a study as a table, straight from their summaries."""
+"""What a runner prints at its end: the runs of a study as a table, from their summaries."""
 
 from pathlib import Path
 from typing import Any

@@ -3,16 +3,18 @@
 A tracker can lose nothing and stop nothing: whatever goes wrong with it is one warning.
 """
 
+import io
 import os
 import socket
-import sys
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from analysis.figures import heat_map_png
+from analysis.load import load_unfinished
 from experiments.config import TrackingSettings
 from experiments.run_folder import ITERATIONS, SUMMARY, TRAJECTORY
 
@@ -33,7 +35,10 @@ AGGREGATES = {
 
 
 class Tracker:
-    """One W&B run, or nothing when tracking is disabled or broken."""
+    """One W&B run, or nothing when tracking is disabled or broken.
+
+    ``axis`` is the column of a row that its ``measures`` are drawn over.
+    """
 
     def __init__(
         self,
@@ -45,11 +50,15 @@ class Tracker:
         tags: list[str],
         config: dict[str, Any],
         folder: Path,
+        axis: str,
+        measures: Collection[str],
         warn: Callable[[str], object],
     ) -> None:
         self._warn = warn
         self._run: Any = None
         self._folder = folder
+        self._axis = axis
+        self._measures = measures
         if settings.mode == "disabled":
             return
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -77,13 +86,14 @@ class Tracker:
     def summarize(self, values: dict[str, Any]) -> None:
         self._attempt(lambda: self._run.summary.update(values), "lost the summary")
 
-    def image(self, key: str, figure: Any) -> None:
-        """A matplotlib figure."""
+    def image(self, key: str, draw: Callable[[], bytes]) -> None:
+        """A picture; ``draw`` makes its PNG, and only where somebody will see it."""
 
         def send() -> None:
             import wandb
+            from PIL import Image
 
-            self._run.log({key: wandb.Image(figure)})
+            self._run.log({key: wandb.Image(Image.open(io.BytesIO(draw())))})
 
         self._attempt(send, f"lost the figure {key}")
 
@@ -136,9 +146,9 @@ class Tracker:
                 x_disable_stats=True,
             ),
         )
-        self._run.define_metric("iteration", hidden=True)
-        for measure in AGGREGATES:
-            self._run.define_metric(measure, step_metric="iteration")
+        self._run.define_metric(self._axis, hidden=True)
+        for measure in self._measures:
+            self._run.define_metric(measure, step_metric=self._axis)
         if not any((self._folder / "wandb").glob("*run-*")):
             raise OSError(f"W&B does not write to {self._folder}")
 
@@ -175,14 +185,7 @@ def publish(tracker: Tracker, folder: Path, summary: dict[str, Any]) -> None:
     for row in history_rows(folder):
         tracker.log(row)
     tracker.summarize(summary["overall"])
-    try:
-        from analysis.figures import heat_map_of_run
-
-        figure = heat_map_of_run(folder)
-    except Exception as error:
-        print(f"no heat map for W&B: {error}", file=sys.stderr)
-    else:
-        tracker.image("heat_map", figure)
+    tracker.image("heat_map", lambda: heat_map_png(load_unfinished(folder)))
     tracker.artifact(
         f"run-{folder.name}",
         "run",

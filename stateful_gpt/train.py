@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stateful_gpt.attention import Attention
 from stateful_gpt.model import GPT
 
 IGNORE = -100  # targets that do not count: padding
@@ -36,8 +35,6 @@ class TrainingConfig:
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     autocast: bool = False
-    attention: Attention = Attention.SDPA
-    passes: int = 1
 
 
 def next_token_loss(

@@ -5,7 +5,9 @@ Knows which figures there are and what each needs; each family of figures has it
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,23 +37,44 @@ def write_figures(
     runs: Runs, folder: Path, *, command: str, tell: Callable[[Path | Skipped], None]
 ) -> None:
     """Draws what these runs can fill; `tell` hears of every path written and figure skipped."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the bytes
-        matplotlib.rcParams.update(SETTINGS)
-        named = tuple(
-            replace(
-                one,
-                label=visible(one.label, spaces=False),
-                variant=visible(one.variant, spaces=False),
-            )
-            for one in series_of(runs)
-        )
-        for drawn in _draw(runs, named):
+    with _house_style():
+        for drawn in _draw(runs, _named_series(runs)):
             if isinstance(drawn, Skipped):
                 tell(drawn)
                 continue
             for path in save(drawn, folder, command=command):
                 tell(path)
+
+
+def heat_map_png(runs: Runs) -> bytes:
+    """The heat map of the first prompt of a single run, as a tracker shows it."""
+    with _house_style():
+        (one,) = _named_series(runs)
+        prompt_id = runs.prompt_ids[0]
+        drawn = heat_map(runs, one, prompt_id, runs.grid(one.run, prompt_id), among=1)
+        assert isinstance(drawn, Drawing)
+        content = io.BytesIO()
+        drawn.figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+@contextmanager
+def _house_style() -> Iterator[None]:
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the bytes
+        matplotlib.rcParams.update(SETTINGS)
+        yield
+
+
+def _named_series(runs: Runs) -> tuple[Series, ...]:
+    return tuple(
+        replace(
+            one,
+            label=visible(one.label, spaces=False),
+            variant=visible(one.variant, spaces=False),
+        )
+        for one in series_of(runs)
+    )
 
 
 def _draw(runs: Runs, series: tuple[Series, ...]) -> Iterator[Drawing | Skipped]:

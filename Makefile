@@ -1,0 +1,42 @@
+# make study   a strength sweep on the bundled model, its table and figures (sets everything up)
+# make test    checks and the fast test suite (sets everything up)
+
+PYTHON ?= python3
+BIN := .venv/bin
+STUDY := runs/strength_sweep
+FIGURES := figures/strength_sweep
+
+.PHONY: study test test-slow lint clean
+
+study: .venv/run-ready
+	$(BIN)/python -m experiments.converge -m experiment=strength_sweep
+	$(BIN)/python -m analysis figures $(STUDY) --out $(FIGURES)
+	$(BIN)/python -m analysis table $(STUDY)
+	@echo "Figures are in $(FIGURES): begin with convergence.png, explained in README.md."
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: .venv/test-ready
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/test-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/run-ready: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/test-ready: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ .venv/run-ready
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
