@@ -18,8 +18,8 @@ from analysis.series import Series
 MOST_PROMPTS = 4
 MOST_LINES = 18
 MEASURES = {
-    "step_max": "Step size: largest change\nfrom the pass before (nats)",
-    "oracle_error_max": "Error: largest distance to\nthe exact solution (nats)",
+    "step_max": "Step: largest change\nsince the last pass (nats)",
+    "oracle_error_max": "Error: largest distance\nto the exact solution (nats)",
 }
 
 
@@ -33,7 +33,8 @@ def convergence(runs: Runs, series: tuple[Series, ...]) -> Drawing | Skipped:
     title = "How the estimates settle from pass to pass" + _alone(drawn)
     notes = [
         "Lower is more settled. A dot on the grey band: exactly 0 from there on. Dashed vertical "
-        "line: by theorem, T − 1 passes always suffice for T tokens (undamped).",
+        "line: by theorem, T − 1 passes always suffice for T tokens (undamped). A low flat stretch "
+        "is the rounding of the run's precision.",
         *_choices(runs, prompts, series, drawn),
     ]
     missing = _unrecorded(runs, drawn, measures)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,6 +19,7 @@ from analysis.series import Series
 MOST_TOKENS = 96
 MOST_PATHS = 10
 LOWEST = -25.0  # nats; a floor or a diverged value must not wash out the other tokens
+MIN_PASSES = 8  # drawn even if all is quiet sooner
 ROW = 0.155  # inches per token
 
 
@@ -40,12 +43,14 @@ def heat_map(
     runs: Runs, one: Series, prompt_id: str, grid: Grid, *, among: int
 ) -> Drawing | Skipped:
     """Token by iteration: each token's log-probability after each pass."""
+    grid, quiet = _eventful(grid, reporting_tolerance(runs, one, prompt_id))
     rows = min(len(grid.positions), MOST_TOKENS)
     title = f"What each pass says of each token: {prompt_name(prompt_id)}, {one.label}"
     notes = [
         "Each row is a token, each column a pass; bright: expected, dark: surprising.",
         _settled_note(runs, one, prompt_id),
         *_front_note(one),
+        *quiet,
         *_choice_notes(grid, rows, among),
     ]
     figure, axes_grid = sheet(
@@ -68,6 +73,7 @@ def trajectories(
 ) -> Drawing | Skipped:
     """Log-probability by iteration of the tokens that travelled furthest."""
     name = file_name("trajectories", prompt_id, runs.prompt_ids)
+    grid, quiet = _eventful(grid, reporting_tolerance(runs, one, prompt_id))
     order = np.argsort(-grid.movement, kind="stable")[:MOST_PATHS]
     chosen = [int(place) for place in order if grid.movement[place] > 0]
     if not chosen:
@@ -76,6 +82,7 @@ def trajectories(
     notes = [
         f"The {len(chosen)} of {len(grid.positions)} tokens that travel furthest in all, each "
         "named at its last estimate with its position in the text.",
+        *quiet,
         *_choice_notes(grid, len(grid.positions), among),
     ]
     figure, axes_grid = sheet(title=title, caption=" ".join(notes), width=9.0, height=5.2)
@@ -91,6 +98,19 @@ def trajectories(
     axes.set_ylabel("Log-probability of the token (nats)")
     _name_ends(axes, ends)
     return Drawing(name, title, figure, (one.run_id,))
+
+
+def _eventful(grid: Grid, tolerance: float) -> tuple[Grid, list[str]]:
+    """The passes in which something happens, if the rest are many, and a note that says so."""
+    away = ~(np.abs(grid.log_prob - grid.log_prob[:, -1:]) <= tolerance)
+    busy = np.flatnonzero(away.any(axis=0))
+    kept = max(int(busy[-1]) + 4 if len(busy) else 0, MIN_PASSES)
+    if kept > 0.7 * len(grid.iterations):
+        return grid, []
+    first, last = int(grid.iterations[kept]), int(grid.iterations[-1])
+    note = f"Passes {first} to {last} move no estimate by {tolerance:g} nats and are left out."
+    shown = replace(grid, iterations=grid.iterations[:kept], log_prob=grid.log_prob[:, :kept])
+    return shown, [note]
 
 
 def estimate_image(axes: Axes, values: np.ndarray, *, first: int) -> AxesImage:
