@@ -29,7 +29,11 @@ def main() -> int:
         print(f"held_out_loss: {error}", file=sys.stderr)
         return 1
     tokens = encode_corpus(texts, checkpoint.tokenizer)
-    nats = total_nats(checkpoint.model, tokens, stride=options.stride)
+    try:
+        nats = total_nats(checkpoint.model, tokens, stride=options.stride)
+    except ValueError as error:
+        print(f"held_out_loss: --{error}", file=sys.stderr)
+        return 2
     characters = sum(len(text) for text in texts)
     names = ", ".join(path.name for path in sorted(Path(options.texts).glob("*.txt")))
     print(

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -103,8 +104,13 @@ def locate(source: str | Path) -> Path:
                 raise CheckpointError(f"the model {source!r} is not part of this installation")
             return path
     path = Path(source)
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except OSError as error:  # a name that no file system takes
+        raise CheckpointError(
+            f"there is no model file or folder {str(source)[:80]!r} ({error.strerror})"
+        ) from None
     looks_local = path.is_absolute() or path.suffix in (".pt", ".safetensors", ".bin")
     if looks_local or not _HUB_NAME.fullmatch(str(source)):
         raise CheckpointError(f"there is no model file or folder {str(source)!r}")
@@ -221,7 +227,7 @@ def _published_gpt2(
                 f"{folder / CONFIG}: {key} must be {value}, got {settings[key]!r}"
             )
     activation = settings.get("activation_function", "gelu_new")
-    if activation not in _GPT2_ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _GPT2_ACTIVATIONS:
         raise CheckpointError(
             f"{folder / CONFIG}: activation_function must be one of"
             f" {', '.join(_GPT2_ACTIVATIONS)}, got {activation!r}"
@@ -259,7 +265,9 @@ def _read_nanogpt(path: Path) -> tuple[State, GPTConfig]:
             f"name the folder that holds {path.name} and its {CONFIG}, not {path}"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle's unusual protocol: refused or fine
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} is not a checkpoint of plain weights: it is damaged or asks to run code,"
@@ -295,6 +303,7 @@ def _build(state: State, config: GPTConfig, path: Path) -> GPT:
             raise CheckpointError(f"{path}: {name} is not a tensor of floating-point numbers")
     head, embedding = state.get("lm_head.weight"), state.get("transformer.wte.weight")
     tied = head is None or (embedding is not None and torch.equal(head, embedding))
+    _check_sizes(state, config, path)
     with torch.device("meta"):
         model = GPT(config, tied=tied)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -314,6 +323,23 @@ def _build(state: State, config: GPTConfig, path: Path) -> GPT:
     if tied:
         model.lm_head.weight = model.transformer.wte.weight
     return model
+
+
+def _check_sizes(state: State, config: GPTConfig, path: Path) -> None:
+    """Refuse sizes that the weights contradict, before a model of those sizes is built."""
+    claims = {
+        "transformer.wte.weight": (config.vocab_size, config.n_embd),
+        "transformer.wpe.weight": (config.block_size, config.n_embd),
+    }
+    for name, shape in claims.items():
+        if name not in state:
+            raise CheckpointError(f"{path} lacks the weights {name}")
+        if tuple(state[name].shape) != shape:
+            raise CheckpointError(
+                f"{path}: {name} must have shape {shape}, got {tuple(state[name].shape)}"
+            )
+    if f"transformer.h.{config.n_layer - 1}.ln_1.weight" not in state:
+        raise CheckpointError(f"{path} lacks the weights of layer {config.n_layer - 1}")
 
 
 def _download(name: str) -> Path:

@@ -33,7 +33,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     text.add_argument("--greedy", action="store_true", help="always the most likely token")
     text.add_argument("--temperature", type=_positive, metavar="X", help="default 0.8")
     text.add_argument("--top_k", type=_count(1), metavar="K", help="draw from the K most likely")
-    text.add_argument("--seed", type=_count(0), default=0, metavar="N")
+    text.add_argument("--seed", type=_seed, default=0, metavar="N")
     feedback = parser.add_argument_group("feedback")
     kinds = [kind.value for kind in FeedbackKind]
     feedback.add_argument("--feedback", choices=kinds, default="log_prob", help="default log_prob")
@@ -62,10 +62,21 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     model.add_argument("--tokenizer", help="gpt2, byte or a file, instead of the model's own")
     model.add_argument("--device", choices=DEVICES, default="auto")
     model.add_argument("--dtype", choices=list(DTYPES), default="float32")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(_join_strength(sys.argv[1:] if arguments is None else arguments))
     if options.greedy and (options.temperature is not None or options.top_k is not None):
         parser.error("--greedy draws the most likely token: leave out --temperature and --top_k")
     return options
+
+
+def _join_strength(arguments: list[str]) -> list[str]:
+    """``--strength -1e-3`` as one word: argparse takes the second for an option."""
+    joined: list[str] = []
+    for word in arguments:
+        if joined and joined[-1] == "--strength":
+            joined[-1] = f"--strength={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -166,6 +177,13 @@ def _not_negative(text: str) -> float:
     value = _finite(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = _count(0)(text)
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be below 2**63, got {text}")
     return value
 
 

@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens, C n_embd, V vocabulary.
 """
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -44,7 +45,8 @@ class TokenFeedback:
     - ``log_prob``: ``score_ij + b l_j`` before softmax, which equals multiplying the softmaxed row
       by ``p_j ** b`` and renormalising it;
     - ``logit``: ``score_ij + b z_j`` before softmax;
-    - ``prob``: ``weight_ij * p_j ** b`` after softmax, rows not renormalised.
+    - ``prob``: ``weight_ij * p_j ** b`` after softmax, rows not renormalised (the factor is at most
+      the square root of the largest number of its format).
 
     A positive strength attends to what the model expected, a negative one to what surprised it,
     and 0 is the plain model exactly, as is the kind ``none``.
@@ -68,7 +70,9 @@ class TokenFeedback:
             return KeyModulation()  # skipped, not multiplied by 0: the plain model bit for bit
         weighted = self.strength * estimates
         if self.kind is FeedbackKind.PROB:
-            return KeyModulation(factor=weighted.exp())
+            # finite, or 0 * inf would reach the positions before the token as NaN
+            most = math.log(torch.finfo(weighted.dtype).max) / 2
+            return KeyModulation(factor=weighted.clamp(max=most).exp())
         return KeyModulation(bias=weighted)
 
     def estimates(self, scores: "TokenScores") -> Tensor:

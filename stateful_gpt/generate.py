@@ -78,7 +78,8 @@ class Generation:
             behind keeps the last one it had.
         estimates: the same in the feedback's own unit: hand it to the next call as ``previous``.
         outcomes: how each generation step's recompute ended.
-        ended: whether the end token was drawn.
+        ended: whether the end token was drawn. A text whose estimates diverged ends there, too:
+            its last outcome says so.
     """
 
     tokens: list[list[int]]
@@ -111,11 +112,12 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) 
         logits = logits[:, : sampling.vocab_size]
     if sampling.temperature is None:
         return logits.argmax(dim=1)
-    logits = logits / sampling.temperature
+    # in double and from the largest down: a tiny temperature must not overflow
+    scaled = (logits - logits.amax(dim=1, keepdim=True)).double() / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.size(1):
-        smallest = logits.topk(sampling.top_k, dim=1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    probabilities = logits.softmax(dim=1)
+        smallest = scaled.topk(sampling.top_k, dim=1).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < smallest, -torch.inf)
+    probabilities = scaled.softmax(dim=1).to(logits.dtype)
     return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
 
 
@@ -179,6 +181,7 @@ def generate(
             lengths=window.lengths,
             start=first_state,
             settled=[settled[row] for row in rows] if carried and step > 0 else None,
+            output_too=step < max_new_tokens,
             observe=on_window(window) if on_window is not None else None,
         )
         for i, row in enumerate(rows):
@@ -188,7 +191,11 @@ def generate(
             outcomes[row].append(result.outcomes[i])
             # a window about to slide loses its first token, and with it what was final
             settled[row] = result.settled[i] if length < block else 1
-        going_on = [i for i, row in enumerate(rows) if not ended[row]]
+        going_on = [
+            i
+            for i, row in enumerate(rows)
+            if not ended[row] and outcomes[row][-1] is not Outcome.DIVERGED
+        ]
         rows = [rows[i] for i in going_on]
         if step == max_new_tokens or not rows:
             break

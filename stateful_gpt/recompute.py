@@ -12,7 +12,7 @@ Shapes: B batch, T positions.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -99,7 +99,8 @@ class Recomputed:
 
     Attributes:
         said: of each row's last pass.
-        settled: leading positions that are final by the theorem, however the row ended.
+        settled: leading positions that are final by the theorem, however the row ended; one more
+            than there are when the output of the last one is final, too.
     """
 
     said: Said
@@ -119,6 +120,7 @@ def recompute(
     start: Tensor | None = None,
     settled: Sequence[int] | None = None,
     triangular: bool = True,
+    output_too: bool = False,
     observe: Callable[[Iteration], None] | None = None,
 ) -> Recomputed:
     """Iterate a pass from ``start`` until it ends.
@@ -129,11 +131,14 @@ def recompute(
         start: (B, ...) the state before the first pass.
         settled: leading positions of each row whose start is already right; default 1.
         triangular: whether the theorem above holds of the pass.
+        output_too: whether the output of the last position has to be final as well. It sees that
+            position's own estimate, and so takes one pass more than the estimates.
         observe: called after every pass.
     """
+    exact = triangular and config.damping == 1.0
     known = list(settled) if settled is not None else [1] * len(lengths)
     final_after: list[float] = [
-        max(1, length - k) if triangular and config.damping == 1.0 else float("inf")
+        max(1, length - k + output_too) if exact else float("inf")
         for length, k in zip(lengths, known, strict=True)
     ]
     outcomes: list[Outcome | None] = [None] * len(lengths)
@@ -148,6 +153,9 @@ def recompute(
             positions = torch.arange(said.log_probs.size(1), device=said.log_probs.device)
             counts = torch.tensor(lengths, device=positions.device)
             valid = positions < counts[:, None]  # (B, T)
+        if min(lengths) < valid.size(1):
+            # an overflow in what is fed back of padding would reach real positions as 0 * inf
+            said = replace(said, state=_without_padding(said.state, valid, fill=0.0))
         step_max, step_rms, residual, finite = _measure(said, previous, state, valid)
         cycling = cycles.see(said.log_probs, valid)
         was_running = list(running)
@@ -181,16 +189,21 @@ def recompute(
             state = (1.0 - config.damping) * state + config.damping * said.state
         previous = said
     assert last is not None
-    exact = triangular and config.damping == 1.0
     return Recomputed(
         said=last,
         outcomes=[outcome or Outcome.ITERATION_LIMIT for outcome in outcomes],
         iterations=passes,
         settled=[
-            length if outcome is Outcome.SETTLED else min(length, k + n) if exact else min(1, k)
+            _settled(length + output_too, k, n, outcome=outcome, exact=exact)
             for length, k, n, outcome in zip(lengths, known, passes, outcomes, strict=True)
         ],
     )
+
+
+def _settled(most: int, known: int, passes: int, *, outcome: Outcome | None, exact: bool) -> int:
+    if outcome is Outcome.SETTLED:
+        return most
+    return min(most, known + passes) if exact else min(1, known)
 
 
 def _outcome(
@@ -215,14 +228,16 @@ def _measure(
     said: Said, previous: Said | None, state: Tensor | None, valid: Tensor
 ) -> tuple[list[float] | None, list[float] | None, list[float] | None, list[bool]]:
     """Per row: largest and rms step, largest distance of said from fed state, all finite."""
-    finite = _rows(said.state.isfinite(), valid, fill=True).all(dim=1).double()
+    finite = (
+        _without_padding(said.state.isfinite(), valid, fill=True).flatten(1).all(dim=1).double()
+    )
     columns = [finite]
     if previous is not None:
         step = (said.log_probs - previous.log_probs).abs().masked_fill(~valid, 0.0)
         columns.append(step.amax(dim=1).double())
         columns.append((step.double().square().sum(dim=1) / valid.sum(dim=1)).sqrt())
     if state is not None:
-        residual = _rows((said.state - state).abs(), valid, fill=0.0)
+        residual = _without_padding((said.state - state).abs(), valid, fill=0.0).flatten(1)
         columns.append(residual.amax(dim=1).double())
     table = torch.stack(columns).tolist()  # the one wait for the device of an iteration
     finite_rows = [bool(value) for value in table.pop(0)]
@@ -231,10 +246,10 @@ def _measure(
     return step_max, step_rms, table.pop(0) if state is not None else None, finite_rows
 
 
-def _rows(values: Tensor, valid: Tensor, *, fill: float) -> Tensor:
-    """(B, -1) with padding replaced; values are (B, T) or (B, T, C)."""
+def _without_padding(values: Tensor, valid: Tensor, *, fill: float) -> Tensor:
+    """Values (B, T) or (B, T, C) with those behind a row's length replaced."""
     mask = valid if values.ndim == 2 else valid[..., None]
-    return values.masked_fill(~mask, fill).flatten(1)
+    return values.masked_fill(~mask, fill)
 
 
 class _CycleDetector:

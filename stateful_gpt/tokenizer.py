@@ -142,7 +142,7 @@ def _encoding(
 
 
 def _ranks_from_lines(raw: bytes) -> dict[bytes, int]:
-    ranks = {}
+    ranks: dict[bytes, int] = {}
     for line in raw.splitlines():
         if line:
             try:
@@ -150,6 +150,9 @@ def _ranks_from_lines(raw: bytes) -> dict[bytes, int]:
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
             except (ValueError, binascii.Error):
                 raise TokenizerError(f"{line[:40]!r} is not a base64 token and its rank") from None
+    lines = sum(1 for line in raw.splitlines() if line)
+    if sorted(ranks.values()) != list(range(lines)):
+        raise TokenizerError("its ranks are not 0, 1, 2 … with one token each")
     return ranks
 
 

@@ -133,9 +133,14 @@ def total_nats(
 
     Windows start ``stride`` tokens apart (default: the block size, so each window starts afresh).
     With a smaller stride each token is counted once, where it has the most text before it.
+
+    Raises:
+        ValueError: a stride that would leave tokens out.
     """
     block = model.config.block_size
     stride = stride or block
+    if not 1 <= stride <= block:
+        raise ValueError(f"stride must be from 1 to the block of {block} tokens, got {stride}")
     was_training = model.training
     model.eval()
     windows = []

@@ -1,0 +1,489 @@
+"""Models from files: equal to an independent implementation, and one sentence for a bad file."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stateful_gpt.checkpoint import (
+    CheckpointError,
+    fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from stateful_gpt.feedback import FeedbackKind, TokenFeedback
+from stateful_gpt.generate import generate
+from stateful_gpt.model import GPT
+from stateful_gpt.recompute import RecomputeConfig
+from stateful_gpt.tokenizer import load_tokenizer, train_bpe
+
+Make = Callable[..., GPT]
+Tokens = Callable[..., Tensor]
+
+BYTES = 257  # ids of the byte tokenizer
+
+
+def same_weights(one: GPT, other: GPT) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+# --- transformers -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, Path]:
+    """A small random GPT-2 of transformers', with weights far from their initial ones, on disk."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=BYTES, n_positions=32, n_embd=24, n_layer=3, n_head=4, resid_pdrop=0.0
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.3 if "ln_" not in name else 0.1))
+    folder = tmp_path_factory.mktemp("published")
+    model.save_pretrained(folder, safe_serialization=True)
+    return model, folder
+
+
+@pytest.mark.parametrize(
+    # float64: rounding only. float32: 24 bits, logits of order 10, sums over 24 to 96 terms
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-10), (torch.float32, 1e-5)],
+)
+def test_logits_equal_those_of_transformers(
+    published: tuple[object, Path], make_tokens: Tokens, dtype: torch.dtype, tolerance: float
+) -> None:
+    theirs, folder = published
+    ours = load_checkpoint(folder, tokenizer="byte", dtype=dtype).model
+    tokens = make_tokens(1, 3, 32, vocab_size=BYTES)
+    with torch.no_grad():
+        expected = theirs.to(dtype)(tokens).logits
+        logits = ours.lm_head(ours(tokens))
+    theirs.float()
+    assert expected.abs().max() > 1  # not a comparison of zeros
+    assert (logits - expected).abs().max() <= tolerance * max(1.0, expected.abs().max().item())
+
+
+def test_greedy_text_equals_that_of_transformers_with_its_cache(
+    published: tuple[object, Path], make_tokens: Tokens
+) -> None:
+    theirs, folder = published
+    ours = load_checkpoint(folder, tokenizer="byte", dtype=torch.float64).model
+    prompts = make_tokens(2, 3, 5, vocab_size=BYTES)
+    expected = theirs.double().generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=25,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    theirs.float()
+    result = generate(
+        ours,
+        prompts.tolist(),
+        max_new_tokens=25,
+        feedback=TokenFeedback(FeedbackKind.LOG_PROB, 0.0),
+        config=RecomputeConfig(iterations=1),
+    )
+    assert result.tokens == expected.tolist()
+    assert len({tuple(text[5:]) for text in result.tokens}) == 3  # texts of their own
+
+
+def test_names_without_the_prefix_and_with_buffers_are_gpt2_too(
+    published: tuple[object, Path], tmp_path: Path
+) -> None:
+    # the files on the hub are older than today's names
+    _, folder = published
+    state = load_file(folder / "model.safetensors")
+    old = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    for layer in range(3):
+        old[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
+    shutil.copy(folder / "config.json", tmp_path)
+    save_file(old, tmp_path / "model.safetensors")
+    one = load_checkpoint(folder, tokenizer="byte").model
+    assert same_weights(one, load_checkpoint(tmp_path, tokenizer="byte").model)
+
+
+# --- this project's folders ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_own_format_comes_back_exactly(
+    make_gpt: Make, tmp_path: Path, tied: bool, bias: bool, activation: str
+) -> None:
+    model = make_gpt(1, vocab_size=BYTES, tied=tied, bias=bias, activation=activation)
+    save_checkpoint(model, tmp_path / "m", tokenizer="byte", dtype=torch.float64)
+    loaded = load_checkpoint(tmp_path / "m", dtype=torch.float64)
+    assert same_weights(loaded.model, model)
+    assert loaded.model.config == model.config
+    assert loaded.model.tied == tied
+    assert not loaded.model.training
+    assert loaded.tokenizer.name == "byte"
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_half_precision_storage_is_within_its_rounding(make_gpt: Make, tmp_path: Path) -> None:
+    model = make_gpt(1, vocab_size=BYTES)
+    save_checkpoint(model, tmp_path / "m", tokenizer="byte", dtype=torch.float16)
+    loaded = load_checkpoint(tmp_path / "m", dtype=torch.float64).model.state_dict()
+    for name, weight in model.state_dict().items():
+        # half a unit in the last of 11 bits; below 2**-14, half of the smallest number, 2**-24
+        bound = (weight.abs() * 2.0**-11).clamp_min(2.0**-25)
+        assert bool(((loaded[name] - weight).abs() <= bound).all()), name
+    size = (tmp_path / "m" / "model.safetensors").stat().st_size
+    assert size < 2 * model.count_parameters() + 10_000
+
+
+def test_a_trained_tokenizer_travels_with_its_model(make_gpt: Make, tmp_path: Path) -> None:
+    encoding = train_bpe(["the ship and the sea and the shore " * 20], vocab_size=270, name="sea")
+    save_checkpoint(make_gpt(1, vocab_size=270), tmp_path / "m", tokenizer=encoding)
+    loaded = load_checkpoint(tmp_path / "m").tokenizer
+    assert loaded._mergeable_ranks == encoding._mergeable_ranks
+    assert loaded.n_vocab == encoding.n_vocab
+
+
+def test_a_fingerprint_is_of_the_content(make_gpt: Make, tmp_path: Path) -> None:
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        save_checkpoint(make_gpt(seed, vocab_size=BYTES), tmp_path / folder, tokenizer="byte")
+    a, b, c = (fingerprint(tmp_path / folder) for folder in "abc")
+    assert a == b != c
+
+
+# --- nanoGPT's ckpt.pt --------------------------------------------------------------------------
+
+
+def nanogpt_content(model: GPT, *, prefix: str = "", **arguments: object) -> dict[str, object]:
+    config = model.config
+    return {
+        "model": {prefix + name: tensor for name, tensor in model.state_dict().items()},
+        "model_args": {
+            "block_size": config.block_size,
+            "vocab_size": config.vocab_size,
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "n_embd": config.n_embd,
+            "bias": config.bias,
+            "dropout": 0.2,
+        }
+        | arguments,
+        "optimizer": {"state": {0: {"step": torch.tensor(5.0)}}, "param_groups": [{"lr": 1e-3}]},
+        "iter_num": 5,
+        "best_val_loss": torch.tensor(1.5),
+        "config": {"out_dir": "out", "compile": True},
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("bias", [True, False])
+def test_nanogpt_checkpoints_load(make_gpt: Make, tmp_path: Path, prefix: str, bias: bool) -> None:
+    model = make_gpt(2, vocab_size=BYTES, bias=bias)
+    torch.save(nanogpt_content(model, prefix=prefix), tmp_path / "ckpt.pt")
+    loaded = load_checkpoint(tmp_path / "ckpt.pt", tokenizer="byte", dtype=torch.float64).model
+    assert same_weights(loaded, model)
+    assert loaded.tied
+    assert loaded.config.bias == bias
+    assert loaded.config.activation == "gelu"
+
+
+def test_a_vocabulary_padded_beyond_the_tokenizer_loads(make_gpt: Make, tmp_path: Path) -> None:
+    model = make_gpt(2, vocab_size=320)  # as 50304 is to 50257
+    torch.save(nanogpt_content(model), tmp_path / "ckpt.pt")
+    loaded = load_checkpoint(tmp_path / "ckpt.pt", tokenizer="byte", dtype=torch.float64)
+    assert loaded.model.config.vocab_size == 320
+    assert loaded.tokenizer.n_vocab == BYTES
+    assert same_weights(loaded.model, model)
+
+
+def test_mask_buffers_and_an_untied_head_load(make_gpt: Make, tmp_path: Path) -> None:
+    model = make_gpt(2, vocab_size=BYTES, tied=False)
+    content = nanogpt_content(model)
+    for layer in range(2):
+        content["model"][f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 16, 16).tril()
+        content["model"][f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    torch.save(content, tmp_path / "ckpt.pt")
+    loaded = load_checkpoint(tmp_path / "ckpt.pt", tokenizer="byte", dtype=torch.float64).model
+    assert same_weights(loaded, model)
+    assert not loaded.tied
+
+
+# --- files that are not models ------------------------------------------------------------------
+
+
+def refusal(source: str | Path, **options: object) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(source, **options)
+    message = str(caught.value)
+    assert message
+    assert len(message.splitlines()) == 1
+    return message
+
+
+class RunsCode:
+    """What a malicious pickle does: names a function to be called while it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_code_in_a_checkpoint_does_not_run(make_gpt: Make, tmp_path: Path, legacy: bool) -> None:
+    marker = tmp_path / "ran"
+    content = nanogpt_content(make_gpt(1, vocab_size=BYTES)) | {"config": RunsCode(marker)}
+    path = tmp_path / "ckpt.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    assert "was not opened further" in refusal(path, tokenizer="byte")
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # the same file does run its code where that is allowed
+    assert marker.exists()
+
+
+def test_a_bare_pickle_does_not_run_either(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    marker = tmp_path / "ran"
+    (tmp_path / "ckpt.pt").write_bytes(pickle.dumps(RunsCode(marker)))
+    refusal(tmp_path / "ckpt.pt")
+    assert not marker.exists()
+    assert not recwarn.list  # a warning would be printed beside the one sentence
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_pt_is_one_sentence(make_gpt: Make, tmp_path: Path, keep: float) -> None:
+    path = tmp_path / "ckpt.pt"
+    torch.save(nanogpt_content(make_gpt(1, vocab_size=BYTES)), path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(keep * len(raw))])
+    assert str(path) in refusal(path, tokenizer="byte")
+
+
+PT_DAMAGES: dict[str, Callable[[dict], object]] = {
+    "a list": lambda c: [1, 2],
+    "a tensor": lambda c: torch.zeros(3),
+    "bare weights": lambda c: c["model"],
+    "no arguments": lambda c: {"model": c["model"]},
+    "arguments a list": lambda c: c | {"model_args": [1]},
+    "weights a list": lambda c: c | {"model": [1]},
+    "no n_layer": lambda c: c | {"model_args": {**c["model_args"], "n_layer": None}},
+    "n_layer a text": lambda c: c | {"model_args": {**c["model_args"], "n_layer": "2"}},
+    "negative block": lambda c: c | {"model_args": {**c["model_args"], "block_size": -1}},
+    "another n_layer": lambda c: c | {"model_args": {**c["model_args"], "n_layer": 3}},
+    "fewer layers": lambda c: c | {"model_args": {**c["model_args"], "n_layer": 1}},
+    "another width": lambda c: c | {"model_args": {**c["model_args"], "n_embd": 32}},
+    "another vocabulary": lambda c: c | {"model_args": {**c["model_args"], "vocab_size": 300}},
+    "a vocabulary beyond all memory": lambda c: (
+        c | {"model_args": {**c["model_args"], "vocab_size": 2**62}}
+    ),
+    "a number of 70 bits": lambda c: c | {"model_args": {**c["model_args"], "block_size": 2**70}},
+    "heads that do not divide": lambda c: c | {"model_args": {**c["model_args"], "n_head": 3}},
+    "a weight missing": lambda c: (
+        c | {"model": {k: v for k, v in c["model"].items() if "ln_f.weight" not in k}}
+    ),
+    "no embedding": lambda c: (
+        c | {"model": {k: v for k, v in c["model"].items() if "wte" not in k}}
+    ),
+    "a weight too many": lambda c: c | {"model": {**c["model"], "extra.weight": torch.zeros(2)}},
+    "integers": lambda c: c | {"model": {k: v.int() for k, v in c["model"].items()}},
+    "a weight that is a number": lambda c: (
+        c | {"model": {**c["model"], "transformer.wte.weight": 1.0}}
+    ),
+    "a head of another dtype": lambda c: (
+        c | {"model": {**c["model"], "lm_head.weight": c["model"]["lm_head.weight"].half()[:9]}}
+    ),
+    "keys that are numbers": lambda c: c | {"model": dict(enumerate(c["model"].values()))},
+}
+
+
+@pytest.mark.parametrize("damage", PT_DAMAGES)
+def test_a_foreign_pt_is_one_sentence(make_gpt: Make, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "ckpt.pt"
+    torch.save(PT_DAMAGES[damage](nanogpt_content(make_gpt(1, vocab_size=BYTES))), path)
+    assert str(path) in refusal(path, tokenizer="byte")
+
+
+def test_a_head_stored_in_another_precision_loads(make_gpt: Make, tmp_path: Path) -> None:
+    model = make_gpt(1, vocab_size=BYTES, tied=False, dtype=torch.float32)
+    content = nanogpt_content(model)
+    content["model"]["lm_head.weight"] = model.lm_head.weight.detach().half()
+    torch.save(content, tmp_path / "ckpt.pt")
+    loaded = load_checkpoint(tmp_path / "ckpt.pt", tokenizer="byte").model
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight.half().float())
+
+
+@pytest.fixture
+def folder(checkpoint_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(checkpoint_folder, tmp_path / "model")
+
+
+def change_settings(folder: Path, **changes: object) -> None:
+    settings = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def change_architecture(folder: Path, **changes: object) -> None:
+    architecture = json.loads((folder / "config.json").read_text())["architecture"]
+    change_settings(folder, architecture=architecture | changes)
+
+
+def change_weights(folder: Path, function: Callable[[dict[str, Tensor]], dict]) -> None:
+    weights = folder / "model.safetensors"
+    save_file(function(load_file(weights)), weights)
+
+
+def truncate(path: Path, keep: float) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(keep * len(raw))])
+
+
+FOLDER_DAMAGES: dict[str, Callable[[Path], object]] = {
+    "weights empty": lambda f: truncate(f / "model.safetensors", 0.0),
+    "weights cut in the header": lambda f: truncate(f / "model.safetensors", 0.001),
+    "weights cut in half": lambda f: truncate(f / "model.safetensors", 0.5),
+    "weights cut at the end": lambda f: truncate(f / "model.safetensors", 0.999),
+    "weights of noise": lambda f: (f / "model.safetensors").write_bytes(b"\x93" * 5000),
+    "no weights": lambda f: (f / "model.safetensors").unlink(),
+    "weights a pickle": lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+    "no settings": lambda f: (f / "config.json").unlink(),
+    "settings empty": lambda f: truncate(f / "config.json", 0.0),
+    "settings cut": lambda f: truncate(f / "config.json", 0.5),
+    "settings binary": lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00\x80" * 9),
+    "settings a list": lambda f: (f / "config.json").write_text("[1, 2]"),
+    "settings a number": lambda f: (f / "config.json").write_text("7"),
+    "settings nested too deeply": lambda f: (f / "config.json").write_text('{"a":' * 100_000),
+    "settings foreign": lambda f: (f / "config.json").write_text('{"model_type": "llama"}'),
+    "settings of nothing": lambda f: (f / "config.json").write_text("{}"),
+    "another format": lambda f: change_settings(f, format="stateful_gpt.model/99"),
+    "no architecture": lambda f: change_settings(f, architecture=None),
+    "architecture a list": lambda f: change_settings(f, architecture=[1]),
+    "an unknown setting": lambda f: change_architecture(f, n_experts=4),
+    "layers a text": lambda f: change_architecture(f, n_layer="2"),
+    "no layers": lambda f: change_architecture(f, n_layer=0),
+    "one layer more": lambda f: change_architecture(f, n_layer=3),
+    "one layer less": lambda f: change_architecture(f, n_layer=1),
+    "heads that do not divide": lambda f: change_architecture(f, n_head=5),
+    "another block": lambda f: change_architecture(f, block_size=33),
+    "a vocabulary beyond all memory": lambda f: change_architecture(f, vocab_size=2**62),
+    "a number of 70 bits": lambda f: change_architecture(f, block_size=2**70),
+    "unknown activation": lambda f: change_architecture(f, activation="relu"),
+    "activation a list": lambda f: change_architecture(f, activation=["gelu"]),
+    "bias a text": lambda f: change_architecture(f, bias="no"),
+    "dropout a text": lambda f: change_architecture(f, dropout="0.0"),
+    "an unknown tokenizer": lambda f: change_settings(f, tokenizer="llama"),
+    "a tokenizer elsewhere": lambda f: change_settings(f, tokenizer="/etc/passwd"),
+    "tokenizer a list": lambda f: change_settings(f, tokenizer=["gpt2"]),
+    "tokenizer file missing": lambda f: change_settings(f, tokenizer="tokenizer.json"),
+    "tokenizer too large": lambda f: change_settings(f, tokenizer="gpt2"),
+    "a weight missing": lambda f: change_weights(
+        f, lambda s: {k: v for k, v in s.items() if k != "transformer.ln_f.weight"}
+    ),
+    "a weight too many": lambda f: change_weights(f, lambda s: s | {"extra": torch.zeros(1)}),
+    "a transposed weight": lambda f: change_weights(
+        f,
+        lambda s: {k: v.T.contiguous() if "attn.c_attn.w" in k else v for k, v in s.items()},
+    ),
+    "integers": lambda f: change_weights(f, lambda s: {k: v.int() for k, v in s.items()}),
+    "no weights at all": lambda f: change_weights(f, lambda s: {}),
+}
+
+
+@pytest.mark.parametrize("damage", FOLDER_DAMAGES)
+def test_a_damaged_folder_is_one_sentence(folder: Path, damage: str) -> None:
+    load_checkpoint(folder)  # undamaged it does load
+    FOLDER_DAMAGES[damage](folder)
+    refusal(folder)
+
+
+GPT2_DAMAGES: dict[str, tuple[dict[str, object], str]] = {
+    "n_head wrong": ({"n_head": 5}, "multiple of n_head"),
+    "n_layer wrong": ({"n_layer": 4}, "lacks the weights"),
+    "n_embd wrong": ({"n_embd": 28}, "must have shape"),
+    "n_positions missing": ({"n_positions": None}, "block_size"),
+    "another activation": ({"activation_function": "relu"}, "activation_function"),
+    "activation a list": ({"activation_function": ["gelu_new"]}, "activation_function"),
+    "another inner width": ({"n_inner": 50}, "n_inner"),
+    "unscaled attention": ({"scale_attn_weights": False}, "scale_attn_weights"),
+    "another epsilon": ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
+    "cross attention": ({"add_cross_attention": True}, "add_cross_attention"),
+}
+
+
+@pytest.mark.parametrize("damage", GPT2_DAMAGES)
+def test_a_published_folder_that_is_another_model_is_refused(
+    published: tuple[object, Path], tmp_path: Path, damage: str
+) -> None:
+    changes, words = GPT2_DAMAGES[damage]
+    folder = shutil.copytree(published[1], tmp_path / "model")
+    change_settings(folder, **changes)
+    assert words in refusal(folder, tokenizer="byte")
+
+
+def test_another_number_of_heads_that_divides_cannot_be_seen_in_shapes(
+    published: tuple[object, Path], tmp_path: Path
+) -> None:
+    # no shape depends on it: the file's own word is all there is, so it must not be defaulted
+    folder = shutil.copytree(published[1], tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["n_head"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert "n_head" in refusal(folder, tokenizer="byte")
+
+
+@pytest.mark.parametrize("kind", ["text", "image", "safetensors"])
+def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / {"text": "a.txt", "image": "a.png", "safetensors": "a.safetensors"}[kind]
+    if kind == "safetensors":
+        save_file({"a": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(b"hello\nworld\n" if kind == "text" else b"\x89PNG\r\n\x1a\n" + bytes(99))
+    assert path.name in refusal(path)
+
+
+def test_an_empty_folder_is_one_sentence(tmp_path: Path) -> None:
+    assert "config.json" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source", ["no/such/folder/at/all", "missing.pt", "/missing", "has space", "x" * 5000, "a\0b"]
+)
+def test_a_missing_file_is_one_sentence(source: str) -> None:
+    assert "there is no model" in refusal(source)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2-that-is-nowhere"])
+def test_a_hub_name_without_a_network_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    message = refusal(name)
+    assert "could not be downloaded" in message
+    assert "local folder" in message
+
+
+def test_a_tokenizer_that_does_not_fit_or_exist_is_one_sentence(checkpoint_folder: Path) -> None:
+    assert "has 50257 ids" in refusal(checkpoint_folder, tokenizer="gpt2")
+    assert "must be gpt2, byte" in refusal(checkpoint_folder, tokenizer="nowhere")
+
+
+def test_what_is_saved_next_to_it_is_the_tokenizer_it_names(folder: Path) -> None:
+    assert load_checkpoint(folder).tokenizer.n_vocab == load_tokenizer("byte").n_vocab

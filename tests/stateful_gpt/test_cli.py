@@ -1,0 +1,372 @@
+"""The command line: what it prints, how it exits, and one line for whatever is wrong."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from stateful_gpt.checkpoint import load_checkpoint, save_checkpoint
+from stateful_gpt.cli import main
+from stateful_gpt.feedback import FeedbackKind, TokenFeedback
+from stateful_gpt.generate import Sampling, Start, generate
+from stateful_gpt.model import GPT
+from stateful_gpt.recompute import RecomputeConfig
+from stateful_gpt.tokenizer import decode
+
+Capture = pytest.CaptureFixture[str]
+Run = Callable[..., tuple[int, str, str]]
+
+PROMPT = "The ship"
+
+
+@pytest.fixture
+def run(checkpoint_folder: Path, capsys: Capture) -> Run:
+    """Run the command in this process: exit code, standard output, standard error."""
+
+    def call(*arguments: str, model: str | Path = checkpoint_folder) -> tuple[int, str, str]:
+        options = ["--model", str(model), "--device", "cpu", *arguments]
+        if "--prompt" not in arguments:
+            options += ["--prompt", PROMPT]
+        try:
+            code = main(options)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "stateful_gpt.generate",
+        "--model",
+        str(folder),
+        "--device",
+        "cpu",
+        *arguments,
+    ]
+
+
+# --- what it prints -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [kind.value for kind in FeedbackKind])
+@pytest.mark.parametrize("strength", ["0", "0.5", "-0.5"])
+def test_the_text_is_what_the_library_generates(
+    run: Run, checkpoint_folder: Path, kind: str, strength: str
+) -> None:
+    code, out, _ = run(
+        *("--max_new_tokens", "12", "--greedy"),
+        *("--feedback", kind, "--strength", strength, "--iterations", "3", "--tolerance", "0"),
+    )
+    checkpoint = load_checkpoint(checkpoint_folder)
+    feedback = TokenFeedback(FeedbackKind(kind), float(strength))
+    result = generate(
+        checkpoint.model,
+        [list(PROMPT.encode())],
+        max_new_tokens=12,
+        feedback=feedback,
+        config=RecomputeConfig(iterations=3),
+        start=Start.CARRIED,
+        sampling=Sampling(vocab_size=257, end_token=256),
+    )
+    new = [token for token in result.tokens[0][len(PROMPT) :] if token != 256]
+    assert code == 0
+    assert out == PROMPT + decode(checkpoint.tokenizer, new) + "\n"
+
+
+def test_sampling_is_the_librarys_with_the_seed(run: Run, checkpoint_folder: Path) -> None:
+    code, out, err = run(
+        *("--max_new_tokens", "20", "--temperature", "1.3", "--top_k", "9", "--seed", "5")
+    )
+    checkpoint = load_checkpoint(checkpoint_folder)
+    result = generate(
+        checkpoint.model,
+        [list(PROMPT.encode())],
+        max_new_tokens=20,
+        feedback=TokenFeedback(strength=0.0),
+        config=RecomputeConfig(iterations=1),
+        sampling=Sampling(temperature=1.3, top_k=9, vocab_size=257, end_token=256),
+        generator=torch.Generator().manual_seed(5),
+    )
+    new = [token for token in result.tokens[0][len(PROMPT) :] if token != 256]
+    assert (code, err) == (0, "")
+    assert out == PROMPT + decode(checkpoint.tokenizer, new) + "\n"
+
+
+def test_standard_output_has_only_the_text(run: Run) -> None:
+    # one pass a token cannot settle, which is said on standard error
+    code, out, err = run(
+        *("--max_new_tokens", "5", "--greedy", "--strength", "1", "--iterations", "1"),
+        *("--start", "cold"),
+    )
+    assert code == 0
+    assert out.startswith(PROMPT)
+    assert "settled" not in out
+    assert "had not settled after 1 passes" in err
+    assert err.count("\n") == 1
+
+
+def test_no_new_tokens_is_the_prompt(run: Run) -> None:
+    assert run("--max_new_tokens", "0") == (0, PROMPT + "\n", "")
+
+
+def test_the_same_seed_is_the_same_text(run: Run) -> None:
+    texts = [run("--max_new_tokens", "30", "--seed", seed)[1] for seed in ("1", "1", "2")]
+    assert texts[0] == texts[1] != texts[2]
+    greedy = [run("--max_new_tokens", "30", "--greedy", "--seed", seed)[1] for seed in "12"]
+    assert greedy[0] == greedy[1]
+
+
+@pytest.mark.parametrize("strength", ["-1", "-.5", "-0.5", "-1e-3", "-2.5E-1"])
+def test_a_negative_strength_needs_no_equals_sign(run: Run, strength: str) -> None:
+    # argparse takes what begins with a dash for an option unless it looks like a number
+    code, out, _ = run("--max_new_tokens", "2", "--greedy", "--strength", strength)
+    assert code == 0
+    assert (code, out) == run("--max_new_tokens", "2", "--greedy", f"--strength={strength}")[:2]
+
+
+def test_the_smallest_strength_and_the_largest_seed_are_accepted(run: Run) -> None:
+    code, _, err = run("--max_new_tokens", "2", "--seed", str(2**63 - 1), "--strength=-1e-300")
+    assert code == 0
+    assert "Traceback" not in err
+
+
+def test_a_dash_reads_the_prompt_from_standard_input(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Anna said\nno"))
+    code, out, err = run("--prompt", "-", "--max_new_tokens", "0")
+    assert (code, out, err) == (0, "Anna said\nno\n", "")
+
+
+def test_a_prompt_longer_than_the_block_is_continued(run: Run) -> None:
+    prompt = "a long prompt, " * 5  # 75 bytes for a block of 32
+    code, out, err = run("--prompt", prompt, "--max_new_tokens", "3", "--greedy")
+    assert (code, err) == (0, "")
+    assert out.startswith(prompt)
+
+
+def test_characters_cut_by_tokens_are_put_together(run: Run, checkpoint_folder: Path) -> None:
+    # whatever bytes a byte model draws, the output is text
+    code, out, _ = run("--prompt", "é☃", "--max_new_tokens", "40", "--temperature", "3")
+    assert code == 0
+    assert out.startswith("é☃")
+    out.encode("utf-8")
+
+
+def test_the_end_token_is_not_printed(make_ending: Path, run: Run) -> None:
+    code, out, err = run("--max_new_tokens", "50", "--greedy", model=make_ending)
+    assert (code, out, err) == (0, PROMPT + "\n", "")
+
+
+@pytest.fixture
+def make_ending(make_gpt: Callable[..., GPT], tmp_path: Path) -> Path:
+    """A model that always ends the text."""
+    model = make_gpt(1, vocab_size=257, tied=False, dtype=torch.float32)
+    with torch.no_grad():
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.fill_(1.0)
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[256] = 5.0
+    save_checkpoint(model, tmp_path / "ending", tokenizer="byte")
+    return tmp_path / "ending"
+
+
+# --- as a process -------------------------------------------------------------------------------
+
+
+def test_the_process_prints_the_text_and_exits_with_0(run: Run, checkpoint_folder: Path) -> None:
+    arguments = ["--prompt", "-", "--max_new_tokens", "8", "--greedy", "--strength", "0.5"]
+    done = subprocess.run(
+        command(checkpoint_folder, *arguments), input=PROMPT.encode(), capture_output=True
+    )
+    assert done.returncode == 0
+    assert done.stderr == b""
+    _, out, _ = run(*("--max_new_tokens", "8", "--greedy", "--strength", "0.5"))
+    assert done.stdout.decode() == out
+
+
+def test_a_closed_pipe_is_silent(checkpoint_folder: Path) -> None:
+    process = subprocess.Popen(
+        command(checkpoint_folder, "--prompt", "x" * 20, "--max_new_tokens", "2000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read(10) == b"x" * 10  # as ``head -c 10`` would
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 0
+    assert err == b""
+
+
+def test_a_process_given_nonsense_exits_with_2_and_no_traceback(checkpoint_folder: Path) -> None:
+    done = subprocess.run(
+        command(checkpoint_folder, "--prompt", "x", "--strength", "nan"), capture_output=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert b"Traceback" not in done.stderr
+    assert b"must be a finite number, got nan" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("by", ["stdin", "argument"])
+def test_a_prompt_that_is_no_utf8_is_one_line(checkpoint_folder: Path, by: str) -> None:
+    raw = b"\xff\xfe\x80"
+    prompt = "-" if by == "stdin" else os.fsdecode(raw)
+    done = subprocess.run(
+        command(checkpoint_folder, "--max_new_tokens", "2", "--prompt", prompt),
+        input=raw,
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(b"generate: ")
+
+
+# --- refused arguments: exit code 2 -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--strength", "nan"], "finite"),
+        (["--strength", "inf"], "finite"),
+        (["--strength=-inf"], "finite"),
+        (["--strength", "1e999"], "finite"),
+        (["--strength", "strong"], "strength"),
+        (["--iterations", "0"], "at least 1"),
+        (["--iterations", "-3"], "at least 1"),
+        (["--iterations", "2.5"], "whole number"),
+        (["--max_new_tokens", "-1"], "at least 0"),
+        (["--max_new_tokens", "many"], "whole number"),
+        (["--temperature", "0"], "above 0"),
+        (["--temperature", "-1"], "above 0"),
+        (["--temperature", "nan"], "finite"),
+        (["--top_k", "0"], "at least 1"),
+        (["--seed", "-1"], "at least 0"),
+        (["--seed", "1.5"], "whole number"),
+        (["--seed", str(2**70)], "seed"),
+        (["--tolerance", "-0.1"], "at least 0"),
+        (["--tolerance", "nan"], "finite"),
+        (["--greedy", "--temperature", "1"], "--greedy"),
+        (["--greedy", "--top_k", "5"], "--greedy"),
+        (["--feedback", "magic"], "log_prob"),
+        (["--start", "warm"], "carried"),
+        (["--device", "tpu"], "cuda"),
+        (["--dtype", "int8"], "float32"),
+        (["--beam", "4"], "--beam"),
+        (["surplus"], "surplus"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence_and_exit_code_2(
+    run: Run, arguments: list[str], words: str
+) -> None:
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert "error: " in last
+    assert words in last
+
+
+def test_a_missing_prompt_is_exit_code_2(checkpoint_folder: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--model", str(checkpoint_folder)])
+    assert stop.value.code == 2
+    assert "--prompt" in capsys.readouterr().err
+
+
+def test_help_names_every_option(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for option in ("prompt", "max_new_tokens", "temperature", "greedy", "top_k", "model"):
+        assert f"--{option}" in out
+    for option in ("feedback", "strength", "iterations", "seed", "tolerance", "start"):
+        assert f"--{option}" in out
+
+
+# --- failures: exit code 1 ----------------------------------------------------------------------
+
+
+def assert_one_line(result: tuple[int, str, str], words: str) -> None:
+    code, out, err = result
+    assert code == 1
+    assert out == ""
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 1
+    assert err.startswith("generate: ")
+    assert words in err
+
+
+def test_an_empty_prompt_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_one_line(run("--prompt", ""), "prompt is empty")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert_one_line(run("--prompt", "-"), "prompt is empty")
+
+
+@pytest.mark.parametrize("name", ["/missing", "missing.pt", "x" * 5000, "a\nb"])
+def test_a_missing_model_is_one_line(run: Run, name: str) -> None:
+    assert_one_line(run(model=name), "there is no model")
+
+
+def test_a_damaged_model_is_one_line(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    path.write_bytes(b"not a model")
+    assert_one_line(run(model=path), str(path))
+    assert_one_line(run(model=tmp_path), "config.json")
+
+
+def test_a_tokenizer_that_does_not_fit_is_one_line(run: Run) -> None:
+    assert_one_line(run("--tokenizer", "gpt2"), "50257 ids")
+    assert_one_line(run("--tokenizer", "nowhere.json"), "must be gpt2, byte")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_cuda_asked_for_and_absent_is_one_line(run: Run) -> None:
+    assert_one_line(run("--device", "cuda"), "no CUDA device")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--temperature", "1e-300"],
+        ["--temperature", "1e-44"],
+        ["--temperature", "1e300"],
+        ["--temperature", "1e-300", "--top_k", "3"],
+    ],
+)
+def test_an_extreme_temperature_still_draws(run: Run, arguments: list[str]) -> None:
+    code, out, err = run("--max_new_tokens", "3", *arguments)
+    assert code == 0
+    assert out.startswith(PROMPT)
+    assert err == ""
+
+
+@pytest.mark.parametrize("kind", ["log_prob", "logit", "prob"])
+@pytest.mark.parametrize("strength", ["1e38", "-1e38", "1e300", "-1e300"])
+@pytest.mark.parametrize("mode", [["--greedy"], ["--temperature", "1"]])
+def test_an_absurd_strength_ends_in_a_sentence_at_worst(
+    run: Run, kind: str, strength: str, mode: list[str]
+) -> None:
+    code, out, err = run(
+        "--max_new_tokens", "4", "--feedback", kind, f"--strength={strength}", *mode
+    )
+    assert out.startswith(PROMPT)
+    assert "Traceback" not in err
+    if code:
+        assert code == 1
+        assert "diverged" in err

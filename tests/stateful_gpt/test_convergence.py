@@ -1,0 +1,111 @@
+"""Numbers of hand-made trajectories, whose answers are known without a model."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stateful_gpt.convergence import (
+    contraction_rate,
+    error_max,
+    iterations_to_tolerance,
+    mean_nll,
+    rounding_floor,
+    settled_prefix,
+)
+
+FINAL = torch.tensor([0.0, -1.0, -2.0, -3.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("log_probs", "prefix"),
+    [
+        ([0.0, -1.0, -2.0, -3.0], 4),
+        ([0.0, -1.0, -2.0, -3.5], 3),
+        ([0.0, -1.5, -2.0, -3.0], 1),  # later agreement does not count
+        ([0.5, -1.0, -2.0, -3.0], 0),
+        ([0.0, -1.1, -1.9, -3.0], 4),  # exactly at the tolerance is within it
+        ([0.0, -1.0, math.nan, -3.0], 2),
+        ([0.0, -math.inf, -2.0, -3.0], 1),
+    ],
+)
+def test_settled_prefix_counts_leading_positions(log_probs: list[float], prefix: int) -> None:
+    values = torch.tensor(log_probs, dtype=torch.float64)
+    # a tenth and a rounding: -1.1 is not 0.1 away from -1 in binary
+    assert settled_prefix(values, FINAL, tolerance=0.1 + 1e-12) == prefix
+
+
+def test_settled_prefix_of_tolerance_zero_wants_equality() -> None:
+    assert settled_prefix(FINAL, FINAL, tolerance=0.0) == 4
+    assert settled_prefix(FINAL + 1e-16, FINAL, tolerance=0.0) == 0
+
+
+def test_error_max_is_the_largest_distance() -> None:
+    assert error_max(FINAL + torch.tensor([0.0, 0.5, -2.0, 1.0]), FINAL) == 2.0
+    assert math.isnan(error_max(FINAL + torch.tensor([0.0, math.nan, 0.0, 0.0]), FINAL))
+
+
+def test_nll_is_the_mean_over_predicted_positions() -> None:
+    assert mean_nll(FINAL) == 2.0  # position 0 is given, not predicted
+    assert mean_nll(FINAL[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ([], None),
+        ([1.0, 0.5, 0.2], None),
+        ([0.1], 1),
+        ([1.0, 0.1, 0.01], 2),
+        ([0.05, 0.5, 0.1, 0.0], 3),  # it must stay there
+        ([1.0, 0.05, 0.2], None),
+        ([1.0, math.nan, 0.05], 3),
+        ([1.0, 0.05, math.nan], None),
+    ],
+)
+def test_iterations_to_tolerance_is_the_first_pass_that_stays(
+    errors: list[float], expected: int | None
+) -> None:
+    assert iterations_to_tolerance(errors, tolerance=0.1) == expected
+
+
+@given(
+    factor=st.floats(0.01, 3.0),
+    scale=st.floats(1e-3, 10.0),
+    count=st.integers(3, 30),
+)
+def test_a_known_contraction_factor_is_recovered(factor: float, scale: float, count: int) -> None:
+    errors = [scale * factor**n for n in range(count)]
+    above = 0
+    for error in errors:
+        if error <= 1e-14:
+            break
+        above += 1
+    rate = contraction_rate(errors, floor=1e-14)
+    if above < 3:
+        assert rate is None
+    else:
+        assert rate == pytest.approx(factor, rel=1e-9)
+
+
+def test_rounding_does_not_bend_the_rate() -> None:
+    # 0.1 a pass down to 1e-12, then noise: only what is above the floor is fitted
+    errors = [10.0**-n for n in range(1, 13)] + [3e-16, 2e-16, 3e-16, 0.0]
+    assert contraction_rate(errors, floor=1e-15) == pytest.approx(0.1, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [[], [1.0], [1.0, 0.5], [1.0, 0.5, 0.0, 0.5, 0.25], [math.nan] * 5, [1.0, math.inf, 1.0]],
+)
+def test_a_rate_that_cannot_be_fitted_is_missing(errors: list[float]) -> None:
+    assert contraction_rate(errors, floor=1e-12) is None
+
+
+def test_rounding_floor_follows_the_dtype() -> None:
+    values = torch.tensor([0.0, -8.0])
+    assert rounding_floor(values) == 32 * 2**-23 * 8
+    assert rounding_floor(values.double()) == 32 * 2**-52 * 8
+    assert rounding_floor(values.double() / 100) == 32 * 2**-52  # never below that of 1 nat

@@ -1,0 +1,384 @@
+"""The fixed-point loop on toy passes: when it ends, with what outcome, and that rows are alone.
+
+Shapes: B batch, T positions.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stateful_gpt.recompute import (
+    Iteration,
+    Outcome,
+    RecomputeConfig,
+    Recomputed,
+    Said,
+    recompute,
+)
+
+
+def saying(function: Callable[[Tensor], Tensor], *, batch: int = 1, length: int = 4) -> Callable:
+    """A pass whose state is its log-probabilities, and whose output is twice that."""
+
+    def run(state: Tensor | None) -> Said:
+        fed = torch.zeros(batch, length, dtype=torch.float64) if state is None else state
+        values = function(fed)
+        return Said(state=values, log_probs=values, output=2 * values)
+
+    return run
+
+
+def triangular_pass(batch: int, length: int, *, seed: int = 0, gain: float = 1.0) -> Callable:
+    """What it says of position j is a function of the state before j, never exactly 0."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = gain * torch.randn(length, length, generator=generator, dtype=torch.float64).tril(-1)
+    drive = 1 + torch.rand(batch, length, generator=generator, dtype=torch.float64)
+    drive[:, 0] = 0.0
+
+    def says(fed: Tensor) -> Tensor:
+        # written as a loop over rows: a matrix product may round a row by its batch mates
+        return torch.stack(
+            [(weights @ fed[b]).sin() - drive[b] for b in range(batch)]
+        ) * torch.tensor([0.0] + [1.0] * (length - 1), dtype=torch.float64)
+
+    return saying(says, batch=batch, length=length)
+
+
+def run(
+    a_pass: Callable,
+    *,
+    iterations: int = 64,
+    tolerance: float = 0.0,
+    damping: float = 1.0,
+    lengths: Sequence[int] = (4,),
+    **options: object,
+) -> tuple[Recomputed, list[Iteration]]:
+    seen: list[Iteration] = []
+    result = recompute(
+        a_pass,
+        config=RecomputeConfig(iterations=iterations, tolerance=tolerance, damping=damping),
+        lengths=list(lengths),
+        observe=seen.append,
+        **options,
+    )
+    return result, seen
+
+
+# --- stopping -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5, 17])
+def test_tolerance_zero_runs_exactly_the_iterations(iterations: int) -> None:
+    for a_pass in (triangular_pass(1, 4), saying(lambda fed: -fed - 1)):
+        result, seen = run(a_pass, iterations=iterations)
+        assert [it.number for it in seen] == list(range(1, iterations + 1))
+        assert result.iterations == [iterations]
+
+
+@given(length=st.integers(1, 9), seed=st.integers(0, 2**31))
+def test_a_triangular_pass_is_settled_at_the_bound(length: int, seed: int) -> None:
+    result, seen = run(triangular_pass(1, length, seed=seed), tolerance=1e-15, lengths=[length])
+    assert result.outcomes == [Outcome.SETTLED]
+    assert result.iterations == [max(1, length - 1)]
+    assert len(seen) == max(1, length - 1)
+    assert result.settled == [length]
+
+
+def test_with_tolerance_zero_the_outcome_is_settled_from_the_bound_on() -> None:
+    expected = [Outcome.ITERATION_LIMIT] * 2 + [Outcome.SETTLED] * 3
+    for iterations, outcome in enumerate(expected, start=1):
+        result, _ = run(triangular_pass(1, 4), iterations=iterations)
+        assert result.outcomes == [outcome]
+
+
+def test_a_step_of_exactly_zero_is_settled_though_no_theorem_says_so() -> None:
+    result, seen = run(saying(lambda fed: fed * 0 - 3), tolerance=1e-9, triangular=False)
+    assert result.outcomes == [Outcome.SETTLED]
+    # pass 1 says -3 of a state of 0; pass 2 says -3 of -3
+    assert result.iterations == [2]
+    assert seen[1].step_max == [0.0]
+
+
+@given(factor=st.floats(0.05, 0.9), tolerance=st.floats(1e-9, 1e-2))
+def test_within_tolerance_at_the_first_small_enough_step(factor: float, tolerance: float) -> None:
+    result, seen = run(
+        saying(lambda fed: factor * fed - 1), iterations=500, tolerance=tolerance, triangular=False
+    )
+    # the step of pass n is factor ** (n - 1): the values are -(1 + f + ... + f ** (n - 1))
+    steps = [it.step_max[0] for it in seen[1:] if it.step_max]
+    for n, step in enumerate(steps, start=2):
+        assert step == pytest.approx(factor ** (n - 1), abs=1e-14)
+    assert all(step > tolerance for step in steps[:-1])
+    assert steps[-1] <= tolerance
+    assert result.outcomes == [Outcome.WITHIN_TOLERANCE]
+    assert result.iterations == [len(steps) + 1]
+
+
+def test_running_out_of_iterations_is_said_so() -> None:
+    result, seen = run(
+        saying(lambda fed: 0.99 * fed - 1), iterations=7, tolerance=1e-6, triangular=False
+    )
+    assert result.outcomes == [Outcome.ITERATION_LIMIT]
+    assert result.iterations == [7]
+    assert len(seen) == 7
+
+
+def test_the_first_pass_has_no_step_and_steps_have_their_size() -> None:
+    values = iter([[0.0, -1.0, -2.0, -9.0], [0.0, -1.5, -1.0, -100.0]])
+
+    def one(_: Tensor | None) -> Said:
+        row = torch.tensor([next(values)], dtype=torch.float64)
+        return Said(row, row, row)
+
+    _, seen = run(one, iterations=2, lengths=[3])  # the fourth position is padding
+    assert seen[0].step_max is None
+    assert seen[0].step_rms is None
+    assert seen[1].step_max == [1.0]
+    assert seen[1].step_rms == [pytest.approx(math.sqrt((0.25 + 1.0) / 3))]
+
+
+# --- cycles -------------------------------------------------------------------------------------
+
+
+def test_an_exact_two_cycle() -> None:
+    result, seen = run(saying(lambda fed: -1 - fed), tolerance=1e-6, triangular=False)
+    assert result.outcomes == [Outcome.CYCLE]
+    # -1, 0, -1, 0: two returns, at passes 3 and 4, are one whole period
+    assert result.iterations == [4]
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("period", [2, 3, 5, 8])
+def test_cycles_up_to_the_longest_period(period: int) -> None:
+    def turn(fed: Tensor) -> Tensor:
+        return -((-fed + 1) % period)
+
+    result, _ = run(saying(turn), tolerance=1e-6, triangular=False)
+    assert result.outcomes == [Outcome.CYCLE]
+    assert result.iterations == [2 * period]
+
+
+def test_a_longer_period_is_not_called_a_cycle() -> None:
+    result, _ = run(
+        saying(lambda fed: -((-fed + 1) % 9)), tolerance=1e-6, triangular=False, iterations=60
+    )
+    assert result.outcomes == [Outcome.ITERATION_LIMIT]
+
+
+def test_a_cycle_up_to_rounding_is_one_and_a_slow_spiral_is_not() -> None:
+    def almost(factor: float) -> Callable:
+        # each pass turns the distance from the fixed point, -0.5, over and scales it
+        return saying(lambda fed: -0.5 - factor * (fed + 0.5))
+
+    rounding, _ = run(almost(1.0 - 2**-53), tolerance=1e-9, triangular=False)
+    assert rounding.outcomes == [Outcome.CYCLE]
+    spiral, _ = run(almost(1.0 - 1e-6), tolerance=1e-9, triangular=False)
+    assert spiral.outcomes == [Outcome.ITERATION_LIMIT]
+
+
+def test_a_cycle_runs_on_when_all_iterations_are_wanted() -> None:
+    result, seen = run(saying(lambda fed: -1 - fed), iterations=11, triangular=False)
+    assert len(seen) == 11
+    assert result.outcomes == [Outcome.CYCLE]
+
+
+def test_settling_is_no_cycle() -> None:
+    result, _ = run(saying(lambda fed: 0 * fed - 1), iterations=20, triangular=False)
+    assert result.outcomes == [Outcome.SETTLED]
+
+
+# --- divergence ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_divergence_ends_the_row_at_the_pass_that_shows_it(
+    poison: float, tolerance: float, at: int
+) -> None:
+    count = 0
+
+    def says(fed: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        values = fed - 1
+        if count == at:
+            values[0, 2] = poison
+        return values
+
+    result, seen = run(saying(says), tolerance=tolerance, triangular=False, iterations=9)
+    assert result.outcomes == [Outcome.DIVERGED]
+    assert result.iterations == [at]
+    assert len(seen) == at
+
+
+def test_padding_may_say_anything() -> None:
+    def says(fed: Tensor) -> Tensor:
+        values = 0 * fed.nan_to_num() - 1
+        values[:, 2:] = math.nan
+        return values
+
+    result, _ = run(saying(says), tolerance=1e-3, lengths=[2], triangular=False)
+    assert result.outcomes == [Outcome.SETTLED]
+
+
+def test_a_divergence_after_the_bound_is_still_one() -> None:
+    count = 0
+
+    def says(fed: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return fed * 0 + (math.nan if count == 6 else -1.0)
+
+    result, _ = run(saying(says), iterations=9)
+    assert result.outcomes == [Outcome.DIVERGED]
+    assert result.iterations == [6]
+
+
+# --- damping ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=8)
+@given(damping=st.floats(0.2, 0.95), seed=st.integers(0, 2**31))
+def test_damping_keeps_the_fixed_point_and_loses_the_finite_end(damping: float, seed: int) -> None:
+    a_pass = triangular_pass(1, 5, seed=seed, gain=0.5)
+    plain, _ = run(a_pass, iterations=4, lengths=[5])
+    # 600 passes at a damping of 0.2: 0.8 ** 600 = 1e-58, times powers of 600 for the chain of five
+    damped, _ = run(a_pass, iterations=600, damping=damping, lengths=[5])
+    assert (damped.said.log_probs - plain.said.log_probs).abs().max() <= 1e-12
+    at_the_bound, _ = run(a_pass, iterations=4, damping=damping, lengths=[5])
+    assert (at_the_bound.said.log_probs - plain.said.log_probs).abs().max() > 1e-9
+    assert at_the_bound.outcomes == [Outcome.ITERATION_LIMIT]
+    assert at_the_bound.settled == [1]
+
+
+@pytest.mark.parametrize("damping", [0.25, 1.0])
+@pytest.mark.parametrize("cold", [True, False])
+def test_damping_mixes_what_was_fed_with_what_was_said(damping: float, cold: bool) -> None:
+    start = torch.tensor([[0.0, -4.0, -3.0, -2.0]], dtype=torch.float64)
+    fed: list[Tensor | None] = []
+    inner = saying(lambda state: 0.3 * state - 1)
+
+    def spy(state: Tensor | None) -> Said:
+        fed.append(state)
+        return inner(state)
+
+    run(spy, iterations=4, damping=damping, start=None if cold else start, triangular=False)
+    assert (fed[0] is None) == cold
+    state = torch.zeros(1, 4, dtype=torch.float64) if cold else start
+    for given_state in fed[1:]:
+        state = (1 - damping) * state + damping * (0.3 * state - 1)
+        assert given_state is not None
+        assert (given_state - state).abs().max() <= 1e-15
+
+
+def test_damping_tames_a_cycle() -> None:
+    result, _ = run(saying(lambda fed: -1 - fed), damping=0.5, tolerance=1e-9, triangular=False)
+    assert result.outcomes == [Outcome.SETTLED]
+    assert (result.said.log_probs + 0.5).abs().max() == 0.0  # -1/2 = -1 - (-1/2)
+
+
+# --- what is known to be settled ----------------------------------------------------------------
+
+
+@given(
+    length=st.integers(2, 10),
+    known=st.integers(1, 10),
+    iterations=st.integers(1, 12),
+    seed=st.integers(0, 2**31),
+)
+def test_a_right_prefix_of_k_is_k_plus_n_after_n_passes(
+    length: int, known: int, iterations: int, seed: int
+) -> None:
+    known = min(known, length)
+    a_pass = triangular_pass(1, length, seed=seed)
+    exact = run(a_pass, iterations=length, lengths=[length])[0].said.state
+    start = exact.clone()
+    start[:, known:] = -7.5  # wrong from there on
+    result, _ = run(a_pass, iterations=iterations, lengths=[length], start=start, settled=[known])
+    right = result.settled[0]
+    assert right == min(length, known + iterations)
+    assert torch.equal(result.said.state[:, :right], exact[:, :right])
+    enough = max(1, length - known)
+    settled = iterations >= enough
+    assert result.outcomes == [Outcome.SETTLED if settled else Outcome.ITERATION_LIMIT]
+    stopped, _ = run(a_pass, tolerance=1e-300, lengths=[length], start=start, settled=[known])
+    assert stopped.iterations == [enough]
+    assert torch.equal(stopped.said.state, exact)
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+def mixed_pass(factors: Sequence[float], length: int) -> Callable:
+    """Row b goes its own way: contraction, cycle or explosion, by its factor."""
+    column = torch.tensor(factors, dtype=torch.float64)[:, None]
+    return saying(lambda fed: column * fed - 1, batch=len(factors), length=length)
+
+
+FATES = [
+    (0.1, Outcome.WITHIN_TOLERANCE),
+    (0.7, Outcome.WITHIN_TOLERANCE),
+    (-1.0, Outcome.CYCLE),
+    (0.0, Outcome.SETTLED),
+    (1e200, Outcome.DIVERGED),
+    (1.0, Outcome.ITERATION_LIMIT),
+]
+
+
+@given(rows=st.lists(st.sampled_from(FATES), min_size=1, max_size=5), data=st.data())
+def test_rows_end_independently_and_do_not_depend_on_their_mates(
+    rows: list[tuple[float, Outcome]], data: st.DataObject
+) -> None:
+    lengths = [data.draw(st.integers(1, 4)) for _ in rows]
+    together, seen = run(
+        mixed_pass([factor for factor, _ in rows], 4),
+        tolerance=1e-6,
+        lengths=lengths,
+        triangular=False,
+        iterations=50,
+    )
+    assert together.outcomes == [outcome for _, outcome in rows]
+    for row, (factor, _) in enumerate(rows):
+        alone, seen_alone = run(
+            mixed_pass([factor], 4),
+            tolerance=1e-6,
+            lengths=lengths[row : row + 1],
+            triangular=False,
+            iterations=50,
+        )
+        assert together.iterations[row] == alone.iterations[0]
+        assert together.settled[row] == alone.settled[0]
+        for ours, theirs in (
+            (together.said.state, alone.said.state),
+            (together.said.log_probs, alone.said.log_probs),
+            (together.said.output, alone.said.output),
+        ):
+            assert torch.equal(ours[row].nan_to_num(7.0), theirs[0].nan_to_num(7.0))
+        running = [it.running[row] for it in seen]
+        n = alone.iterations[0]
+        assert running == [True] * n + [False] * (len(seen) - n)
+        assert len(seen_alone) == n
+        steps = [it.step_max[row] for it in seen[1:n] if it.step_max]
+        steps_alone = [it.step_max[0] for it in seen_alone[1:] if it.step_max]
+        assert steps == steps_alone or any(math.isnan(s) for s in steps)
+    assert len(seen) == max(together.iterations)
+
+
+def test_hidden_states_of_rank_three_are_a_state_too() -> None:
+    counts = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)[:, None]
+
+    def one(state: Tensor | None) -> Said:
+        fed = torch.zeros(2, 3, 5, dtype=torch.float64) if state is None else state
+        values = counts * (fed.roll(1, dims=1) - 1)  # one less than the position before
+        return Said(values, values.sum(dim=2), values)
+
+    result, _ = run(one, lengths=[3, 2], tolerance=1e-9)
+    assert result.outcomes == [Outcome.SETTLED, Outcome.SETTLED]
+    assert result.iterations == [2, 1]
+    assert result.said.log_probs.tolist() == [[0.0, -5.0, -10.0], [0.0, -5.0, -5.0]]
