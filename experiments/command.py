@@ -5,9 +5,10 @@ Exit codes: 0 all done, 1 a run failed, 2 the settings are wrong, 130 interrupte
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -35,18 +36,48 @@ class Remember(Callback):
         Remember.config = config
 
 
+@contextmanager
+def saying_why() -> Iterator[None]:
+    """Around a job: say at once why it broke off, for Hydra hands on a sweep's first error only."""
+    try:
+        yield
+    except (ConfigError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise
+
+
+class _WithoutJobLine:
+    """A stream without the line in which Hydra repeats the overrides of a job that failed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if text.startswith("Error executing job with overrides"):
+            return len(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def run_command(job: Callable[[], Any], *, after: Callable[[DictConfig], None]) -> int:
     """Run a Hydra main function; then ``after``, also when jobs of a sweep failed."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them
     code = 0
     try:
-        job()
+        with redirect_stderr(_WithoutJobLine(sys.stderr)):
+            job()
     except (HydraException, OmegaConfBaseException) as error:
         return _say(sentence(error), 2)
-    except ConfigError as error:
-        code = _say(str(error), 2)
-    except RunError as error:
-        code = _say(str(error), 1)
+    except ConfigError:
+        code = 2
+    except RunError:
+        code = 1
+    except ValueError as error:
+        if Remember.config is not None:
+            raise
+        return _say(f"an override cannot be read: {error}", 2)  # Hydra's, on ``=1``
     except OSError as error:
         return _say(f"runs_dir: {error.filename!r} cannot be written ({error.strerror})", 1)
     except KeyboardInterrupt:

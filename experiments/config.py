@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -25,6 +26,7 @@ STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 TRACKING_MODES = ("offline", "online", "disabled")
 STRATEGIES = ("greedy", "sample")
 SOLVERS = ("full",)
+LARGEST_SEED = 2**32 - 1  # numbers made from several seeds must fit into PyTorch's 64 bits
 
 
 class ConfigError(ValueError):
@@ -103,6 +105,7 @@ class ConvergeSettings:
 
     def check(self) -> None:
         """Raise ConfigError at the first value that is impossible."""
+        check_common(self.device, self.tracking, self.seed)
         _one_of("feedback.kind", self.feedback.kind, [kind.value for kind in FeedbackKind])
         _finite("feedback.strength", self.feedback.strength)
         if self.feedback.layers != "all":
@@ -131,7 +134,7 @@ class ConvergeSettings:
             )
         if self.generation.top_k is not None:
             _at_least("generation.top_k", self.generation.top_k, 1)
-        _at_least("generation.seed", self.generation.seed, 0)
+        _seed("generation.seed", self.generation.seed)
         _one_of("prompts.source", self.prompts.source, ("builtin", "file"))
         if self.prompts.source == "file" and self.prompts.file is None:
             raise ConfigError("prompts=file needs prompts.file, a .txt or .jsonl file, got nothing")
@@ -139,7 +142,6 @@ class ConvergeSettings:
             _at_least("prompts.limit", self.prompts.limit, 1)
         if self.prompts.max_tokens is not None:
             _at_least("prompts.max_tokens", self.prompts.max_tokens, 1)
-        check_common(self.device, self.tracking, self.seed)
         if not STUDY_NAME.fullmatch(self.study):
             raise ConfigError(
                 "study must be 1 to 100 letters, digits, dots, dashes or underscores and begin"
@@ -230,7 +232,7 @@ def check_common(device: DeviceSettings, tracking: TrackingSettings, seed: int) 
     _one_of("device.name", device.name, DEVICES)
     _one_of("device.dtype", device.dtype, DTYPES)
     _one_of("tracking.mode", tracking.mode, TRACKING_MODES)
-    _at_least("seed", seed, 0)
+    _seed("seed", seed)
 
 
 def register_schemas() -> None:
@@ -263,6 +265,8 @@ def to_settings(config: DictConfig, schema: type[T]) -> T:
 
 def sentence(error: BaseException) -> str:
     """What Hydra or OmegaConf has to say, as one sentence with what is allowed."""
+    if isinstance(error, OverrideParseException):
+        return f"the override {error.override!r} cannot be read: it must be key=value"
     said = [_first_line(error)]
     cause = error.__cause__
     while cause is not None:
@@ -279,10 +283,9 @@ def sentence(error: BaseException) -> str:
     text = ": ".join(dict.fromkeys(part for part in said if part))
     if key and key not in text:
         text = f"{key}: {text}"
-    options = re.search(r"Available options in '([^']*)':\s*(.*)", str(error), re.DOTALL)
+    options = re.search(r"Available options in '[^']*':((?:\n\t.*)+)", str(error))
     if options:
-        choices = ", ".join(word for word in options[2].split() if not word.startswith("("))
-        text = f"{text.rstrip('.')}; allowed: {choices}"
+        text = f"{text.rstrip('.')}; allowed: {', '.join(options[1].split())}"
     return text
 
 
@@ -337,6 +340,11 @@ def _at_least(key: str, value: float, least: float) -> None:
     _finite(key, value)
     if value < least:
         raise ConfigError(f"{key} must be at least {least}, got {value}")
+
+
+def _seed(key: str, value: int) -> None:
+    if not 0 <= value <= LARGEST_SEED:
+        raise ConfigError(f"{key} must be from 0 to {LARGEST_SEED}, got {value}")
 
 
 def _layers(key: str, value: Any) -> None:

@@ -7,6 +7,7 @@ One run is one configuration and one folder, ``<runs_dir>/<study>/<run_id>/``. A
 not computed again; a failed or killed one carries on with its first unfinished prompt.
 """
 
+import hashlib
 import shlex
 import sys
 from dataclasses import asdict
@@ -20,8 +21,14 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from experiments import report
-from experiments.command import CONF, RunError, run_command
-from experiments.config import ConfigError, ConvergeSettings, register_schemas, to_settings
+from experiments.command import CONF, RunError, run_command, saying_why
+from experiments.config import (
+    ConfigError,
+    ConvergeSettings,
+    ModelSettings,
+    register_schemas,
+    to_settings,
+)
 from experiments.measure import Recorder, in_float64, overall
 from experiments.prompts import EncodedPrompt, content_hash, encode_prompts, read_prompts
 from experiments.provenance import provenance
@@ -45,11 +52,9 @@ def converge(settings: ConvergeSettings) -> Path:
     settings.check()
     try:
         device = choose_device(settings.device.name)
-        identity = fingerprint(settings.model.path)
-    except CheckpointError as error:
-        raise ConfigError(f"model.path: {error}") from None
     except ValueError as error:
         raise ConfigError(f"device.name: {error}") from None
+    identity = _identity(settings.model)
     prompts = read_prompts(settings.prompts)
     folder = RunFolder(settings, run_id(settings, model=identity, prompts=content_hash(prompts)))
     if folder.finished:
@@ -215,6 +220,29 @@ def _feedback(settings: ConvergeSettings, *, n_layer: int) -> TokenFeedback:
     )
 
 
+def _identity(model: ModelSettings) -> str:
+    """A hash of the model, and of the tokenizer where that is not the model's own."""
+    try:
+        weights = fingerprint(model.path)
+    except CheckpointError as error:
+        raise ConfigError(f"model.path: {error}") from None
+    except OSError as error:
+        raise ConfigError(
+            f"model.path {model.path!r} cannot be read ({error.strerror or error})"
+        ) from None
+    if model.tokenizer is None:
+        return weights
+    try:
+        named = model.tokenizer in ("gpt2", "byte")
+        content = model.tokenizer.encode() if named else Path(model.tokenizer).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"model.tokenizer must be gpt2, byte or a readable file, got {model.tokenizer!r}"
+            f" ({error.strerror or error})"
+        ) from None
+    return f"{weights} {hashlib.sha256(content).hexdigest()}"
+
+
 @lru_cache(maxsize=1)
 def _checkpoint(
     path: str, tokenizer: str | None, dtype: str, device: torch.device, _identity: str
@@ -244,7 +272,8 @@ def _warn(message: str) -> None:
 
 @hydra.main(config_path=CONF, config_name="converge", version_base="1.3")
 def _job(config: DictConfig) -> None:
-    converge(to_settings(config, ConvergeSettings))
+    with saying_why():
+        converge(to_settings(config, ConvergeSettings))
 
 
 def main() -> int:

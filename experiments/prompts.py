@@ -98,7 +98,7 @@ def _from_file(path: Path) -> list[Prompt]:
                 f"prompts.file {str(path)!r} has {path.stat().st_size:,} bytes; at most"
                 f" {LARGEST_FILE:,} are read"
             )
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")  # line ends stay as they are
     except OSError as error:
         raise ConfigError(
             f"prompts.file {str(path)!r} cannot be read: {error.strerror or error}"
@@ -112,6 +112,11 @@ def _from_file(path: Path) -> list[Prompt]:
     if path.suffix == ".txt":
         return [Prompt(id=path.stem, text=text)]
     return _from_lines(text, str(path))
+
+
+def _encodes(text: str) -> bool:
+    """False of half a surrogate pair, which JSON can hold and no file of ours can."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _from_lines(text: str, name: str) -> list[Prompt]:
@@ -128,7 +133,7 @@ def _from_lines(text: str, name: str) -> list[Prompt]:
         if not isinstance(entry, dict):
             raise ConfigError(f"{where}, is not a JSON object")
         prompt_id, has_text, has_tokens = entry.get("id"), "text" in entry, "tokens" in entry
-        if not isinstance(prompt_id, str) or not prompt_id:
+        if not isinstance(prompt_id, str) or not prompt_id or not _encodes(prompt_id):
             raise ConfigError(f"{where}, must have an id that is a text, got {prompt_id!r}")
         if prompt_id in seen:
             raise ConfigError(f"{where}, repeats the id {prompt_id!r}: ids must differ")

@@ -119,6 +119,11 @@ class RunFolder:
         summary = read_json(self._part(number, "json"))
         if not isinstance(summary, dict) or summary.get("prompt_id") != prompt_id:
             return None
+        try:
+            for name in (TRAJECTORY, ITERATIONS):
+                pq.read_metadata(self._part(number, name))
+        except (OSError, pa.ArrowException):
+            return None  # a crash of the whole machine can leave a name without its content
         return summary
 
     def keep(

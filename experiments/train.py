@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.command import CONF, RunError, run_command
+from experiments.command import CONF, RunError, run_command, saying_why
 from experiments.config import ConfigError, TrainSettings, register_schemas, to_settings
 from experiments.files import write_atomically, write_json
 from experiments.provenance import provenance
@@ -339,14 +339,16 @@ def _card(
     held_out = ", ".join(path.stem for path in sorted(Path(settings.corpus.held_out).glob("*.txt")))
     trained_on = ", ".join(path.stem for path in sorted(Path(settings.corpus.train).glob("*.txt")))
     command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
+    shape = f"{config.n_layer} layers × {config.n_embd}, {config.n_head} heads"
     return f"""# {Path(settings.output).name}
 
-A GPT of nanoGPT's architecture: {training.model.count_parameters():,} parameters, {config.n_layer}
-layers × {config.n_embd}, {config.n_head} heads, a block of {config.block_size} tokens, a vocabulary
-of {config.vocab_size:,} ids (tokenizer: {settings.tokenizer}). Weights are stored in float16.
+A GPT of nanoGPT's architecture, trained from scratch by this project. Its weights are stored in
+float16.
 
 | | |
 |---|---|
+| size | {training.model.count_parameters():,} parameters: {shape} |
+| reads | {config.block_size} tokens at a time, of {config.vocab_size:,} ids ({settings.tokenizer}) |
 | trained on | {trained_on} ({tokens:,} tokens) |
 | held out | {held_out}: **{loss:.4f} nats per character** |
 | measured by | `python -m scripts.held_out_loss` (windows that do not overlap) |
@@ -362,7 +364,8 @@ of {config.vocab_size:,} ids (tokenizer: {settings.tokenizer}). Weights are stor
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
 def _job(config: DictConfig) -> None:
-    train(to_settings(config, TrainSettings))
+    with saying_why():
+        train(to_settings(config, TrainSettings))
 
 
 def main() -> int:

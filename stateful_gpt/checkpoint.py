@@ -18,7 +18,7 @@ from typing import Any
 import tiktoken
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from stateful_gpt.model import GPT, GPTConfig
@@ -157,7 +157,8 @@ def save_checkpoint(
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     partial = folder / (WEIGHTS + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)
+    # through bytes: save_file makes a file that only its owner can read
+    partial.write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}))
     os.replace(partial, folder / WEIGHTS)
 
 
