@@ -175,7 +175,7 @@ class ArchitectureSettings:
 
 @dataclass
 class TrainingSettings:
-    steps: int = 2000
+    steps: int = 1500
     batch_size: int = 16
     learning_rate: float = 4e-3
     matrix_learning_rate: float = 2e-2

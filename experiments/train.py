@@ -226,6 +226,7 @@ class _Training:
             f"  held out {nats / characters:.4f} nats/character",
             file=sys.stdout,
         )
+        sys.stdout.flush()
         return {
             "step": self.step,
             "seconds": round(self.seconds, 1),
@@ -348,7 +349,7 @@ float16.
 | | |
 |---|---|
 | size | {training.model.count_parameters():,} parameters: {shape} |
-| reads | {config.block_size} tokens at a time, of {config.vocab_size:,} ids ({settings.tokenizer}) |
+| reads | {config.block_size} tokens at a time, {config.vocab_size:,} ids ({settings.tokenizer}) |
 | trained on | {trained_on} ({tokens:,} tokens) |
 | held out | {held_out}: **{loss:.4f} nats per character** |
 | measured by | `python -m scripts.held_out_loss` (windows that do not overlap) |

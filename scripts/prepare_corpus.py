@@ -4,12 +4,14 @@
 
 The novels (public domain) come from Debian's package r-cran-janeaustenr, fetched with
 ``apt-get download`` or given with ``--package``; R is not needed. Five are written to
-``OUT/train/``, *Persuasion* to ``OUT/held_out/``. Any folder of text files with the same two
-sub-folders can take their place.
+``OUT/train/``, each twice: as it is printed, with lines of 70 characters, and reflowed to one line
+a paragraph, as people type. *Persuasion* is written to ``OUT/held_out/``, and reflowed to
+``OUT/held_out_reflowed/``. Any folders of text files can take their place.
 """
 
 import argparse
 import hashlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -40,13 +42,27 @@ def main() -> int:
         print(f"prepare_corpus: {error}", file=sys.stderr)
         return 1
     for name, text in novels.items():
-        folder = options.out / ("held_out" if name == HELD_OUT else "train")
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}.txt"
-        path.write_text(text, encoding="utf-8")
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        print(f"{path}  {len(text):,} characters  sha256 {digest}")
+        flowing = reflow(text)
+        if name == HELD_OUT:
+            write(options.out / "held_out" / f"{name}.txt", text)
+            write(options.out / "held_out_reflowed" / f"{name}.txt", flowing)
+        else:
+            write(options.out / "train" / f"{name}.txt", text)
+            write(options.out / "train" / f"{name}_reflowed.txt", flowing)
     return 0
+
+
+def reflow(text: str) -> str:
+    """One line a paragraph, one space between words and between sentences."""
+    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
+    return "\n\n".join(part for part in paragraphs if part) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    print(f"{path}  {len(text):,} characters  sha256 {digest}")
 
 
 def read_novels(package: Path | None) -> dict[str, str]:
