@@ -68,7 +68,9 @@ def response(runs: Runs, series: tuple[Series, ...]) -> Drawing | Skipped:
                 _plain_lines(axes, _by_strength(runs, group, "nll_plain"), prompts)
             if measure == "iterations_to_tolerance":
                 given = _by_strength(runs, group, "iterations")
-                most = float(np.nanmax([values.max().max(), given.max().max(), 1.0]))
+                # the limit itself is only worth the room where somebody ran into it
+                reach = given if values.isna().to_numpy().any() else values
+                most = float(np.nanmax([values.max().max(), reach.max().max(), 1.0]))
                 axes.set_ylim(0, 1.08 * most)
                 axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
                 _mark_missing(axes, values, prompts, _not_reached(values, given))
@@ -76,7 +78,8 @@ def response(runs: Runs, series: tuple[Series, ...]) -> Drawing | Skipped:
                 _mark_missing(axes, values, prompts, "no finite value recorded")
             else:
                 _say(axes, "not recorded")
-            axes.set_xticks(places, names, rotation=90 if len(places) > 10 else 0)
+            size = 9.0 if len(places) < 8 else 8.0  # neighbours must not touch
+            axes.set_xticks(places, names, rotation=90 if len(places) > 10 else 0, fontsize=size)
             axes.set_xlim(-0.5, len(group) - 0.5)
             if row + 1 == len(shown):
                 axes.set_xlabel(strength_axis(series))
