@@ -79,6 +79,10 @@ class Cache:
         self.capacity = capacity
         self.length = 0
 
+    def keep(self, rows: list[int]) -> None:
+        """Go on with some of the sequences."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, H, T, D) behind the cached tokens; return all of them, (B, H, S + T, D)."""
         end = self.length + k.size(2)
@@ -254,8 +258,7 @@ class GPT(nn.Module):
             raise ValueError(
                 f"{end} tokens do not fit the model's block of {self.config.block_size}"
             )
-        positions = torch.arange(start, end, device=tokens.device)
-        x = self.transformer.wte(tokens) + self.transformer.wpe(positions)  # (B, T, C)
+        x = self.transformer.wte(tokens) + self.transformer.wpe.weight[start:end]  # (B, T, C)
         x = self.transformer.drop(x)
 
         visible: Tensor | None = None
