@@ -30,9 +30,10 @@ from experiments.tracking import AGGREGATES, Tracker, publish
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, fingerprint, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
 from stateful_gpt.feedback import FeedbackKind, TokenFeedback
-from stateful_gpt.generate import Sampling, Start, generate
+from stateful_gpt.generate import Full, Sampling, Solver, Start, generate
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.tokenizer import end_token
+from stateful_gpt.windowed import Windowed
 
 
 def converge(settings: ConvergeSettings) -> Path:
@@ -181,6 +182,7 @@ def _run_prompt(
             tolerance=settings.recompute.tolerance,
             damping=settings.recompute.damping,
         ),
+        solver=_solver(settings),
         start=Start(settings.recompute.start),
         sampling=Sampling(
             temperature=generation.temperature if generation.strategy == "sample" else None,
@@ -213,6 +215,12 @@ def _feedback(settings: ConvergeSettings, *, n_layer: int) -> TokenFeedback:
         strength=settings.feedback.strength,
         layers=None if layers == "all" else frozenset(layers),
     )
+
+
+def _solver(settings: ConvergeSettings) -> Solver:
+    if settings.recompute.solver == "windowed":
+        return Windowed(settings.recompute.window)
+    return Full()
 
 
 @lru_cache(maxsize=1)

@@ -93,9 +93,7 @@ class Generation:
 class PassMaker(Protocol):
     """Makes the pass over each window of one generation, in the order in which they come."""
 
-    def __call__(
-        self, window: Window, *, log_probs: Tensor, carried: bool, observed: bool
-    ) -> Pass:
+    def __call__(self, window: Window, *, log_probs: Tensor, carried: bool, observed: bool) -> Pass:
         """The pass that one recompute iterates.
 
         Args:

@@ -261,8 +261,10 @@ class GPT(nn.Module):
         x = self.transformer.wte(tokens) + self.transformer.wpe.weight[start:end]  # (B, T, C)
         x = self.transformer.drop(x)
 
+        # one query sees every key: of its mask only the bias is left
+        one = T == 1 and attend is None
         visible: Tensor | None = None
-        if key_bias is not None or attend is not None or (start > 0 and T > 1):
+        if (key_bias is not None and not one) or attend is not None or (start > 0 and T > 1):
             visible = causal_mask(T, end, device=tokens.device)
             if attend is not None:
                 # a hidden key still sees itself, so that no row of attention is empty
@@ -273,7 +275,9 @@ class GPT(nn.Module):
             assert visible is not None
             plain_mask = score_mask(visible, None, dtype=x.dtype)
         mask = plain_mask
-        if key_bias is not None:
+        if key_bias is not None and one:
+            mask = key_bias[:, None, None, :].to(x.dtype)
+        elif key_bias is not None:
             assert visible is not None
             mask = score_mask(visible, key_bias, dtype=x.dtype)
 

@@ -183,32 +183,35 @@ class _WindowedPasses:
             return old, log_probs
         scores = score_targets(self.model, hidden[:, : behind - first], tokens[:, first:behind])
         said = self.feedback.estimates(scores)  # (B, N)
-        before = old[:, first:behind]
-        if len(self.texts) > 1:
-            # what is settled stays, and no row sees further than it would alone
-            at = torch.arange(first, behind, device=tokens.device)
-            fronts = at.new_tensor([text.front for text in self.texts])
-            behinds = at.new_tensor(
-                [min(e + 1, n) for e, n in zip(ends, window.lengths, strict=True)]
-            )
-            open_ = (at >= fronts[:, None]) & (at < behinds[:, None])  # (B, N)
-            said = torch.where(open_, said, before)
-            values = torch.where(open_, scores.log_probs, log_probs[:, first:behind])
-        else:
-            values = scores.log_probs
-        self._advance(window, ends, first, self._still(before, said))
+        moved = (said - old[:, first:behind]).abs()
         new_state, new_log_probs = old.clone(), log_probs.clone()
-        new_state[:, first:behind] = said
-        new_log_probs[:, first:behind] = values
+        if len(self.texts) == 1:
+            self._advance(window, ends, first, self._still(moved, said))
+            # what is settled keeps the value that its cached keys were computed with
+            kept = self.texts[0].front - 1 if self.feedback.active else first
+            new_state[:, kept:behind] = said[:, kept - first :]
+            new_log_probs[:, kept:behind] = scores.log_probs[:, kept - first :]
+            return new_state, new_log_probs
+        at = torch.arange(first, behind, device=tokens.device)
+        fronts = at.new_tensor([text.front for text in self.texts])
+        behinds = at.new_tensor([min(e + 1, n) for e, n in zip(ends, window.lengths, strict=True)])
+        # no row sees further than it would alone
+        open_ = (at >= fronts[:, None]) & (at < behinds[:, None])  # (B, N)
+        self._advance(window, ends, first, self._still(moved.masked_fill(~open_, 0.0), said))
+        if self.feedback.active:
+            open_ &= at >= at.new_tensor([text.front - 1 for text in self.texts])[:, None]
+        new_state[:, first:behind] = torch.where(open_, said, old[:, first:behind])
+        new_log_probs[:, first:behind] = torch.where(
+            open_, scores.log_probs, log_probs[:, first:behind]
+        )
         return new_state, new_log_probs
 
-    def _still(self, before: Tensor, said: Tensor) -> list[list[int]]:
+    def _still(self, moved: Tensor, said: Tensor) -> list[list[int]]:
         """Of (B, N) estimates, how many leading ones moved by no more than rounding, than allowed.
 
         Returns:
             Both counts, a list of B each.
         """
-        moved = (said - before).abs()
         limit = said.abs().clamp_min(1.0) * (ROUNDINGS * torch.finfo(said.dtype).eps)
         still = torch.stack([moved <= limit, moved <= limit.clamp_min(self.config.tolerance)])
         counts: list[list[int]] = still.long().cumprod(dim=2).sum(dim=2).tolist()
