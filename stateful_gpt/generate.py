@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stateful_gpt.feedback import TokenFeedback, logit_chunks, score_targets, score_tokens
+from stateful_gpt.feedback import TokenFeedback, logit_chunks, score_logits, score_tokens
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import (
     Iteration,
@@ -249,7 +249,7 @@ def generate(
         hidden = result.said.output[going_on, at]  # (B, C)
         logits = torch.cat(list(logit_chunks(model, hidden)))  # (B, V)
         drawn = draw(logits, sampling, generator)  # (B,)
-        scores = score_targets(model, hidden, drawn)
+        scores = score_logits(logits, drawn)
         handed_on = feedback.estimates(scores)
         drawn_ids = drawn.tolist()
         for i, row in enumerate(rows):
