@@ -25,7 +25,7 @@ T = TypeVar("T")
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 TRACKING_MODES = ("offline", "online", "disabled")
 STRATEGIES = ("greedy", "sample")
-SOLVERS = ("full",)
+SOLVERS = ("full", "windowed")
 LARGEST_SEED = 2**32 - 1  # numbers made from several seeds must fit into PyTorch's 64 bits
 
 
@@ -51,6 +51,7 @@ class FeedbackSettings:
 @dataclass
 class RecomputeSettings:
     solver: str = "full"
+    window: Any = None
     iterations: int = 64
     tolerance: float = 0.0
     damping: float = 1.0
@@ -115,6 +116,7 @@ class ConvergeSettings:
                 f"feedback.shift must be 1 for token feedback, got {self.feedback.shift}"
             )
         _one_of("recompute.solver", self.recompute.solver, SOLVERS)
+        _window(self.recompute)
         _at_least("recompute.iterations", self.recompute.iterations, 1)
         _at_least("recompute.tolerance", self.recompute.tolerance, 0)
         _finite("recompute.damping", self.recompute.damping)
@@ -345,6 +347,27 @@ def _at_least(key: str, value: float, least: float) -> None:
 def _seed(key: str, value: int) -> None:
     if not 0 <= value <= LARGEST_SEED:
         raise ConfigError(f"{key} must be from 0 to {LARGEST_SEED}, got {value}")
+
+
+def _window(recompute: RecomputeSettings) -> None:
+    window = recompute.window
+    if recompute.solver != "windowed":
+        if window is not None:
+            raise ConfigError(
+                f"recompute.window needs recompute=windowed, got {window!r} with recompute=full"
+            )
+        return
+    number = isinstance(window, int) and not isinstance(window, bool) and window >= 1
+    if not number and window not in ("all", "auto"):
+        raise ConfigError(
+            "recompute.window must be all, auto or a whole number of at least 1 (1 reads from left"
+            f" to right), got {window!r}"
+        )
+    if recompute.damping != 1:
+        raise ConfigError(
+            "recompute.damping must be 1 with recompute=windowed, as damped estimates never are"
+            f" final, got {recompute.damping}"
+        )
 
 
 def _layers(key: str, value: Any) -> None:

@@ -37,9 +37,10 @@ from experiments.tracking import AGGREGATES, Tracker, publish
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, fingerprint, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
 from stateful_gpt.feedback import FeedbackKind, TokenFeedback
-from stateful_gpt.generate import Sampling, Start, generate
+from stateful_gpt.generate import Full, Sampling, Solver, Start, generate
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.tokenizer import end_token
+from stateful_gpt.windowed import Windowed
 
 
 def converge(settings: ConvergeSettings) -> Path:
@@ -186,6 +187,7 @@ def _run_prompt(
             tolerance=settings.recompute.tolerance,
             damping=settings.recompute.damping,
         ),
+        solver=_solver(settings),
         start=Start(settings.recompute.start),
         sampling=Sampling(
             temperature=generation.temperature if generation.strategy == "sample" else None,
@@ -241,6 +243,12 @@ def _identity(model: ModelSettings) -> str:
             f" ({error.strerror or error})"
         ) from None
     return f"{weights} {hashlib.sha256(content).hexdigest()}"
+
+
+def _solver(settings: ConvergeSettings) -> Solver:
+    if settings.recompute.solver == "windowed":
+        return Windowed(settings.recompute.window)
+    return Full()
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ import os
 import socket
 import urllib.parse
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,8 @@ class Tracker:
             action()
         except Exception as error:  # W&B raises many kinds; none of them may end a study
             self._run = None
+            if isinstance(error, ConnectionError):
+                _let_go()
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             self._warn(f"W&B {consequence} ({reason}); the run folder is complete without it")
 
@@ -167,6 +170,14 @@ class Tracker:
             f"W&B goes on offline: {reason}; later, upload with: wandb sync"
             f" {self._folder}/wandb/offline-run-*"
         )
+
+
+def _let_go() -> None:
+    """W&B's helper process has died: the next run gets another, and the exit is quiet."""
+    import wandb
+
+    with suppress(Exception, SystemExit):
+        wandb.teardown()
 
 
 def reachable() -> bool:

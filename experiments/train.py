@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from experiments.command import CONF, RunError, run_command, saying_why
 from experiments.config import ConfigError, TrainSettings, register_schemas, to_settings
-from experiments.files import write_atomically, write_json
+from experiments.files import remove_partial, write_atomically, write_json
 from experiments.provenance import provenance
 from experiments.tracking import Tracker
 from stateful_gpt.attention import Attention
@@ -271,6 +271,8 @@ def _claim(output: Path, settings: TrainSettings) -> None:
     """Make the output folder ours, or find that it holds this very training."""
     wanted = {key: value for key, value in asdict(settings).items() if key not in _FREE}
     path = output / CONFIG
+    for name in (CONFIG, TOKENIZER, STATE, HISTORY, CARD):
+        remove_partial(output / name)
     if path.exists():
         if OmegaConf.to_container(OmegaConf.load(path)) != wanted:
             raise ConfigError(

@@ -19,6 +19,7 @@ from stateful_gpt.feedback import FeedbackKind, TokenFeedback
 from stateful_gpt.generate import Sampling, Start, generate
 from stateful_gpt.recompute import Outcome, RecomputeConfig
 from stateful_gpt.tokenizer import end_token, token_text
+from stateful_gpt.windowed import Windowed
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -131,6 +132,7 @@ def _run(options: argparse.Namespace) -> int:
             iterations=options.iterations if feedback.active else 1,
             tolerance=options.tolerance,
         ),
+        solver=Windowed("all"),
         start=Start(options.start),
         sampling=Sampling(
             temperature=None if options.greedy else options.temperature or 0.8,

@@ -95,21 +95,28 @@ def logit_chunks(model: GPT, hidden: Tensor, *, chunk: int = CHUNK) -> Iterator[
         yield logits if logits.dtype == torch.float64 else logits.float()
 
 
+def score_logits(logits: Tensor, targets: Tensor) -> TokenScores:
+    """Score (n,) targets by the (n, V) logits that predict them."""
+    score = logits.gather(1, targets[:, None]).squeeze(1)  # (n,)
+    log_probs = (score - logits.logsumexp(dim=1)).clamp_min(LOG_PROB_FLOOR)
+    return TokenScores(log_probs=log_probs, logits=score)
+
+
 def score_targets(
     model: GPT, hidden: Tensor, targets: Tensor, *, chunk: int = CHUNK
 ) -> TokenScores:
     """Score targets (...) by the hidden states (..., C) that predict them."""
-    log_probs, scores = [], []
-    ids = targets.flatten().split(chunk)
-    for logits, wanted in zip(
-        logit_chunks(model, hidden.flatten(0, -2), chunk=chunk), ids, strict=True
-    ):
-        score = logits.gather(1, wanted[:, None]).squeeze(1)  # (n,)
-        log_probs.append((score - logits.logsumexp(dim=1)).clamp_min(LOG_PROB_FLOOR))
-        scores.append(score)
+    pieces = [
+        score_logits(logits, wanted)
+        for logits, wanted in zip(
+            logit_chunks(model, hidden.flatten(0, -2), chunk=chunk),
+            targets.flatten().split(chunk),
+            strict=True,
+        )
+    ]
     return TokenScores(
-        log_probs=torch.cat(log_probs).view(targets.shape),
-        logits=torch.cat(scores).view(targets.shape),
+        log_probs=torch.cat([piece.log_probs for piece in pieces]).view(targets.shape),
+        logits=torch.cat([piece.logits for piece in pieces]).view(targets.shape),
     )
 
 

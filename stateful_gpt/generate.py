@@ -9,11 +9,12 @@ Shapes: B batch, T tokens of a window, C n_embd, V vocabulary.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from stateful_gpt.feedback import TokenFeedback, logit_chunks, score_targets, score_tokens
+from stateful_gpt.feedback import TokenFeedback, logit_chunks, score_logits, score_tokens
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import (
     Iteration,
@@ -89,6 +90,42 @@ class Generation:
     ended: list[bool]
 
 
+class PassMaker(Protocol):
+    """Makes the pass over each window of one generation, in the order in which they come."""
+
+    def __call__(self, window: Window, *, log_probs: Tensor, carried: bool, observed: bool) -> Pass:
+        """The pass that one recompute iterates.
+
+        Args:
+            log_probs: (B, T) the newest of each token (nats).
+            carried: whether the recompute begins from what the window before it ended with.
+            observed: whether anybody keeps what the passes say beyond the last one.
+        """
+        ...
+
+
+class Solver(Protocol):
+    """How the passes of a generation are computed."""
+
+    def begin(self, model: GPT, feedback: TokenFeedback, config: RecomputeConfig) -> PassMaker:
+        """A maker of passes for one generation.
+
+        Raises:
+            ValueError: a configuration that this solver cannot follow.
+        """
+        ...
+
+
+class Full:
+    """Every pass evaluates every token of its window: the reference."""
+
+    def begin(self, model: GPT, feedback: TokenFeedback, config: RecomputeConfig) -> PassMaker:
+        def over(window: Window, *, log_probs: Tensor, carried: bool, observed: bool) -> Pass:
+            return token_pass(model, window.tokens, feedback)
+
+        return over
+
+
 def token_pass(model: GPT, tokens: Tensor, feedback: TokenFeedback) -> Pass:
     """A pass over (B, T) tokens as the recompute loop sees it; its output are hidden states."""
 
@@ -129,6 +166,7 @@ def generate(
     max_new_tokens: int,
     feedback: TokenFeedback,
     config: RecomputeConfig,
+    solver: Solver | None = None,
     start: Start = Start.COLD,
     previous: Sequence[Tensor] | None = None,
     sampling: Sampling | None = None,
@@ -144,6 +182,7 @@ def generate(
 
     Args:
         prompts: ids of each prompt, at least one; lengths may differ.
+        solver: how passes are computed; default: every pass evaluates every token.
         start: whether a step begins from probability 1 everywhere, or from what the step before
             ended with. A carried estimate moves along when the window slides, except that the
             window's first token has probability 1: nothing predicts it.
@@ -154,8 +193,8 @@ def generate(
         on_token: called with (row, id) as each token is drawn.
 
     Raises:
-        ValueError: an empty prompt, ids outside the model's embedding, or ``previous`` of other
-            lengths than the prompts.
+        ValueError: an empty prompt, ids outside the model's embedding, ``previous`` of other
+            lengths than the prompts, or a configuration that the solver cannot follow.
     """
     sampling = sampling or Sampling()
     device = model.lm_head.weight.device
@@ -170,19 +209,26 @@ def generate(
     outcomes: list[list[Outcome]] = [[] for _ in texts]
     ended = [False] * len(texts)
     settled = [1] * len(texts)  # leading positions of the window whose estimates are final
+    make_pass = (solver or Full()).begin(model, feedback, config)
     rows = list(range(len(texts)))
     for step in range(max_new_tokens + 1):
         window = _window(texts, rows, step=step, block=block, device=device)
         carried = previous is not None if step == 0 else start is Start.CARRIED
         first_state = _start(estimates, window, wide) if carried else None
+        observe = on_window(window) if on_window is not None else None
         result = recompute(
-            token_pass(model, window.tokens, feedback),
+            make_pass(
+                window,
+                log_probs=_start(log_probs, window, wide),
+                carried=carried and step > 0,
+                observed=observe is not None,
+            ),
             config=config,
             lengths=window.lengths,
             start=first_state,
             settled=[settled[row] for row in rows] if carried and step > 0 else None,
             output_too=step < max_new_tokens,
-            observe=on_window(window) if on_window is not None else None,
+            observe=observe,
         )
         for i, row in enumerate(rows):
             begin, length = window.starts[i], window.lengths[i]
@@ -203,7 +249,7 @@ def generate(
         hidden = result.said.output[going_on, at]  # (B, C)
         logits = torch.cat(list(logit_chunks(model, hidden)))  # (B, V)
         drawn = draw(logits, sampling, generator)  # (B,)
-        scores = score_targets(model, hidden, drawn)
+        scores = score_logits(logits, drawn)
         handed_on = feedback.estimates(scores)
         drawn_ids = drawn.tolist()
         for i, row in enumerate(rows):
@@ -245,7 +291,7 @@ def _window(
 
 
 def _start(estimates: list[Tensor], window: Window, dtype: torch.dtype) -> Tensor:
-    """(B, T) estimates that a window's passes begin from; probability 1 at its first token."""
+    """(B, T) values of a window's tokens so far; its first token has probability 1."""
     state = torch.zeros(window.tokens.shape, dtype=dtype)
     for i, row in enumerate(window.rows):
         state[i, 1 : window.lengths[i]] = estimates[row][window.starts[i] + 1 :]

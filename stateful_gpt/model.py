@@ -79,6 +79,10 @@ class Cache:
         self.capacity = capacity
         self.length = 0
 
+    def keep(self, rows: list[int]) -> None:
+        """Go on with some of the sequences."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, H, T, D) behind the cached tokens; return all of them, (B, H, S + T, D)."""
         end = self.length + k.size(2)
@@ -254,12 +258,13 @@ class GPT(nn.Module):
             raise ValueError(
                 f"{end} tokens do not fit the model's block of {self.config.block_size}"
             )
-        positions = torch.arange(start, end, device=tokens.device)
-        x = self.transformer.wte(tokens) + self.transformer.wpe(positions)  # (B, T, C)
+        x = self.transformer.wte(tokens) + self.transformer.wpe.weight[start:end]  # (B, T, C)
         x = self.transformer.drop(x)
 
+        # one query sees every key: of its mask only the bias is left
+        one = T == 1 and attend is None
         visible: Tensor | None = None
-        if key_bias is not None or attend is not None or (start > 0 and T > 1):
+        if (key_bias is not None and not one) or attend is not None or (start > 0 and T > 1):
             visible = causal_mask(T, end, device=tokens.device)
             if attend is not None:
                 # a hidden key still sees itself, so that no row of attention is empty
@@ -270,7 +275,9 @@ class GPT(nn.Module):
             assert visible is not None
             plain_mask = score_mask(visible, None, dtype=x.dtype)
         mask = plain_mask
-        if key_bias is not None:
+        if key_bias is not None and one:
+            mask = key_bias[:, None, None, :].to(x.dtype)
+        elif key_bias is not None:
             assert visible is not None
             mask = score_mask(visible, key_bias, dtype=x.dtype)
 

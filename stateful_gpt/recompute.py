@@ -49,6 +49,21 @@ class RecomputeConfig:
 
 
 @dataclass(frozen=True)
+class Front:
+    """How far a pass knows its rows to be settled; lists have one entry a row.
+
+    Attributes:
+        settled: leading positions that will not move again; one more than there are once the output
+            of the last one is final, too.
+        exact: whether that is by the theorem and up to rounding; False where a position also
+            counted as settled because it moved by no more than the tolerance.
+    """
+
+    settled: list[int]
+    exact: list[bool]
+
+
+@dataclass(frozen=True)
 class Said:
     """What one pass said.
 
@@ -56,11 +71,14 @@ class Said:
         state: (B, ...) what the next pass is fed, before damping.
         log_probs: (B, T) nats, by which steps are measured.
         output: (B, ...) whatever else of the pass is wanted from the last one.
+        front: of a pass that leaves settled positions alone, or is not through with all the others;
+            None of a pass that evaluates every position.
     """
 
     state: Tensor
     log_probs: Tensor
     output: Tensor
+    front: Front | None = None
 
     def where(self, rows: Tensor, other: "Said") -> "Said":
         """This one in the rows (B,) that are True, ``other`` in the rest."""
@@ -72,6 +90,7 @@ class Said:
             choose(self.state, other.state),
             choose(self.log_probs, other.log_probs),
             choose(self.output, other.output),
+            self.front,
         )
 
 
@@ -99,8 +118,9 @@ class Recomputed:
 
     Attributes:
         said: of each row's last pass.
-        settled: leading positions that are final by the theorem, however the row ended; one more
-            than there are when the output of the last one is final, too.
+        settled: leading positions that are final by the theorem (or as the front of the last pass
+            has it), however the row ended; one more than there are when the output of the last one
+            is final, too.
     """
 
     said: Said
@@ -144,7 +164,8 @@ def recompute(
     outcomes: list[Outcome | None] = [None] * len(lengths)
     passes = [0] * len(lengths)
     running = [True] * len(lengths)
-    cycles = _CycleDetector(len(lengths))
+    # the first position to move is final then: a triangular pass cannot come back to where it was
+    cycles = None if exact else _CycleDetector(len(lengths))
     valid: Tensor | None = None
     state, previous, last = start, None, None
     for number in range(1, config.iterations + 1):
@@ -157,19 +178,26 @@ def recompute(
             # an overflow in what is fed back of padding would reach real positions as 0 * inf
             said = replace(said, state=_without_padding(said.state, valid, fill=0.0))
         step_max, step_rms, residual, finite = _measure(said, previous, state, valid)
-        cycling = cycles.see(said.log_probs, valid)
+        cycling = cycles.see(said.log_probs, valid) if cycles is not None else None
         was_running = list(running)
         for row in range(len(lengths)):
             if not running[row]:
                 continue
             passes[row] = number
+            bound = number >= final_after[row]
+            if said.front is None:
+                settled_now = bound or (residual is not None and residual[row] == 0.0)
+                within = step_max is not None and step_max[row] <= config.tolerance
+            else:
+                front = said.front.settled[row]
+                reached = front > lengths[row] or (bound and front >= lengths[row] + output_too)
+                settled_now, within = reached and said.front.exact[row], reached
+                known[row] = front
             outcomes[row] = _outcome(
                 finite=finite[row],
-                final=number >= final_after[row],
-                residual=None if residual is None else residual[row],
-                step=None if step_max is None else step_max[row],
-                tolerance=config.tolerance,
-                cycling=cycling[row],
+                settled=settled_now,
+                within=within and config.tolerance > 0,
+                cycling=cycling is not None and cycling[row],
             )
             stops = config.tolerance > 0 and outcomes[row] is not Outcome.ITERATION_LIMIT
             if outcomes[row] is Outcome.DIVERGED or stops:
@@ -195,6 +223,8 @@ def recompute(
         iterations=passes,
         settled=[
             _settled(length + output_too, k, n, outcome=outcome, exact=exact)
+            if last.front is None
+            else min(length + output_too, k)
             for length, k, n, outcome in zip(lengths, known, passes, outcomes, strict=True)
         ],
     )
@@ -206,20 +236,12 @@ def _settled(most: int, known: int, passes: int, *, outcome: Outcome | None, exa
     return min(most, known + passes) if exact else min(1, known)
 
 
-def _outcome(
-    *,
-    finite: bool,
-    final: bool,
-    residual: float | None,
-    step: float | None,
-    tolerance: float,
-    cycling: bool,
-) -> Outcome:
+def _outcome(*, finite: bool, settled: bool, within: bool, cycling: bool) -> Outcome:
     if not finite:
         return Outcome.DIVERGED
-    if final or residual == 0.0:
+    if settled:
         return Outcome.SETTLED
-    if step is not None and tolerance > 0.0 and step <= tolerance:
+    if within:
         return Outcome.WITHIN_TOLERANCE
     return Outcome.CYCLE if cycling else Outcome.ITERATION_LIMIT
 

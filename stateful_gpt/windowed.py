@@ -1,0 +1,245 @@
+"""Passes that evaluate only what can still move: from the settled front to the end of a window.
+
+The keys and values of settled positions are cached, so that a pass costs what its few positions
+cost. Between generation steps the cache stays: with carried estimates over a settled prefix, one
+new token is one evaluation of one position.
+
+The front of a row is the number of its leading estimates that will not move again. By the theorem
+(see ``recompute``) every pass moves it on by one at least: of the positions from the front on, the
+first that a pass moves is final then, and so is all before it.
+
+Shapes: B batch, T tokens of a window, N estimates that a pass makes, C n_embd.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stateful_gpt.feedback import TokenFeedback, score_targets
+from stateful_gpt.generate import PassMaker, Window
+from stateful_gpt.model import GPT, Cache
+from stateful_gpt.recompute import Front, Pass, RecomputeConfig, Said
+
+# An estimate that moved by no more than this many roundings has not moved: the same sums in
+# matrices of another shape differ by as much.
+ROUNDINGS = 16
+
+FIRST_WIDTH, WIDTHS = 32, (8, 256)  # of an ``auto`` window
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """Evaluates a window of positions from the settled front on.
+
+    A position is settled by the theorem, when it moves no further than rounding behind settled
+    ones, and, where ``RecomputeConfig.tolerance`` is larger than that, when it moves no further
+    than the tolerance. The fixed point is that of the full recompute: in float64 to 1e-10 nats
+    while the tolerance is 0, in float32 to 1e-3 nats wherever rounding is not amplified along the
+    text (a negative Lyapunov exponent).
+
+    The first and the last allowed pass over a window read to its end: no token is drawn from, and
+    nothing reported of, a position that was never evaluated. Estimates ahead of a pass keep the
+    value they had.
+
+    Attributes:
+        window: positions that a pass evaluates from the front on. 1 reads from left to right;
+            ``all`` reads to the end, which is the full recompute pass by pass; ``auto`` widens
+            while estimates settle by contraction and narrows while the front walks.
+    """
+
+    window: int | Literal["all", "auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.window, int) and not isinstance(self.window, bool)
+        if not (self.window in ("all", "auto") or (number and int(self.window) >= 1)):
+            raise ValueError(
+                f"window must be all, auto or a whole number of at least 1, got {self.window!r}"
+            )
+
+    def begin(self, model: GPT, feedback: TokenFeedback, config: RecomputeConfig) -> PassMaker:
+        if config.damping != 1.0:
+            raise ValueError(
+                "a windowed recompute is undamped, as damped estimates never are final: damping"
+                f" must be 1, got {config.damping}"
+            )
+        return _WindowedPasses(model, feedback, config, self.window)
+
+
+@dataclass
+class _Text:
+    """Where one row of the batch stands."""
+
+    row: int
+    start: int  # of its window
+    width: int
+    front: int = 1  # keys and values of the positions before front - 1 are cached
+    exact: bool = True
+
+
+class _WindowedPasses:
+    """The passes of one generation, and what they share: the cache, and the front of each row."""
+
+    def __init__(
+        self,
+        model: GPT,
+        feedback: TokenFeedback,
+        config: RecomputeConfig,
+        window: int | Literal["all", "auto"],
+    ) -> None:
+        self.model = model
+        self.feedback = feedback
+        self.config = config
+        self.adaptive = window == "auto"
+        widths = {"all": model.config.block_size, "auto": FIRST_WIDTH}
+        self.first_width = window if isinstance(window, int) else widths[window]
+        self.texts: list[_Text] = []
+        self.cache: Cache | None = None
+        self.hidden = torch.empty(0)  # (B, block_size, C), the newest of every position
+
+    def __call__(self, window: Window, *, log_probs: Tensor, carried: bool, observed: bool) -> Pass:
+        self._move_to(window, carried=carried)
+        lengths = window.lengths
+        number = 0
+
+        def run(state: Tensor | None) -> Said:
+            nonlocal number, log_probs
+            number += 1
+            moving = [
+                text.front - 1
+                for text, length in zip(self.texts, lengths, strict=True)
+                if text.front <= length
+            ]
+            new_state = torch.zeros_like(log_probs) if state is None else state
+            if moving:
+                whole = number in (1, self.config.iterations)
+                ends = [
+                    length if whole else min(length, text.front - 1 + text.width)
+                    for text, length in zip(self.texts, lengths, strict=True)
+                ]
+                new_state, log_probs = self._evaluate(
+                    window, state, log_probs, begin=min(moving), ends=ends
+                )
+            output = self.hidden[:, : window.tokens.size(1)]
+            return Said(
+                state=new_state,
+                log_probs=log_probs,
+                output=output.clone() if observed else output,
+                front=Front([t.front for t in self.texts], [t.exact for t in self.texts]),
+            )
+
+        return run
+
+    def _move_to(self, window: Window, *, carried: bool) -> None:
+        """Take over what the window before has left; a text that slid begins anew."""
+        before = {text.row: text for text in self.texts}
+        self.texts = [
+            before[row]
+            if carried and row in before and before[row].start == start
+            else _Text(row, start, self.first_width)
+            for row, start in zip(window.rows, window.starts, strict=True)
+        ]
+        if self.cache is None:
+            batch, config = len(window.rows), self.model.config
+            self.cache = self.model.new_cache(batch=batch, capacity=config.block_size)
+            self.hidden = self.cache.keys.new_zeros(batch, config.block_size, config.n_embd)
+        elif len(before) > len(window.rows):
+            places = list(before)
+            kept = [places.index(row) for row in window.rows]
+            self.cache.keep(kept)
+            self.hidden = self.hidden[kept]
+
+    def _evaluate(
+        self,
+        window: Window,
+        state: Tensor | None,
+        log_probs: Tensor,
+        *,
+        begin: int,
+        ends: list[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate positions from ``begin`` to each row's end, and move the fronts on.
+
+        Returns:
+            (B, T) the new state and the new log-probabilities; both are new tensors.
+        """
+        assert self.cache is not None
+        tokens, end = window.tokens, max(ends)
+        modulation = self.feedback.modulation(None if state is None else state[:, :end])
+        self.cache.length = begin
+        hidden = self.model(
+            tokens[:, begin:end],
+            key_bias=modulation.bias,
+            key_factor=modulation.factor,
+            layers=self.feedback.layers,
+            cache=self.cache,
+        )
+        self.hidden[:, begin:end] = hidden
+        first, behind = begin + 1, min(end + 1, tokens.size(1))  # the estimates that are read off
+        old = torch.zeros_like(log_probs) if state is None else state
+        if first >= behind:
+            self._advance(window, ends, first, None)
+            return old, log_probs
+        scores = score_targets(self.model, hidden[:, : behind - first], tokens[:, first:behind])
+        said = self.feedback.estimates(scores)  # (B, N)
+        moved = (said - old[:, first:behind]).abs()
+        new_state, new_log_probs = old.clone(), log_probs.clone()
+        if len(self.texts) == 1:
+            self._advance(window, ends, first, self._still(moved, said))
+            # what is settled keeps the value that its cached keys were computed with
+            kept = self.texts[0].front - 1 if self.feedback.active else first
+            new_state[:, kept:behind] = said[:, kept - first :]
+            new_log_probs[:, kept:behind] = scores.log_probs[:, kept - first :]
+            return new_state, new_log_probs
+        at = torch.arange(first, behind, device=tokens.device)
+        fronts = at.new_tensor([text.front for text in self.texts])
+        behinds = at.new_tensor([min(e + 1, n) for e, n in zip(ends, window.lengths, strict=True)])
+        # no row sees further than it would alone
+        open_ = (at >= fronts[:, None]) & (at < behinds[:, None])  # (B, N)
+        self._advance(window, ends, first, self._still(moved.masked_fill(~open_, 0.0), said))
+        if self.feedback.active:
+            open_ &= at >= at.new_tensor([text.front - 1 for text in self.texts])[:, None]
+        new_state[:, first:behind] = torch.where(open_, said, old[:, first:behind])
+        new_log_probs[:, first:behind] = torch.where(
+            open_, scores.log_probs, log_probs[:, first:behind]
+        )
+        return new_state, new_log_probs
+
+    def _still(self, moved: Tensor, said: Tensor) -> list[list[int]]:
+        """Of (B, N) estimates, how many leading ones moved by no more than rounding, than allowed.
+
+        Returns:
+            Both counts, a list of B each.
+        """
+        limit = said.abs().clamp_min(1.0) * (ROUNDINGS * torch.finfo(said.dtype).eps)
+        still = torch.stack([moved <= limit, moved <= limit.clamp_min(self.config.tolerance)])
+        counts: list[list[int]] = still.long().cumprod(dim=2).sum(dim=2).tolist()
+        return counts
+
+    def _advance(
+        self, window: Window, ends: list[int], first: int, counts: list[list[int]] | None
+    ) -> None:
+        """Move each row's front behind the first position that the pass has moved."""
+        for i, text in enumerate(self.texts):
+            length, end = window.lengths[i], ends[i]
+            if text.front > length:
+                continue
+            front = exact_front = end + 1  # where nothing moved, or nothing is fed back
+            if counts is not None and self.feedback.active:
+                exact_front, front = (
+                    first + count[i] + 1 if first + count[i] < min(end + 1, length) else end + 1
+                    for count in counts
+                )
+            text.exact = text.exact and front == exact_front
+            if self.adaptive:
+                text.width = _width(text.width, front - text.front)
+            text.front = front
+
+
+def _width(width: int, advance: int) -> int:
+    """The next width of an ``auto`` window, given how far the front got in one of ``width``."""
+    least, most = WIDTHS
+    if advance * 12 >= width:
+        return min(most, 2 * width)
+    return max(least, width // 2) if advance * 24 < width else width

@@ -1,0 +1,402 @@
+"""The windowed solver gives what the full recompute gives, and evaluates no more than it promises.
+
+Tolerances: float64, where matrices of another shape are summed in another order. Differences of
+1e-15 nats are amplified along a text, in these short ones by less than a factor of 1e5.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stateful_gpt.feedback import FeedbackKind, TokenFeedback
+from stateful_gpt.generate import Generation, Sampling, Solver, Start, Window, generate
+from stateful_gpt.model import GPT
+from stateful_gpt.oracle import left_to_right
+from stateful_gpt.recompute import Iteration, Outcome, RecomputeConfig
+from stateful_gpt.windowed import Windowed
+
+Make = Callable[..., GPT]
+Tokens = Callable[..., Tensor]
+
+EXACT = 1e-10  # nats, float64
+KINDS = [FeedbackKind.LOG_PROB, FeedbackKind.LOGIT, FeedbackKind.PROB]
+WINDOWS = st.sampled_from([1, 2, 5, "all", "auto"])
+STRENGTHS = st.floats(-0.5, 1.0)
+
+
+class Seen:
+    """Every pass of every window of a generation."""
+
+    def __init__(self) -> None:
+        self.windows: list[Window] = []
+        self.passes: list[list[Iteration]] = []
+
+    def __call__(self, window: Window) -> Callable[[Iteration], None]:
+        self.windows.append(window)
+        self.passes.append([])
+        return self.passes[-1].append
+
+
+def study(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    feedback: TokenFeedback,
+    solver: Solver | None,
+    *,
+    new: int = 0,
+    iterations: int = 40,
+    tolerance: float = 0.0,
+    start: Start = Start.COLD,
+    seen: Seen | None = None,
+    sampling: Sampling | None = None,
+) -> Generation:
+    return generate(
+        model,
+        prompts,
+        max_new_tokens=new,
+        feedback=feedback,
+        config=RecomputeConfig(iterations=iterations, tolerance=tolerance),
+        solver=solver,
+        start=start,
+        on_window=seen,
+        sampling=sampling,
+    )
+
+
+def assert_same(ours: Generation, theirs: Generation, *, within: float = EXACT) -> None:
+    assert ours.tokens == theirs.tokens
+    assert ours.outcomes == theirs.outcomes
+    assert ours.ended == theirs.ended
+    for a, b in zip(
+        ours.log_probs + ours.estimates, theirs.log_probs + theirs.estimates, strict=True
+    ):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= within
+
+
+def evaluated(model: GPT, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The positions that each call of the model evaluates, as they come."""
+    counts: list[int] = []
+    forward = model.forward
+
+    def counting(tokens: Tensor, **options: object) -> Tensor:
+        counts.append(tokens.size(1))
+        return forward(tokens, **options)
+
+    monkeypatch.setattr(model, "forward", counting)
+    return counts
+
+
+# --- the same numbers ---------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    lengths=st.lists(st.integers(1, 14), min_size=1, max_size=3),
+    kind=st.sampled_from(KINDS),
+    strength=STRENGTHS,
+    layers=st.sampled_from([None, (0,), (1,), (0, 2)]),
+    window=WINDOWS,
+    start=st.sampled_from(list(Start)),
+)
+def test_the_fixed_point_is_that_of_the_full_recompute(
+    make_gpt: Make,
+    make_tokens: Tokens,
+    seed: int,
+    lengths: list[int],
+    kind: FeedbackKind,
+    strength: float,
+    layers: tuple[int, ...] | None,
+    window: int | str,
+    start: Start,
+) -> None:
+    model = make_gpt(seed, n_layer=3)
+    texts = [make_tokens(seed + i, 1, n)[0].tolist() for i, n in enumerate(lengths)]
+    feedback = TokenFeedback(kind, strength, layers)
+    full = study(model, texts, feedback, None, start=start)
+    assert_same(study(model, texts, feedback, Windowed(window), start=start), full)
+    for text, log_probs in zip(texts, full.log_probs, strict=True):
+        oracle = left_to_right(model, torch.tensor([text]), feedback)[0]
+        assert (log_probs - oracle).abs().max() <= EXACT
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    length=st.integers(1, 14),
+    kind=st.sampled_from(KINDS),
+    strength=STRENGTHS,
+    iterations=st.integers(1, 17),
+)
+def test_reading_to_the_end_is_the_full_recompute_pass_by_pass(
+    make_gpt: Make,
+    make_tokens: Tokens,
+    seed: int,
+    length: int,
+    kind: FeedbackKind,
+    strength: float,
+    iterations: int,
+) -> None:
+    model, text = make_gpt(seed), make_tokens(seed + 1, 1, length).tolist()
+    feedback = TokenFeedback(kind, strength)
+    ours, theirs = Seen(), Seen()
+    result = study(model, text, feedback, Windowed("all"), iterations=iterations, seen=ours)
+    full = study(model, text, feedback, None, iterations=iterations, seen=theirs)
+    assert_same(result, full)
+    assert len(ours.passes[0]) == len(theirs.passes[0]) == iterations
+    for mine, other in zip(ours.passes[0], theirs.passes[0], strict=True):
+        assert mine.number == other.number
+        for a, b in (
+            (mine.said.log_probs, other.said.log_probs),
+            (mine.said.state, other.said.state),
+            (mine.said.output, other.said.output),
+        ):
+            assert (a - b).abs().max() <= EXACT
+        if other.step_max is None:
+            assert mine.step_max is None
+        else:
+            assert mine.step_max == pytest.approx(other.step_max, abs=EXACT)
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**31),
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    kind=st.sampled_from(KINDS),
+    strength=STRENGTHS,
+    window=WINDOWS,
+    start=st.sampled_from(list(Start)),
+    ends=st.booleans(),
+)
+def test_generation_is_the_reference_before_and_after_the_window_slides(
+    make_gpt: Make,
+    make_tokens: Tokens,
+    seed: int,
+    lengths: list[int],
+    kind: FeedbackKind,
+    strength: float,
+    window: int | str,
+    start: Start,
+    ends: bool,
+) -> None:
+    model = make_gpt(seed, block_size=8)
+    prompts = [make_tokens(seed + i, 1, n)[0].tolist() for i, n in enumerate(lengths)]
+    feedback = TokenFeedback(kind, strength)
+    sampling = Sampling()
+    if ends:  # an end that some row draws
+        first = study(model, prompts[:1], feedback, None, new=3, start=start)
+        sampling = Sampling(end_token=first.tokens[0][-1])
+    full = study(model, prompts, feedback, None, new=9, start=start, sampling=sampling)
+    ours = study(model, prompts, feedback, Windowed(window), new=9, start=start, sampling=sampling)
+    assert_same(ours, full)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    length=st.integers(1, 9),
+    window=WINDOWS,
+    start=st.sampled_from(list(Start)),
+)
+def test_one_pass_a_token_is_the_full_recompute_whatever_the_window(
+    make_gpt: Make, make_tokens: Tokens, seed: int, length: int, window: int | str, start: Start
+) -> None:
+    # the last allowed pass reads to the end: nothing is drawn from what was not evaluated
+    model, prompt = make_gpt(seed, block_size=8), make_tokens(seed + 1, 1, length).tolist()
+    feedback = TokenFeedback(strength=0.6)
+    full = study(model, prompt, feedback, None, new=6, iterations=1, start=start)
+    ours = study(model, prompt, feedback, Windowed(window), new=6, iterations=1, start=start)
+    assert_same(ours, full)
+
+
+@given(seed=st.integers(0, 2**31), window=WINDOWS, tolerance=st.sampled_from([0.0, 1e-3]))
+def test_rows_do_not_depend_on_their_mates(
+    make_gpt: Make, make_tokens: Tokens, seed: int, window: int | str, tolerance: float
+) -> None:
+    model = make_gpt(seed)
+    prompts = [make_tokens(seed + n, 1, n)[0].tolist() for n in (9, 2, 13)]
+    options = {"new": 5, "iterations": 9, "tolerance": tolerance, "start": Start.CARRIED}
+    together = study(model, prompts, TokenFeedback(strength=0.4), Windowed(window), **options)
+    for row, prompt in enumerate(prompts):
+        alone = study(model, [prompt], TokenFeedback(strength=0.4), Windowed(window), **options)
+        assert together.tokens[row] == alone.tokens[0]
+        assert together.outcomes[row] == alone.outcomes[0]
+        assert (together.log_probs[row] - alone.log_probs[0]).abs().max() <= EXACT
+
+
+@pytest.mark.parametrize("window", [1, 16, "all", "auto"])
+@pytest.mark.parametrize("strength", [-0.1, 0.1, 0.3])
+def test_in_float32_the_fixed_point_is_within_the_stated_bound(
+    make_gpt: Make, make_tokens: Tokens, window: int | str, strength: float
+) -> None:
+    model, text = make_gpt(5, block_size=64), make_tokens(6, 1, 64)
+    feedback = TokenFeedback(strength=strength)
+    exact = left_to_right(model, text, feedback)[0]
+    result = study(
+        model.float(), text.tolist(), feedback, Windowed(window), iterations=64, tolerance=1e-5
+    )
+    # logits of up to 20 round by 1e-6; the response to that is of the order of 10
+    assert (result.log_probs[0] - exact).abs().max() <= 1e-3
+
+
+def test_with_nothing_fed_back_one_pass_is_the_plain_model(
+    make_gpt: Make, make_tokens: Tokens
+) -> None:
+    model, text = make_gpt(5), make_tokens(6, 1, 12).tolist()
+    for feedback in (TokenFeedback(strength=0.0), TokenFeedback(FeedbackKind.NONE)):
+        plain = study(model, text, feedback, None)
+        ours = study(model, text, feedback, Windowed(), iterations=1)
+        assert torch.equal(ours.log_probs[0], plain.log_probs[0])  # bit for bit
+        assert ours.outcomes == [[Outcome.SETTLED]]
+
+
+# --- tolerance ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**31), window=WINDOWS, tolerance=st.sampled_from([1e-9, 1e-6, 1e-4]))
+def test_a_tolerance_settles_positions_near_where_they_end(
+    make_gpt: Make, make_tokens: Tokens, seed: int, window: int | str, tolerance: float
+) -> None:
+    model, text = make_gpt(seed, block_size=32), make_tokens(seed + 1, 1, 32)
+    feedback = TokenFeedback(strength=0.02)
+    result = study(model, text.tolist(), feedback, Windowed(window), tolerance=tolerance)
+    exact = left_to_right(model, text, feedback)[0]
+    # contraction: what is left to move is a fraction of the last step, seen through the response
+    assert (result.log_probs[0] - exact).abs().max() <= 10 * tolerance
+    # 32 positions one at a time are settled by the theorem; wider windows end before it holds
+    expected = Outcome.SETTLED if window == 1 else Outcome.WITHIN_TOLERANCE
+    assert result.outcomes[0][0] in (expected, Outcome.SETTLED)
+
+
+def test_a_tolerance_that_was_used_is_said_so(make_gpt: Make, make_tokens: Tokens) -> None:
+    model, text = make_gpt(5, block_size=32), make_tokens(6, 1, 32).tolist()
+    seen = Seen()
+    result = study(
+        model,
+        text,
+        TokenFeedback(strength=0.05),
+        Windowed("all"),
+        tolerance=1e-6,
+        new=3,
+        start=Start.CARRIED,
+        seen=seen,
+    )
+    # also of the tokens drawn later: they rest on a prefix that is final within the tolerance
+    assert result.outcomes == [[Outcome.WITHIN_TOLERANCE] * 4]
+    assert len(seen.passes[0]) < 31
+    assert [len(passes) for passes in seen.passes[1:]] != [31] * 3
+
+
+# --- no more than promised ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [1, 3, "all", "auto"])
+@pytest.mark.parametrize("strength", [0.0, 0.4])
+def test_one_new_token_costs_one_step_of_one_token(
+    make_gpt: Make,
+    make_tokens: Tokens,
+    monkeypatch: pytest.MonkeyPatch,
+    window: int | str,
+    strength: float,
+) -> None:
+    model, prompt = make_gpt(3, block_size=32), make_tokens(4, 1, 6).tolist()
+    feedback, seen = TokenFeedback(strength=strength), Seen()
+    counts = evaluated(model, monkeypatch)
+    result = study(
+        model,
+        prompt,
+        feedback,
+        Windowed(window),
+        new=20,
+        tolerance=1e-300,
+        start=Start.CARRIED,
+        seen=seen,
+    )
+    assert set(result.outcomes[0]) == {Outcome.SETTLED}
+    assert [len(passes) for passes in seen.passes[1:]] == [1] * 20
+    assert counts[-20:] == [1] * 20
+    assert len(counts) == 20 + len(seen.passes[0])
+
+
+@pytest.mark.parametrize("window", [1, 2, 7])
+def test_a_pass_evaluates_no_more_than_its_window(
+    make_gpt: Make, make_tokens: Tokens, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    model, text = make_gpt(3, block_size=32), make_tokens(4, 1, 30).tolist()
+    counts = evaluated(model, monkeypatch)
+    study(model, text, TokenFeedback(strength=0.5), Windowed(window), tolerance=1e-300)
+    assert counts[0] == 30  # the first pass reads the text
+    assert all(count <= window for count in counts[1:])
+    if window == 1:
+        assert len(counts) == 29
+
+
+def test_passes_after_the_end_evaluate_nothing(
+    make_gpt: Make, make_tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, text = make_gpt(3), make_tokens(4, 1, 10).tolist()
+    counts, seen = evaluated(model, monkeypatch), Seen()
+    study(model, text, TokenFeedback(strength=0.5), Windowed("all"), iterations=25, seen=seen)
+    assert len(seen.passes[0]) == 25
+    assert len(counts) <= 10
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_what_an_observer_was_shown_does_not_change(make_gpt: Make, make_tokens: Tokens) -> None:
+    model, text = make_gpt(3), make_tokens(4, 1, 10).tolist()
+    shown: list[tuple[Tensor, Tensor]] = []
+
+    def on_window(_: Window) -> Callable[[Iteration], None]:
+        return lambda it: shown.extend(
+            (values, values.clone())
+            for values in (it.said.state, it.said.log_probs, it.said.output)
+        )
+
+    generate(
+        model,
+        text,
+        max_new_tokens=4,
+        feedback=TokenFeedback(strength=0.5),
+        config=RecomputeConfig(iterations=12),
+        solver=Windowed(2),
+        start=Start.CARRIED,
+        on_window=on_window,
+    )
+    assert all(torch.equal(values, copy) for values, copy in shown)
+
+
+# --- refused, and gone wrong --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [0, -1, True, 1.5, "some", None])
+def test_an_impossible_window_is_refused(window: object) -> None:
+    with pytest.raises(ValueError, match="window must be all, auto or a whole number"):
+        Windowed(window)  # type: ignore[arg-type]
+
+
+def test_damping_is_refused(make_gpt: Make) -> None:
+    with pytest.raises(ValueError, match=r"damping must be 1, got 0\.5"):
+        generate(
+            make_gpt(1),
+            [[1, 2]],
+            max_new_tokens=0,
+            feedback=TokenFeedback(),
+            config=RecomputeConfig(damping=0.5),
+            solver=Windowed(),
+        )
+
+
+@pytest.mark.parametrize("window", [1, 4, "all", "auto"])
+def test_a_text_that_diverges_ends_and_harms_no_other(make_gpt: Make, window: int | str) -> None:
+    model = make_gpt(3)
+    with torch.no_grad():
+        model.transformer.wte.weight[22] = float("nan")
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.nan_to_num(0.0))
+    feedback = TokenFeedback(strength=0.5)
+    ours = study(model, [[1, 2, 3, 4], [4, 5, 22, 7, 8]], feedback, Windowed(window))
+    alone = study(model, [[1, 2, 3, 4]], feedback, None)
+    assert ours.outcomes == [[Outcome.SETTLED], [Outcome.DIVERGED]]
+    assert (ours.log_probs[0] - alone.log_probs[0]).abs().max() <= EXACT
