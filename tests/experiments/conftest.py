@@ -1,0 +1,126 @@
+"""The runners, called as from a shell but in this process, on a tiny model of bytes."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from experiments.command import Remember
+
+ROOT = Path(__file__).parents[2]
+
+Called = tuple[int, str, str]
+Converge = Callable[..., Called]
+Command = Callable[..., list[str]]
+
+
+@pytest.fixture
+def in_process(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Called]]:
+    """Call a runner's main() with these words: exit code, standard output, standard error."""
+    environment = dict(os.environ)
+
+    def call(module: str, *words: str) -> Called:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(Remember, "config", None)
+        monkeypatch.setattr(sys, "argv", [module, *words])
+        capfd.readouterr()
+        try:
+            code = importlib.import_module(f"experiments.{module}").main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capfd.readouterr()
+
+    yield call
+    # the tracker and Hydra set variables for the process they think is theirs
+    for name in set(os.environ) - set(environment):
+        if name.startswith(("WANDB_", "HYDRA_")):
+            del os.environ[name]
+
+
+@pytest.fixture
+def settings(checkpoint_folder: Path, tmp_path: Path) -> list[str]:
+    """Overrides of a run that takes a few hundredths of a second, into ``tmp_path / "runs"``."""
+    return [
+        "model=checkpoint",
+        f"model.path={checkpoint_folder}",
+        "device=cpu",
+        "tracking.mode=disabled",
+        "prompts.limit=2",
+        "prompts.max_tokens=12",
+        "recompute.iterations=12",
+        f"runs_dir={tmp_path / 'runs'}",
+        "study=s",
+    ]
+
+
+@pytest.fixture
+def converge(in_process: Callable[..., Called], settings: list[str]) -> Converge:
+    """``python -m experiments.converge`` with the tiny settings, then these."""
+
+    def call(*overrides: str) -> Called:
+        return in_process("converge", *settings, *overrides)
+
+    return call
+
+
+@pytest.fixture
+def command(settings: list[str]) -> Command:
+    """The same as words for a process of its own."""
+
+    def words(*overrides: str) -> list[str]:
+        return [sys.executable, "-m", "experiments.converge", *settings, *overrides]
+
+    return words
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a process that leads a group of its own; the group is gone after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(words: list[str], **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+        process.communicate()
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Callable[[], list[Path]]:
+    """The run folders of the study, by name."""
+
+    def find() -> list[Path]:
+        return sorted(path for path in (tmp_path / "runs" / "s").glob("*") if path.is_dir())
+
+    return find
+
+
+@pytest.fixture
+def status() -> Callable[[Path], dict[str, Any]]:
+    def read(folder: Path) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        return content
+
+    return read

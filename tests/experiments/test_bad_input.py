@@ -1,0 +1,404 @@
+"""Whatever is wrong is one sentence: exit code 1 or 2, no traceback, nothing half-made left."""
+
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stateful_gpt.checkpoint import save_checkpoint
+from stateful_gpt.model import GPT
+
+Converge = Callable[..., tuple[int, str, str]]
+Refused = Callable[..., str]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def refused(converge: Converge, tmp_path: Path) -> Refused:
+    """The one sentence with which these settings are refused, before anything is written."""
+
+    def call(*overrides: str, code: int = 2) -> str:
+        before = set(tmp_path.rglob("*"))
+        found, out, err = converge(*overrides)
+        assert found == code, err
+        assert "Traceback" not in err + out
+        assert re.fullmatch(r"error: .+\n", err), "one line"
+        assert set(tmp_path.rglob("*")) == before, "nothing is written"
+        return err
+
+    return call
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("feedback.strength=abc", ["feedback.strength", "abc", "Float"]),
+        ("feedback.strength=", ["feedback.strength", "Float"]),
+        ("feedback.strength=null", ["feedback.strength"]),
+        ("feedback.strength=nan", ["feedback.strength", "finite", "nan"]),
+        ("feedback.strength=inf", ["feedback.strength", "finite", "inf"]),
+        ("feedback.strength=-inf", ["feedback.strength", "finite", "-inf"]),
+        ("feedback.strength=1e400", ["feedback.strength", "finite", "inf"]),
+        ("feedback.strength=1,2", ["feedback.strength=1,2"]),
+        ("feedback.strength=${nowhere}", ["feedback.strength", "nowhere"]),
+        ("feedback.strength=[1", ["feedback.strength=[1", "key=value"]),
+        ("feedback.strength", ["feedback.strength", "key=value"]),
+        ("=1", ["override"]),
+        ("feedback=5", ["override", "int"]),
+        ("feedback.strenght=1", ["feedback.strenght", "did you mean strength?", "kind, strength"]),
+        ("feedback.nonsense=1", ["feedback.nonsense", "kind, strength, layers"]),
+        ("nonsense=1", ["nonsense", "study, runs_dir"]),
+        ("+nonsense=1", ["nonsense", "study, runs_dir"]),
+        ("+feedback.nonsense=1", ["feedback.nonsense", "kind, strength, layers"]),
+        ("+recompute.iteration=3", ["recompute.iteration", "did you mean iterations?"]),
+        ("~feedback.strength", ["feedback.strength"]),
+        ("feedback=nonsense", ["feedback/nonsense", "allowed: log_prob, logit, none, prob\n"]),
+        ("experiment=nonsense", ["experiment/nonsense", "strength_sweep"]),
+        ("feedback.kind=nonsense", ["feedback.kind", "log_prob, logit, prob", "'nonsense'"]),
+        ("feedback.layers=[2]", ["feedback.layers", "from 0 to 1", "[2]"]),
+        ("feedback.layers=[-1]", ["feedback.layers", "'all' or a list", "[-1]"]),
+        ("feedback.layers=0", ["feedback.layers", "'all' or a list", "0"]),
+        ("feedback.layers=[]", ["feedback.layers", "'all' or a list", "[]"]),
+        ("feedback.layers=[a]", ["feedback.layers", "'all' or a list", "'a'"]),
+        ("feedback.layers=[true]", ["feedback.layers", "'all' or a list", "True"]),
+        ("feedback.shift=0", ["feedback.shift", "1", "0"]),
+        ("recompute.iterations=0", ["recompute.iterations", "at least 1", "0"]),
+        ("recompute.iterations=-3", ["recompute.iterations", "at least 1", "-3"]),
+        ("recompute.iterations=1.5", ["recompute.iterations", "1.5", "Integer"]),
+        ("recompute.tolerance=-1", ["recompute.tolerance", "at least 0", "-1"]),
+        ("recompute.tolerance=nan", ["recompute.tolerance", "finite", "nan"]),
+        ("recompute.damping=0", ["recompute.damping", "above 0 and at most 1", "0.0"]),
+        ("recompute.damping=1.5", ["recompute.damping", "above 0 and at most 1", "1.5"]),
+        ("recompute.damping=nan", ["recompute.damping", "nan"]),
+        ("recompute.start=warm", ["recompute.start", "cold, carried", "'warm'"]),
+        ("recompute.solver=magic", ["recompute.solver", "full", "'magic'"]),
+        ("generation.max_new_tokens=-1", ["generation.max_new_tokens", "at least 0", "-1"]),
+        ("generation.top_k=0", ["generation.top_k", "at least 1", "0"]),
+        ("generation.temperature=0", ["generation.temperature", "above 0", "0.0"]),
+        ("generation.strategy=beam", ["generation.strategy", "greedy, sample", "'beam'"]),
+        ("generation.seed=-1", ["generation.seed", "from 0 to", "-1"]),
+        ("seed=-1", ["seed", "from 0 to", "-1"]),
+        ("seed=99999999999999999999", ["seed", "from 0 to 4294967295", "99999999999999999999"]),
+        ("prompts.limit=0", ["prompts.limit", "at least 1", "0"]),
+        ("prompts.max_tokens=0", ["prompts.max_tokens", "at least 1", "0"]),
+        ("prompts=file", ["prompts.file", ".txt or .jsonl"]),
+        ("device.name=tpu", ["device.name", "auto, cpu, cuda", "'tpu'"]),
+        ("device.dtype=float16", ["device.dtype", "float32, float64, bfloat16", "'float16'"]),
+        ("tracking.mode=maybe", ["tracking.mode", "offline, online, disabled", "'maybe'"]),
+        ("study=a/b", ["study", "letters, digits", "'a/b'"]),
+        ("study=../up", ["study", "letters, digits", "'../up'"]),
+        ("study=''", ["study", "letters, digits", "''"]),
+        ("runs_dir=''", ["runs_dir", "empty"]),
+        ("reporting_tolerance=0", ["reporting_tolerance", "above 0", "0.0"]),
+    ],
+)
+def test_an_impossible_setting_is_one_sentence(
+    refused: Refused, override: str, words: list[str]
+) -> None:
+    said = refused(override)
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is not absent here")
+def test_cuda_asked_for_and_absent_is_one_sentence(refused: Refused) -> None:
+    said = refused("device=cuda")
+    assert "device.name" in said
+    assert "no CUDA device" in said
+
+
+# --- prompts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.txt", b"", ["is empty"]),
+        ("blank.txt", b" \n\t\n", ["is empty"]),
+        ("nul.txt", b"text\0text", ["not text", "NUL"]),
+        ("latin.txt", b"caf\xe9", ["not text", "UTF-8"]),
+        ("bits.jsonl", bytes(range(256)), ["not text"]),
+        ("empty.jsonl", b"\n\n", ["is empty"]),
+        ("prompts.csv", b"a,b\n", [".txt or .jsonl"]),
+        ("plain.jsonl", b"Once upon a time\n", ["line 1", "not a JSON object"]),
+        ("list.jsonl", b'["a"]\n', ["line 1", "not a JSON object"]),
+        ("deep.jsonl", b"[" * 100_000, ["line 1", "not a JSON object"]),
+        ("torn.jsonl", b'{"id": "a", "text": "b"}\n{"id": "c", "te', ["line 2", "not a JSON"]),
+        ("no_id.jsonl", b'{"text": "b"}\n', ["line 1", "id", "None"]),
+        ("id.jsonl", b'{"id": 7, "text": "b"}\n', ["line 1", "id", "7"]),
+        ("half.jsonl", b'{"id": "\\ud800", "text": "b"}\n', ["line 1", "id"]),
+        ("twice.jsonl", b'{"id": "a", "text": "b"}\n\n{"id": "a", "text": "c"}\n', ["3", "'a'"]),
+        ("both.jsonl", b'{"id": "a", "text": "b", "tokens": [1]}\n', ["line 1", "either"]),
+        ("neither.jsonl", b'{"id": "a"}\n', ["line 1", "either text or tokens"]),
+        ("number.jsonl", b'{"id": "a", "text": 5}\n', ["line 1", "text", "5"]),
+        ("words.jsonl", b'{"id": "a", "tokens": ["b"]}\n', ["line 1", "whole numbers"]),
+        ("floats.jsonl", b'{"id": "a", "tokens": [1.0]}\n', ["line 1", "whole numbers"]),
+        ("bools.jsonl", b'{"id": "a", "tokens": [true]}\n', ["line 1", "whole numbers"]),
+        ("nothing.jsonl", b'{"id": "a", "text": ""}\n', ["'a'", "empty", "at least one token"]),
+        ("none.jsonl", b'{"id": "a", "tokens": []}\n', ["'a'", "empty", "at least one token"]),
+        ("outside.jsonl", b'{"id": "a", "tokens": [1, 257]}\n', ["'a'", "257", "from 0 to 256"]),
+        ("negative.jsonl", b'{"id": "a", "tokens": [-1]}\n', ["'a'", "-1", "from 0 to 256"]),
+        ("vast.jsonl", b'{"id": "a", "tokens": [1' + b"0" * 30 + b"]}\n", ["'a'", "0 to 256"]),
+    ],
+)
+def test_a_malformed_prompt_file_is_one_sentence(
+    refused: Refused, tmp_path: Path, name: str, content: bytes, words: list[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    said = refused(f"prompts.file={tmp_path / name}")
+    for word in words:
+        assert word in said
+    assert name in said or "prompt 'a'" in said
+
+
+def test_a_missing_prompt_file_is_one_sentence(refused: Refused, tmp_path: Path) -> None:
+    said = refused(f"prompts.file={tmp_path / 'nowhere.txt'}")
+    assert "prompts.file" in said
+    assert "nowhere.txt" in said
+    assert "No such file" in said
+    (tmp_path / "folder.txt").mkdir()
+    assert "directory" in refused(f"prompts.file={tmp_path / 'folder.txt'}")
+
+
+def test_a_huge_prompt_file_is_refused_unread(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "huge.txt"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 40)  # sparse: a terabyte that takes no room
+    said = refused(f"prompts.file={path}")
+    assert "1,099,511,627,776 bytes" in said
+    assert "at most 67,108,864" in said
+
+
+def test_a_prompt_longer_than_the_block_names_the_remedy(refused: Refused) -> None:
+    said = refused("prompts.max_tokens=33")
+    assert "'prose'" in said
+    assert "33 tokens" in said
+    assert "prompts.max_tokens=32" in said
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+class _Payload:
+    """Would leave a file behind if the checkpoint were unpickled blindly."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.trace}",)
+
+
+def test_a_model_that_cannot_be_loaded_is_one_sentence(
+    refused: Refused, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    missing = tmp_path / "missing"
+    assert str(missing) in refused(f"model.path={missing}")
+
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("nothing of interest")
+    assert "not a model folder" in refused(f"model.path={foreign}")
+
+    torn = tmp_path / "torn"
+    shutil.copytree(checkpoint_folder, torn)
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "damaged" in refused(f"model.path={torn}")
+
+    trace = tmp_path / "executed"
+    evil = tmp_path / "evil.pt"
+    evil.write_bytes(pickle.dumps({"model": _Payload(trace), "model_args": {}}))
+    assert "evil.pt" in refused(f"model.path={evil}")
+    assert not trace.exists(), "no code in a checkpoint is executed"
+    zipped = tmp_path / "zipped.pt"
+    torch.save({"model": _Payload(trace), "model_args": {}}, zipped)
+    assert "asks to run code" in refused(f"model.path={zipped}")
+    assert not trace.exists()
+
+    odd = tmp_path / "odd"
+    (odd / "config.json").mkdir(parents=True)
+    said = refused(f"model.path={odd}")
+    assert "model.path" in said
+    assert "runs_dir" not in said
+
+
+def test_a_tokenizer_that_does_not_fit_is_one_sentence(
+    refused: Refused, make_gpt: Callable[..., GPT], tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    save_checkpoint(make_gpt(1, vocab_size=200), small, tokenizer="byte")
+    said = refused(f"model.path={small}")
+    assert "257 ids" in said
+    assert "200 embeddings" in said
+    said = refused("model.tokenizer=gpt2")
+    assert "50257 ids" in said
+    assert "257 embeddings" in said
+    said = refused(f"model.tokenizer={tmp_path / 'nowhere.json'}")
+    assert "model.tokenizer must be gpt2, byte or a readable file" in said
+    (tmp_path / "broken.json").write_text('{"format": "other"}')
+    assert "not a tokenizer file" in refused(f"model.tokenizer={tmp_path / 'broken.json'}")
+
+
+# --- places -------------------------------------------------------------------------------------
+
+
+def test_an_unwritable_runs_dir_is_one_sentence(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    said = refused(f"runs_dir={tmp_path / 'file'}", code=1)
+    assert "runs_dir" in said
+    assert str(tmp_path / "file") in said
+    assert (tmp_path / "file").read_text() == "kept"
+    said = refused("runs_dir=/proc/nowhere", code=1)
+    assert "runs_dir" in said
+    assert "/proc/nowhere" in said
+
+
+def test_a_sweep_into_an_unwritable_runs_dir_is_one_sentence(
+    in_process: Converge, settings: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    code, _, err = in_process(
+        "converge", "-m", *settings, f"runs_dir={tmp_path / 'file'}", "feedback.strength=0,1"
+    )
+    assert code == 1
+    assert re.fullmatch(r"error: runs_dir: .*file.* cannot be written .*\n", err)
+
+
+def test_a_run_folder_in_whose_place_lies_a_file_is_one_sentence(
+    converge: Converge, runs: Callable[[], list[Path]]
+) -> None:
+    converge()
+    (folder,) = runs()
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    code, _, err = converge()
+    assert code == 1
+    assert re.fullmatch(r"error: runs_dir: .* cannot be written .*\n", err)
+    assert folder.read_text() == "in the way"
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 512 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)],
+            check=True,
+            capture_output=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small file system needs rights that this user has not")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_resumes_once_there_is_room(
+    converge: Converge, tiny_disk: Path, status: Callable[[Path], dict[str, Any]]
+) -> None:
+    ballast = tiny_disk / "ballast"
+    ballast.write_bytes(bytes(484 * 1024))
+    words = (f"runs_dir={tiny_disk / 'runs'}", "prompts.limit=5")
+    code, _, err = converge(*words)
+    assert code == 1
+    assert "Traceback" not in err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "runs_dir" in errors[0]
+    assert "No space left on device" in errors[0]
+    (folder,) = (tiny_disk / "runs" / "s").iterdir()
+    assert not (folder / "status.json").exists() or status(folder)["state"] != "finished"
+    ballast.unlink()
+    assert converge(*words)[0] == 0
+    assert status(folder)["state"] == "finished"
+
+
+def test_a_limit_on_file_sizes_is_one_sentence(
+    converge: Converge, runs: Callable[[], list[Path]], status: Callable[[Path], dict[str, Any]]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
+    try:
+        code, out, err = converge(
+            *("prompts.limit=1", "prompts.max_tokens=32", "recompute.iterations=31"),
+            "device.dtype=float64",
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    assert re.fullmatch(r"error: runs_dir: .* cannot be written \(.*File too large.*\)\n", err)
+    assert status(runs()[0])["state"] == "failed"
+    assert "File too large" in status(runs()[0])["error"]
+    assert "File too large" in out, "the table shows it"
+
+
+# --- sweeps -------------------------------------------------------------------------------------
+
+
+def test_a_job_that_fails_stops_no_other_and_each_failure_is_said(
+    in_process: Converge,
+    settings: list[str],
+    runs: Callable[[], list[Path]],
+    status: Callable[[Path], dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    good, outside = tmp_path / "good.jsonl", tmp_path / "outside.jsonl"
+    good.write_text(json.dumps({"id": "a", "tokens": [1, 2, 3]}) + "\n")
+    outside.write_text(json.dumps({"id": "a", "tokens": [999]}) + "\n")
+    words = [f"prompts.file={tmp_path / 'nowhere.txt'},{outside},{good}"]
+    code, out, err = in_process("converge", "-m", *settings, *words)
+    assert code == 2
+    assert len(err.splitlines()) == 2
+    assert "nowhere.txt" in err
+    assert "999" in err
+    assert [status(folder)["state"] for folder in runs()] == ["finished"]
+    assert runs()[0].name in out
+
+
+def test_a_failed_run_is_in_the_table_beside_the_others(
+    in_process: Converge, settings: list[str], runs: Callable[[], list[Path]]
+) -> None:
+    def sweep() -> tuple[int, str, str]:
+        return in_process("converge", "-m", *settings, "feedback.strength=0,1,2")
+
+    assert sweep()[0] == 0
+    broken = runs()[1]
+    name = broken.name
+    shutil.rmtree(broken)
+    broken.mkdir()
+    (broken / "trajectory.parquet").mkdir()  # cannot be replaced by a file
+    code, out, err = sweep()
+    assert code == 1
+    assert re.fullmatch(rf"error: runs_dir: .*{name}.* cannot be written .*\n", err)
+    (line,) = [line for line in out.splitlines() if line.startswith(name)]
+    assert "failed: runs_dir" in line
+    assert out.count("settled") == 2
+    (broken / "trajectory.parquet").rmdir()
+    code, out, _ = sweep()
+    assert code == 0
+    assert out.count("nothing to compute") == 2
+    assert "failed: runs_dir" not in out
+
+
+def test_a_command_of_its_own_exits_with_the_same_codes(command: Callable[..., list[str]]) -> None:
+    done = subprocess.run(
+        command("recompute.iterations=-3"), cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: recompute.iterations must be at least 1, got -3\n"
+    assert done.stdout == ""

@@ -1,0 +1,315 @@
+"""A run that is done stays as it is; one that was broken off carries on to the same numbers."""
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow.parquet as pq
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+import experiments.converge
+from experiments.command import RunError
+from experiments.config import (
+    ConvergeSettings,
+    DeviceSettings,
+    ModelSettings,
+    PromptSettings,
+    RecomputeSettings,
+    TrackingSettings,
+    to_settings,
+)
+
+Converge = Callable[..., tuple[int, str, str]]
+Runs = Callable[[], list[Path]]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+TABLES = ("trajectory.parquet", "iterations.parquet")
+DEADLINE = 120.0  # seconds; nothing here should take a tenth of it
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def assert_same_numbers(one: Path, other: Path) -> None:
+    """Two run folders hold the same tables, bit for bit, and the same summary but for times."""
+    for name in TABLES:
+        assert pq.read_table(one / name).equals(pq.read_table(other / name)), name
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
+    for summary in summaries:
+        del summary["study"], summary["overall"]["seconds"]
+        for prompt in summary["prompts"]:
+            del prompt["seconds"]
+    assert summaries[0] == summaries[1]
+
+
+def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+    """Until the condition holds or the process has ended."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline, "it neither got there nor ended"
+        time.sleep(0.002)
+
+
+def kill_group(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+# --- finished runs ------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_not_touched_again(converge: Converge, runs: Runs) -> None:
+    converge()
+    (folder,) = runs()
+    before = snapshot(folder)
+    code, out, err = converge()
+    assert (code, err) == (0, "")
+    assert "nothing to compute" in out
+    assert snapshot(folder) == before
+    assert runs() == [folder]
+
+
+def test_a_larger_grid_computes_only_what_is_new(
+    in_process: Converge, settings: list[str], runs: Runs
+) -> None:
+    in_process("converge", "-m", *settings, "feedback.strength=0,1")
+    before = {folder: snapshot(folder) for folder in runs()}
+    code, out, _ = in_process("converge", "-m", *settings, "feedback.strength=-1,0,1,2")
+    assert code == 0
+    assert out.count("nothing to compute") == 2
+    assert len(runs()) == 4
+    for folder, content in before.items():
+        assert snapshot(folder) == content
+
+
+def test_another_study_or_place_computes_anew_with_the_same_numbers(
+    converge: Converge, runs: Runs, tmp_path: Path
+) -> None:
+    converge()
+    converge("study=other", f"runs_dir={tmp_path / 'elsewhere'}")
+    (other,) = (tmp_path / "elsewhere" / "other").iterdir()
+    assert_same_numbers(runs()[0], other)
+
+
+# --- failed and half-written ones ---------------------------------------------------------------
+
+
+def test_a_failed_run_is_computed_again(
+    converge: Converge, runs: Runs, status: Callable[[Path], dict[str, Any]], tmp_path: Path
+) -> None:
+    converge(f"runs_dir={tmp_path / 'undisturbed'}")
+    converge()
+    (folder,) = runs()
+    shutil.rmtree(folder)
+    (folder / "summary.json").mkdir(parents=True)  # in the way of the last file
+    assert converge()[0] == 1
+    assert status(folder)["state"] == "failed"
+    assert status(folder)["error"]
+    (folder / "summary.json").rmdir()
+    assert converge()[0] == 0
+    assert status(folder)["state"] == "finished"
+    assert status(folder)["error"] is None
+    assert_same_numbers(folder, tmp_path / "undisturbed" / "s" / folder.name)
+    assert not list(folder.glob(".*"))
+
+
+@pytest.fixture(scope="module")
+def broken_off(
+    checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A run that failed with all its prompts computed, and the same one undisturbed."""
+    settings = ConvergeSettings(
+        model=ModelSettings(path=str(checkpoint_folder)),
+        recompute=RecomputeSettings(iterations=12),
+        prompts=PromptSettings(limit=2, max_tokens=12),
+        device=DeviceSettings(name="cpu"),
+        tracking=TrackingSettings(mode="disabled"),
+        runs_dir=str(tmp_path_factory.mktemp("undisturbed")),
+    )
+    undisturbed = experiments.converge.converge(settings)
+    settings.runs_dir = str(tmp_path_factory.mktemp("broken_off"))
+    folder = Path(settings.runs_dir) / settings.study / undisturbed.name
+    (folder / "summary.json").mkdir(parents=True)  # in the way of the last file
+    with pytest.raises(RunError):
+        experiments.converge.converge(settings)
+    (folder / "summary.json").rmdir()
+    return folder, undisturbed
+
+
+@pytest.fixture
+def failed(broken_off: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of it where the command line will look for it."""
+    folder, undisturbed = broken_off
+    copy = tmp_path / "runs" / "s" / folder.name
+    shutil.copytree(folder, copy)
+    return copy, undisturbed
+
+
+def test_finished_prompts_are_kept_not_computed_again(
+    converge: Converge, failed: tuple[Path, Path]
+) -> None:
+    folder, undisturbed = failed
+    part = folder / ".prompts" / "00001.json"
+    kept = json.loads(part.read_text())
+    kept["seconds"] = 12345.678  # a mark that no computation would make
+    part.write_text(json.dumps(kept))
+    assert converge()[0] == 0
+    prompts = json.loads((folder / "summary.json").read_text())["prompts"]
+    assert prompts[1]["seconds"] == 12345.678
+    assert_same_numbers(folder, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda parts: (parts / "00000.json").write_text('{"prompt_id": "pro'),
+        lambda parts: (parts / "00000.json").write_bytes(b""),
+        lambda parts: (parts / "00000.trajectory.parquet").write_bytes(b"PAR1 torn"),
+        lambda parts: (parts / "00001.iterations.parquet").write_bytes(b""),
+        lambda parts: (parts / "00001.trajectory.parquet").unlink(),
+        lambda parts: (parts / "00000.json").write_text('{"prompt_id": "another"}'),
+        lambda parts: shutil.rmtree(parts),
+        lambda parts: (parts.parent / "status.json").write_text('{"state": "fini'),
+        lambda parts: (parts.parent / "status.json").write_bytes(b"\x00\xff"),
+        lambda parts: (parts.parent / "status.json").unlink(),
+        lambda parts: (parts.parent / "trajectory.parquet").write_bytes(b"garbage"),
+        lambda parts: (parts.parent / "config.yaml").write_bytes(b"\x00"),
+        lambda parts: (parts.parent / ".trajectory.parquet.k3j4").write_bytes(b"garbage"),
+        lambda parts: (parts / ".00000.json.k3j4").write_bytes(b"garbage"),
+    ],
+    ids=range(14),
+)
+def test_a_half_written_folder_is_recovered(
+    converge: Converge, failed: tuple[Path, Path], damage: Callable[[Path], object]
+) -> None:
+    folder, undisturbed = failed
+    state = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**state, "state": "running"}))
+    damage(folder / ".prompts")
+    code, _, err = converge()
+    assert (code, err) == (0, "")
+    assert_same_numbers(folder, undisturbed)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in undisturbed.iterdir()}
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+
+
+# --- processes that are killed, or that meet ----------------------------------------------------
+
+SWEEP = ("feedback.strength=-1,0,0.5,1", "prompts.limit=4", "recompute.iterations=24")
+
+
+def sweep_until_done(
+    words: list[str], start: Start, study: Path, chance: random.Random, *, kills: int
+) -> int:
+    """Start the command again and again, killing it as it makes progress; how often it took."""
+
+    def progress() -> int:
+        return sum(1 for _ in study.glob("*/**/*"))
+
+    attempts = 0
+    while True:
+        attempts += 1
+        process = start(words)
+        if attempts > kills:
+            out, err = process.communicate(timeout=DEADLINE)
+            assert process.returncode == 0, out + err
+            return attempts
+        before, wanted = progress(), chance.randint(1, 25)
+        wait_for(lambda b=before, w=wanted: abs(progress() - b) >= w, process)
+        kill_group(process)
+
+
+def compare_studies(study: Path, undisturbed: Path, *, count: int) -> None:
+    found = sorted(path.name for path in study.iterdir() if path.is_dir())
+    assert len(found) == count
+    assert found == sorted(path.name for path in undisturbed.iterdir() if path.is_dir())
+    for name in found:
+        assert_same_numbers(study / name, undisturbed / name)
+        assert not list((study / name).glob(".prompts/*"))
+        assert not list((study / name).glob(".*.*.*")), "no half-written file is left"
+
+
+def test_a_sweep_killed_at_random_moments_ends_with_the_same_numbers(
+    command: Callable[..., list[str]], start: Start, in_process: Converge, tmp_path: Path
+) -> None:
+    words = command(*SWEEP)
+    words.insert(3, "-m")
+    seed = random.randrange(10_000)
+    print(f"seed of the kills: {seed}")
+    attempts = sweep_until_done(words, start, tmp_path / "runs" / "s", random.Random(seed), kills=2)
+    assert attempts == 3
+    code, _, _ = in_process("converge", *words[3:], f"runs_dir={tmp_path / 'undisturbed'}")
+    assert code == 0
+    compare_studies(tmp_path / "runs" / "s", tmp_path / "undisturbed" / "s", count=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("mode", ["disabled", "offline"])
+def test_a_sweep_killed_many_times_ends_with_the_same_numbers(
+    command: Callable[..., list[str]], start: Start, in_process: Converge, tmp_path: Path,
+    seed: int, mode: str,
+) -> None:  # fmt: skip
+    words = command(*SWEEP, f"tracking.mode={mode}", "generation.max_new_tokens=2")
+    words.insert(3, "-m")
+    sweep_until_done(words, start, tmp_path / "runs" / "s", random.Random(seed), kills=8)
+    in_process(
+        "converge", *words[3:], f"runs_dir={tmp_path / 'undisturbed'}", "tracking.mode=disabled"
+    )
+    compare_studies(tmp_path / "runs" / "s", tmp_path / "undisturbed" / "s", count=4)
+
+
+def test_two_processes_at_the_same_run_compute_it_once(
+    command: Callable[..., list[str]], start: Start, runs: Runs,
+    status: Callable[[Path], dict[str, Any]],
+) -> None:  # fmt: skip
+    words = command("prompts.limit=12", "prompts.max_tokens=32", "recompute.iterations=60")
+    processes = [start(words) for _ in range(2)]
+    outputs = [process.communicate(timeout=DEADLINE) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [err for _, err in outputs] == ["", ""]
+    (folder,) = runs()
+    assert sum("nothing to compute" in out for out, _ in outputs) == 1
+    (computed,) = [
+        p for p, (out, _) in zip(processes, outputs, strict=True) if "nothing" not in out
+    ]
+    assert status(folder)["process"] == computed.pid
+    assert not list(folder.glob(".*"))
+
+
+def test_who_comes_second_waits_for_the_first(
+    failed: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, undisturbed = failed
+    saved = OmegaConf.merge(ConvergeSettings, OmegaConf.load(folder / "config.yaml"))
+    settings = to_settings(cast(DictConfig, saved), ConvergeSettings)
+    settings.runs_dir, settings.study = str(folder.parent.parent), folder.parent.name
+    with ThreadPoolExecutor() as pool, (folder / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # let go when the file is closed, whatever happens
+        waiting = pool.submit(experiments.converge.converge, settings)
+        said, deadline = "", time.monotonic() + DEADLINE
+        while "being computed elsewhere: waiting" not in said and time.monotonic() < deadline:
+            assert not waiting.done()
+            said += capfd.readouterr().out
+            time.sleep(0.01)
+        assert "being computed elsewhere: waiting" in said
+        assert not (folder / "summary.json").exists()
+        fcntl.flock(stream, fcntl.LOCK_UN)
+        assert waiting.result(timeout=DEADLINE) == folder
+    assert_same_numbers(folder, undisturbed)

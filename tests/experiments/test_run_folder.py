@@ -1,0 +1,397 @@
+"""What lies in a run folder, and that its numbers are the library's."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from experiments.config import ConvergeSettings
+from stateful_gpt.checkpoint import load_checkpoint
+from stateful_gpt.feedback import FeedbackKind, TokenFeedback, score_tokens
+from stateful_gpt.generate import Sampling, Start, generate, token_pass
+from stateful_gpt.model import GPT
+from stateful_gpt.oracle import left_to_right
+from stateful_gpt.recompute import Iteration, RecomputeConfig, recompute
+
+Converge = Callable[..., tuple[int, str, str]]
+Runs = Callable[[], list[Path]]
+
+FILES = {"config.yaml", "status.json", "trajectory.parquet", "iterations.parquet", "summary.json"}
+TRAJECTORY = ["prompt_id", "step", "iteration", "position", "token_id", "token", "log_prob"]
+ITERATIONS = [
+    "prompt_id",
+    "step",
+    "iteration",
+    "step_max",
+    "step_rms",
+    "settled_prefix",
+    "oracle_error_max",
+    "nll",
+    "kl_step",
+    "kl_effect",
+]
+BUILT_IN = Path(__file__).parents[2] / "experiments" / "prompts.jsonl"
+BLOCK = 32  # of the tiny model
+
+
+def built_in_text(number: int, *, tokens: int) -> tuple[str, bytes]:
+    """Id and first bytes of a built-in prompt; a byte is a token of the tiny model."""
+    entry = json.loads(BUILT_IN.read_text(encoding="utf-8").splitlines()[number])
+    return entry["id"], entry["text"].encode()[:tokens]
+
+
+def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    return (
+        pq.read_table(folder / "trajectory.parquet").to_pandas(),
+        pq.read_table(folder / "iterations.parquet").to_pandas(),
+        json.loads((folder / "summary.json").read_text(encoding="utf-8")),
+    )
+
+
+def passes(
+    model: GPT, tokens: bytes | list[int], feedback: TokenFeedback, config: RecomputeConfig
+) -> list[Iteration]:
+    """Every pass over a text, by the library's loop alone."""
+    seen: list[Iteration] = []
+    ids = torch.tensor([list(tokens)])
+    with torch.no_grad():
+        recompute(
+            token_pass(model, ids, feedback),
+            config=config,
+            lengths=[ids.size(1)],
+            observe=seen.append,
+        )
+    return seen
+
+
+@torch.no_grad()
+def mean_kl(model: GPT, p_hidden: torch.Tensor, q_hidden: torch.Tensor) -> float:
+    """KL(P || Q) from all logits at once, in float64."""
+    weight = model.lm_head.weight.double()
+    p = (p_hidden.double() @ weight.T).log_softmax(dim=-1)
+    q = (q_hidden.double() @ weight.T).log_softmax(dim=-1)
+    return float((p.exp() * (p - q)).sum(dim=-1).mean())
+
+
+# --- files and columns --------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_exactly_the_documented_files(
+    converge: Converge, runs: Runs, tmp_path: Path
+) -> None:
+    assert converge()[0] == 0
+    (folder,) = runs()
+    assert {path.name for path in folder.iterdir()} == FILES  # tracking is disabled: no wandb/
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_a_sweep_leaves_only_run_folders_and_hydras_one_note(
+    converge: Converge, runs: Runs, command: Callable[..., list[str]], in_process: Converge
+) -> None:
+    code, _, _ = in_process("converge", "-m", *command("feedback.strength=0,1")[3:])
+    assert code == 0
+    assert len(runs()) == 2
+    for folder in runs():
+        assert {path.name for path in folder.iterdir()} == FILES
+    others = {path.name for path in runs()[0].parent.iterdir()} - {path.name for path in runs()}
+    assert others == {"multirun.yaml"}
+
+
+def test_the_saved_configuration_is_the_resolved_one(converge: Converge, runs: Runs) -> None:
+    converge("feedback.strength=1e-1", "generation=sample", "seed=3", "feedback.layers=[1]")
+    saved = OmegaConf.load(runs()[0] / "config.yaml")
+    settings = OmegaConf.merge(OmegaConf.structured(ConvergeSettings), saved)  # no unknown key
+    assert set(saved) == set(OmegaConf.structured(ConvergeSettings))
+    assert settings.feedback.strength == 0.1
+    assert settings.feedback.layers == [1]
+    assert settings.generation.seed == 3, "interpolations are resolved"
+    assert "${" not in (runs()[0] / "config.yaml").read_text()
+
+
+def test_status_says_where_the_run_comes_from(
+    converge: Converge, runs: Runs, status: Callable[[Path], dict[str, Any]]
+) -> None:
+    converge()
+    found = status(runs()[0])
+    assert found["state"] == "finished"
+    assert found["run_id"] == runs()[0].name
+    assert found["error"] is None
+    assert found["started"] < found["finished"]
+    assert {"commit", "dirty", "device", "versions", "command"} <= set(found)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["device"].startswith("cpu")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [("float32", "float"), ("float64", "double"), ("bfloat16", "float")]
+)
+def test_columns_and_their_types(converge: Converge, runs: Runs, dtype: str, stored: str) -> None:
+    assert converge(f"device.dtype={dtype}", "prompts.limit=1")[0] == 0
+    trajectory = pq.read_schema(runs()[0] / "trajectory.parquet")
+    assert trajectory.names == TRAJECTORY
+    assert str(trajectory.field("log_prob").type) == stored
+    for name in ("step", "iteration", "position", "token_id"):
+        assert str(trajectory.field(name).type).startswith("int")
+    iterations = pq.read_schema(runs()[0] / "iterations.parquet")
+    assert iterations.names == ITERATIONS
+    assert str(iterations.field("settled_prefix").type).startswith("int")
+    for name in ("step_max", "step_rms", "oracle_error_max", "nll", "kl_step", "kl_effect"):
+        assert str(iterations.field(name).type) == "double"
+
+
+def test_there_is_a_row_for_every_prompt_step_iteration_and_position(
+    converge: Converge, runs: Runs
+) -> None:
+    converge("generation.max_new_tokens=3", "recompute.iterations=4")
+    trajectory, iterations, _ = tables(runs()[0])
+    expected = [
+        (built_in_text(number, tokens=12)[0], step, iteration, position)
+        for number in range(2)
+        for step in range(4)
+        for iteration in range(1, 5)
+        for position in range(12 + step)
+    ]
+    columns = ["prompt_id", "step", "iteration", "position"]
+    assert list(trajectory[columns].itertuples(index=False, name=None)) == expected
+    rows = list(dict.fromkeys(row[:3] for row in expected))
+    assert list(iterations[columns[:3]].itertuples(index=False, name=None)) == rows
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [kind.value for kind in FeedbackKind])
+def test_every_number_equals_an_independent_computation(
+    converge: Converge, runs: Runs, checkpoint_folder: Path, kind: str
+) -> None:
+    damping = {"logit": 0.75}.get(kind, 1.0)
+    code, _, _ = converge(
+        *(f"feedback.kind={kind}", "feedback.strength=-0.7", "feedback.layers=[1]"),
+        *("device.dtype=float64", f"recompute.damping={damping}", "prompts.max_tokens=20"),
+    )
+    assert code == 0
+    trajectory, iterations, summary = tables(runs()[0])
+    model = load_checkpoint(checkpoint_folder, dtype=torch.float64).model
+    feedback = TokenFeedback(FeedbackKind(kind), -0.7, layers=frozenset([1]))
+    config = RecomputeConfig(iterations=12, damping=damping)
+    for number in range(2):
+        name, text = built_in_text(number, tokens=20)
+        seen = passes(model, text, feedback, config)
+        ours = trajectory[trajectory["prompt_id"] == name]
+        assert list(ours["token_id"]) == list(text) * 12
+        assert list(ours["token"]) == [chr(byte) for byte in text] * 12
+        estimates = ours["log_prob"].to_numpy().reshape(12, 20)  # (N, T)
+        wanted = np.stack([iteration.said.log_probs[0].numpy() for iteration in seen])
+        np.testing.assert_array_equal(estimates, wanted)  # the same computation, bit for bit
+
+        rows = iterations[iterations["prompt_id"] == name].reset_index(drop=True)
+        assert list(rows["iteration"]) == list(range(1, 13))
+        steps = np.abs(np.diff(estimates, axis=0))
+        assert pd.isna(rows["step_max"][0])
+        assert pd.isna(rows["step_rms"][0])
+        assert pd.isna(rows["kl_step"][0])
+        np.testing.assert_allclose(rows["step_max"][1:], steps.max(axis=1), rtol=1e-12)
+        np.testing.assert_allclose(
+            rows["step_rms"][1:], np.sqrt((steps**2).mean(axis=1)), rtol=1e-12
+        )
+        with torch.no_grad():
+            final = left_to_right(model, torch.tensor([list(text)]), feedback)[0].numpy()
+        distance = np.abs(estimates - final)
+        # the reader evaluates token by token: other shapes, other roundings of float64
+        np.testing.assert_allclose(
+            rows["oracle_error_max"], distance.max(axis=1), rtol=1e-9, atol=1e-11
+        )
+        away = distance > 1e-3
+        prefixes = [int(row.argmax()) if row.any() else 20 for row in away]
+        assert list(rows["settled_prefix"]) == prefixes
+        np.testing.assert_allclose(rows["nll"], -estimates[:, 1:].mean(axis=1), rtol=1e-12)
+        hidden = [iteration.said.output[0] for iteration in seen]
+        effects = [mean_kl(model, hidden[0], now) for now in hidden]
+        # a KL near 0 is a difference of rounded numbers
+        np.testing.assert_allclose(rows["kl_effect"], effects, rtol=1e-9, atol=1e-13)
+        between = [mean_kl(model, a, b) for a, b in pairwise(hidden)]
+        np.testing.assert_allclose(rows["kl_step"][1:], between, rtol=1e-9, atol=1e-13)
+        if kind != "none":
+            assert effects[-1] > 1e-3, "nothing was fed back: this test would prove nothing"
+
+        part = summary["prompts"][number]
+        assert part["prompt_id"] == name
+        assert part["text"] == text.decode()
+        assert part["prompt_tokens"] == 20
+        assert part["nll"] == rows["nll"].iloc[-1]
+        assert part["kl_effect"] == rows["kl_effect"].iloc[-1]
+        assert part["oracle_error_max"] == rows["oracle_error_max"].iloc[-1]
+        plain = score_tokens(model, hidden[0][None], torch.tensor([list(text)])).log_probs[0, 1:]
+        assert part["nll_plain"] == pytest.approx(-plain.mean().item(), rel=1e-12)
+        within = [bool(row.max() <= 1e-3) for row in distance]
+        reached = next((n + 1 for n in range(12) if all(within[n:])), None)
+        assert part["iterations_to_tolerance"] == reached
+
+
+def test_the_summary_of_the_run_is_that_of_its_prompts(converge: Converge, runs: Runs) -> None:
+    converge("prompts.limit=3", "prompts.max_tokens=24", "recompute.iterations=4")
+    _, iterations, summary = tables(runs()[0])
+    overall, prompts = summary["overall"], summary["prompts"]
+    assert summary["run_id"] == runs()[0].name
+    assert overall["prompts"] == len(prompts) == 3
+    assert overall["iterations"] == len(iterations)
+    for key in ("nll", "nll_plain", "kl_effect", "oracle_error_max", "lyapunov"):
+        values = [prompt[key] for prompt in prompts]
+        assert None not in values
+        assert overall[key] == pytest.approx(np.mean(values), rel=1e-12)
+    assert overall["outcome"] == "iteration_limit"
+    assert overall["iterations_to_tolerance"] is None, "missing where a prompt's is missing"
+
+
+def test_a_missing_number_is_null_never_a_sentinel(converge: Converge, runs: Runs) -> None:
+    converge("prompts.max_tokens=1", "recompute.iterations=2")
+    trajectory, iterations, summary = tables(runs()[0])
+    assert set(trajectory["log_prob"]) == {0.0}, "nothing predicts the first token"
+    assert iterations["nll"].isna().all()
+    part = summary["prompts"][0]
+    assert (part["nll"], part["nll_plain"], part["rate"], part["lyapunov"]) == (None,) * 4
+    assert "NaN" not in (runs()[0] / "summary.json").read_text()
+
+
+def test_a_tolerance_ends_each_prompt_on_its_own(
+    converge: Converge, runs: Runs, checkpoint_folder: Path
+) -> None:
+    converge("recompute.tolerance=0.5", "prompts.limit=4", "prompts.max_tokens=30")
+    trajectory, _, summary = tables(runs()[0])
+    model = load_checkpoint(checkpoint_folder).model
+    counts = []
+    for number in range(4):
+        name, text = built_in_text(number, tokens=30)
+        seen = passes(
+            model, text, TokenFeedback(strength=0.5), RecomputeConfig(iterations=12, tolerance=0.5)
+        )
+        ours = trajectory[trajectory["prompt_id"] == name]
+        assert ours["iteration"].max() == len(seen) == summary["prompts"][number]["iterations"]
+        counts.append(len(seen))
+    assert min(counts) < 12
+
+
+def test_the_stored_numbers_of_a_float32_run_are_its_own(
+    converge: Converge, runs: Runs, checkpoint_folder: Path
+) -> None:
+    converge("prompts.limit=1")
+    trajectory, _, _ = tables(runs()[0])
+    seen = passes(
+        load_checkpoint(checkpoint_folder).model,
+        built_in_text(0, tokens=12)[1],
+        TokenFeedback(strength=0.5),
+        RecomputeConfig(iterations=12),
+    )
+    wanted = np.concatenate([iteration.said.log_probs[0].numpy() for iteration in seen])
+    assert trajectory["log_prob"].dtype == np.float32
+    np.testing.assert_array_equal(trajectory["log_prob"].to_numpy(), wanted)
+
+
+# --- generation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["cold", "carried"])
+@pytest.mark.parametrize("strategy", ["greedy", "sample"])
+def test_a_generation_run_is_the_librarys_generate_past_the_block_too(
+    converge: Converge, runs: Runs, checkpoint_folder: Path, start: str, strategy: str
+) -> None:
+    length, new = 28, 8  # ends 4 tokens past the block
+    code, _, _ = converge(
+        *(f"generation={strategy}", f"generation.max_new_tokens={new}", "generation.top_k=40"),
+        *("generation.temperature=1.3", "generation.seed=5", "seed=2", "device.dtype=float64"),
+        *(f"recompute.start={start}", "recompute.iterations=3", f"prompts.max_tokens={length}"),
+    )
+    assert code == 0
+    trajectory, iterations, summary = tables(runs()[0])
+    model = load_checkpoint(checkpoint_folder, dtype=torch.float64).model
+    for number in range(2):
+        name, text = built_in_text(number, tokens=length)
+        seen: list[tuple[int, list[int], np.ndarray, np.ndarray]] = []
+
+        def watch(window: Any, seen: list[Any] = seen) -> Callable[[Iteration], None]:
+            plain = model(window.tokens)[0]
+
+            def observe(iteration: Iteration) -> None:
+                begin = window.starts[0]
+                positions = list(range(begin, begin + window.lengths[0]))
+                seen.append(
+                    (
+                        window.step,
+                        positions,
+                        iteration.said.log_probs[0].numpy(),
+                        mean_kl(model, plain, iteration.said.output[0]),
+                    )
+                )
+
+            return observe
+
+        result = generate(
+            model,
+            [list(text)],
+            max_new_tokens=new,
+            feedback=TokenFeedback(strength=0.5),
+            config=RecomputeConfig(iterations=3),
+            start=Start(start),
+            sampling=Sampling(
+                temperature=1.3 if strategy == "sample" else None,
+                top_k=40,
+                vocab_size=257,
+                end_token=256,
+            ),
+            generator=torch.Generator().manual_seed(2 * 1_000_003 + 5 * 1_009 + number),
+            on_window=watch,
+        )
+        ours = trajectory[trajectory["prompt_id"] == name]
+        tokens = result.tokens[0]
+        np.testing.assert_array_equal(ours["log_prob"], np.concatenate([s[2] for s in seen]))
+        positions = [position for s in seen for position in s[1]]
+        assert list(ours["position"]) == positions
+        assert list(ours["token_id"]) == [tokens[position] for position in positions]
+        assert list(ours["step"]) == [s[0] for s in seen for _ in s[1]]
+
+        last = ours[ours["step"] == len(tokens) - length]
+        assert len(tokens) > BLOCK, "this text must slide out of the block"
+        assert last["position"].min() == len(tokens) - BLOCK, "positions are of the whole text"
+        assert last["position"].max() == len(tokens) - 1
+
+        rows = iterations[iterations["prompt_id"] == name]
+        effects = [s[3] for s in seen]
+        np.testing.assert_allclose(rows["kl_effect"], effects, rtol=1e-9, atol=1e-13)
+        for step, group in rows.groupby("step"):
+            assert list(group["iteration"]) == [1, 2, 3]
+            window = tokens[: length + step][-BLOCK:]
+            with torch.no_grad():
+                final = left_to_right(model, torch.tensor([window]), TokenFeedback(strength=0.5))[
+                    0
+                ].numpy()
+            mine = ours[ours["step"] == step]["log_prob"].to_numpy().reshape(3, -1)
+            np.testing.assert_allclose(
+                group["oracle_error_max"], np.abs(mine - final).max(axis=1), rtol=1e-9, atol=1e-11
+            )
+        part = summary["prompts"][number]
+        assert part["generated_tokens"] == len(tokens) - length
+        drawn = (bytes([i]) if i < 256 else b"<|endoftext|>" for i in tokens[length:])
+        assert part["generated_text"] == b"".join(drawn).decode(errors="replace")
+
+
+def test_sampling_depends_on_the_seed_and_on_nothing_else(converge: Converge, runs: Runs) -> None:
+    def texts(*overrides: str) -> list[str]:
+        before = set(runs())
+        assert converge("generation=sample", "recompute.iterations=2", *overrides)[0] == 0
+        (folder,) = set(runs()) - before
+        return [part["generated_text"] for part in tables(folder)[2]["prompts"]]
+
+    once = texts("seed=1")
+    assert texts("seed=1", "reporting_tolerance=0.01") == once
+    assert texts("seed=2") != once
+    # a prompt's draws do not depend on how many others there are
+    assert texts("seed=1", "prompts.limit=1") == once[:1]

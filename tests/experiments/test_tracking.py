@@ -1,0 +1,278 @@
+"""W&B with its real client: what an offline run holds, and that a broken tracker costs nothing."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+Converge = Callable[..., tuple[int, str, str]]
+Runs = Callable[[], list[Path]]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+MEASURES = {  # how the prompts' values become one
+    "step_max": "max",
+    "step_rms": "mean",
+    "settled_prefix": "mean",
+    "oracle_error_max": "max",
+    "nll": "mean",
+    "kl_step": "mean",
+    "kl_effect": "mean",
+}
+BLOCK = 32 * 1024
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+DEADLINE = 120.0
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a ``.wandb`` file, which is a LevelDB log of protobuf messages.
+
+    After a file header of 7 bytes, blocks of 32 KiB hold chunks: crc32 (4 bytes), length (2), type
+    (1), content. What is left of a block too small for a chunk's header is padding.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content = path.read_bytes()
+    assert content[:4] == b":W&B"
+    at, parts = 7, []
+    while at < len(content):
+        if BLOCK - at % BLOCK < 7:
+            at += BLOCK - at % BLOCK
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        chunk = content[at + 7 : at + 7 + length]
+        assert len(chunk) == length
+        assert zlib.crc32(content[at + 6 : at + 7] + chunk) == int.from_bytes(
+            content[at : at + 4], "little"
+        )
+        assert (kind in (FULL, FIRST)) == (not parts)
+        parts.append(chunk)  # the first may be empty: 7 bytes were left in its block
+        at += 7 + length
+        if kind in (FULL, LAST):
+            yield Record.FromString(b"".join(parts))
+            parts = []
+    assert not parts
+
+
+def values(items: Any) -> dict[str, Any]:
+    """Keys and JSON values of a history row, a summary or a configuration."""
+    return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+@pytest.fixture
+def quiet_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No account, no key, no settings of the user's."""
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("CONFIG", "CACHE"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
+
+
+pytestmark = pytest.mark.usefixtures("quiet_environment")
+
+
+# --- what an offline run holds ------------------------------------------------------------------
+
+
+def test_an_offline_run_holds_configuration_history_summary_image_and_artifact(
+    converge: Converge, runs: Runs
+) -> None:
+    code, _, err = converge(
+        "tracking.mode=offline", "prompts.limit=3", "generation.max_new_tokens=1", "seed=4"
+    )
+    assert (code, err) == (0, "")
+    (folder,) = runs()
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.yaml", "status.json", "trajectory.parquet", "iterations.parquet"),
+        *("summary.json", "wandb"),
+    }
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    found = list(records(path))
+
+    (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+    assert run.run_id == folder.name
+    assert run.project == "stateful_gpt"
+    assert run.run_group == "s"
+    assert run.display_name == "log_prob β=0.5 n=12 +1 tokens"
+    assert set(run.tags) == {"checkpoint", "log_prob"}
+    config = values(run.config.update)
+    del config["_wandb"]
+    assert config == yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+
+    history = [values(r.history.item) for r in found if r.WhichOneof("record_type") == "history"]
+    rows = [row for row in history if "iteration" in row]
+    assert [row["iteration"] for row in rows] == list(range(1, 13))
+    frame = pq.read_table(folder / "iterations.parquet").to_pandas()
+    frame = frame[frame["step"] == 1]  # of the whole text
+    for row, (_, group) in zip(rows, frame.groupby("iteration"), strict=True):
+        for measure, how in MEASURES.items():
+            if group[measure].isna().all():
+                assert measure not in row, "missing, never a sentinel"
+            else:
+                assert row[measure] == pytest.approx(getattr(group[measure], how)(), rel=1e-12)
+    assert not any(key.startswith("prompt") for row in rows for key in row), "no metric a token"
+
+    summary: dict[str, Any] = {}
+    for record in found:
+        if record.WhichOneof("record_type") == "summary":
+            summary |= values(record.summary.update)
+    overall = json.loads((folder / "summary.json").read_text())["overall"]
+    for key, value in overall.items():
+        assert summary[key] == value
+
+    (image,) = [row for row in history if "heat_map._type" in row or "heat_map" in row]
+    shown = image.get("heat_map") or {
+        key.removeprefix("heat_map."): value for key, value in image.items()
+    }
+    assert shown["_type"] == "image-file"
+    picture = path.parent / "files" / shown["path"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert hashlib.sha256(picture.read_bytes()).hexdigest() == shown["sha256"]
+
+    (artifact,) = [r.artifact for r in found if r.WhichOneof("record_type") == "artifact"]
+    assert artifact.name == f"run-{folder.name}"
+    logged = {entry.path: entry for entry in artifact.manifest.contents}
+    assert set(logged) == {"trajectory.parquet", "iterations.parquet", "summary.json"}
+    for name, entry in logged.items():
+        assert entry.size == (folder / name).stat().st_size
+        staged = Path(entry.local_path)
+        assert staged.is_relative_to(folder.resolve()), "nothing of a run lies outside its folder"
+        assert staged.read_bytes() == (folder / name).read_bytes()
+
+    (end,) = [r.exit for r in found if r.WhichOneof("record_type") == "exit"]
+    assert end.exit_code == 0
+
+
+def test_every_run_of_a_sweep_is_a_run_of_its_own_with_its_own_configuration(
+    in_process: Converge, settings: list[str], runs: Runs
+) -> None:
+    words = ["tracking.mode=offline", "feedback.strength=0,1", "prompts.limit=1"]
+    code, _, err = in_process("converge", "-m", *settings, *words)
+    assert (code, err) == (0, "")
+    strengths = {}
+    for folder in runs():
+        (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+        found = list(records(path))
+        (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+        strengths[run.run_id] = values(run.config.update)["feedback"]["strength"]
+        rows = [r for r in found if r.WhichOneof("record_type") == "history"]
+        assert len(rows) == 12 + 1, "its own rows, and the image"
+    assert sorted(strengths) == [folder.name for folder in runs()]
+    assert sorted(strengths.values()) == [0, 1]
+
+
+def test_disabled_writes_and_imports_nothing_of_wandb(
+    command: Callable[..., list[str]], runs: Runs
+) -> None:
+    words = command("prompts.limit=1")
+    code = (
+        "import sys; from experiments.converge import main; sys.argv = sys.argv[:1] + sys.argv[1:]"
+        "; code = main(); assert 'wandb' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run(
+        [words[0], "-c", code, *words[3:]],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (runs()[0] / "wandb").exists()
+
+
+# --- when it breaks -----------------------------------------------------------------------------
+
+
+def assert_finished_with_one_warning(folder: Path, err: str) -> None:
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert pq.read_metadata(folder / "trajectory.parquet").num_rows > 0
+    assert re.fullmatch(r"warning: W&B .+\n", err), err
+
+
+def test_a_folder_that_the_tracker_cannot_write_is_one_warning(
+    converge: Converge, runs: Runs
+) -> None:
+    converge()  # for the name of the folder
+    (folder,) = runs()
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "wandb").write_text("in the way")
+    code, _, err = converge("tracking.mode=offline")
+    assert code == 0
+    assert_finished_with_one_warning(folder, err)
+    assert (folder / "wandb").read_text() == "in the way"
+
+
+def children_of(parent: int, name: str) -> list[int]:
+    """Living children of a process whose command line contains a word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (path / "cmdline").read_bytes()
+            # the fields after the name in brackets: state, parent
+            its_parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue  # it has just ended
+        if name.encode() in line and its_parent == parent:
+            found.append(int(path.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
+def test_a_tracker_killed_in_the_middle_is_one_warning_and_the_next_run_has_another(
+    command: Callable[..., list[str]], start: Start, runs: Runs
+) -> None:
+    words = command("tracking.mode=offline", "prompts.limit=12", "feedback.strength=0.5,0")
+    process = start([*words[:3], "-m", *words[3:], "recompute.iterations=50"])
+    deadline = time.monotonic() + DEADLINE
+
+    def begun() -> list[Path]:  # the tracker comes before the first prompt
+        return [folder for folder in runs() if list(folder.glob(".prompts/*.json"))]
+
+    while not (first := begun()) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    helpers = children_of(process.pid, "wandb-core")
+    assert helpers, "the real helper process was running"
+    for helper in helpers:
+        os.kill(helper, signal.SIGKILL)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, err
+    assert_finished_with_one_warning(first[0], err)
+    (second,) = set(runs()) - set(first)
+    (path,) = second.glob("wandb/offline-run-*/*.wandb")
+    history = [r for r in records(path) if r.WhichOneof("record_type") == "history"]
+    assert len(history) == 50 + 1
+
+
+def test_online_without_an_answer_goes_on_offline_with_one_warning(
+    converge: Converge, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:  # a port where nothing listens
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        began = time.monotonic()
+        code, _, err = converge("tracking.mode=online")
+        assert time.monotonic() - began < 15
+    assert code == 0
+    assert_finished_with_one_warning(runs()[0], err)
+    assert "wandb sync" in err
+    (path,) = runs()[0].glob("wandb/offline-run-*/*.wandb")
+    history = [r for r in records(path) if r.WhichOneof("record_type") == "history"]
+    assert len(history) == 12 + 1, "what was measured is there to be uploaded later"

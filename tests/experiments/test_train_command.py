@@ -1,0 +1,233 @@
+"""Training from the command line: it learns, resumes to the same bits, and says what it made."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.train import encode_corpus
+from stateful_gpt.checkpoint import load_checkpoint
+from stateful_gpt.train import total_nats
+
+Called = tuple[int, str, str]
+Train = Callable[..., Called]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+DEADLINE = 120.0
+WORDS = ["the dog", "a cat", "the old horse", "ran home", "slept", "and then", "said nothing", "."]
+
+
+def text(seed: int, words: int) -> str:
+    chance = random.Random(seed)
+    return " ".join(chance.choice(WORDS) for _ in range(words)) + "\n"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> list[str]:
+    """A training of a second or two, on a few kilobytes, into ``tmp_path / "out"``."""
+    for name, seed, words in [("train", 1, 700), ("held_out", 2, 60)]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_text(text(seed, words), encoding="utf-8")
+    return [
+        f"corpus.train={tmp_path / 'train'}",
+        f"corpus.held_out={tmp_path / 'held_out'}",
+        f"output={tmp_path / 'out'}",
+        "tokenizer=byte",
+        "device=cpu",
+        "tracking.mode=disabled",
+        *("architecture.block_size=16", "architecture.vocab_size=257", "architecture.n_layer=2"),
+        *("architecture.n_head=2", "architecture.n_embd=16", "architecture.dropout=0.1"),
+        *("training.steps=60", "training.batch_size=8", "training.warmup_steps=5"),
+        *("training.evaluate_every=20", "training.precision=float32"),
+    ]
+
+
+@pytest.fixture
+def train(in_process: Train, settings: list[str]) -> Train:
+    def call(*overrides: str) -> Called:
+        return in_process("train", *settings, *overrides)
+
+    return call
+
+
+# --- what comes of it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe"])
+def test_it_learns_and_the_folder_is_a_model_whose_card_states_its_loss(
+    train: Train, tmp_path: Path, tokenizer: str
+) -> None:
+    ids = {"byte": 257, "bpe": 300}[tokenizer]
+    code, out, err = train(f"tokenizer={tokenizer}", f"architecture.vocab_size={ids}")
+    assert (code, err) == (0, "")
+    folder = tmp_path / "out"
+    losses = [row["held_out_loss"] for row in json.loads((folder / "history.json").read_text())]
+    assert len(losses) == 3
+    assert losses[0] > losses[1] > losses[2]
+
+    checkpoint = load_checkpoint(folder)
+    # a corpus of so few words can run out of pairs to merge
+    known = checkpoint.tokenizer.n_vocab
+    assert known == 257 if tokenizer == "byte" else 257 < known <= ids
+    held_out = (tmp_path / "held_out" / "text.txt").read_text()
+    tokens = encode_corpus([held_out], checkpoint.tokenizer)
+    per_character = total_nats(checkpoint.model, tokens) / len(held_out)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    stated = re.search(r"\*\*([\d.]+) nats per character\*\*", card)
+    assert stated is not None
+    assert float(stated[1]) == pytest.approx(per_character, abs=5e-5)  # four digits are written
+    assert f"{per_character:.4f} nats per character" in out
+    assert f"{checkpoint.model.count_parameters():,} parameters" in card
+    uniform = torch.tensor(float(ids)).log().item()
+    assert losses[-1] < 0.75 * uniform, "it knows far more than that there are so many ids"
+    if tokenizer == "bpe":
+        assert checkpoint.tokenizer.decode(tokens[1:].tolist()) == held_out
+        assert len(tokens) < 0.6 * len(held_out), "words became tokens"
+
+
+def test_a_finished_training_is_not_touched_again(train: Train, tmp_path: Path) -> None:
+    train()
+    folder = tmp_path / "out"
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    code, out, _ = train()
+    assert code == 0
+    assert "nothing to do" in out
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    assert after == before
+    assert not [path for path in before if path.name.startswith(".")], "nothing half-written"
+
+
+# --- killed and resumed -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_a_killed_training_resumes_to_the_same_bits(
+    start: Start, train: Train, settings: list[str], tmp_path: Path, kills: int
+) -> None:
+    steps = ("training.steps=150", "training.evaluate_every=25")
+    words = [sys.executable, "-m", "experiments.train", *settings, *steps]
+    words += ["training.save_every_seconds=0"]
+    state = tmp_path / "out" / "training_state.pt"
+    chance = random.Random(kills)
+    for _ in range(kills):
+        process = start(words)
+        deadline, saved, last = time.monotonic() + DEADLINE, 0, None
+        wanted = chance.randint(1, 12)
+        while saved < wanted and process.poll() is None:  # saves seen since it began
+            assert time.monotonic() < deadline
+            now = state.stat().st_mtime_ns if state.exists() else None
+            saved += now != last and now is not None
+            last = now
+            time.sleep(0.001)
+        assert process.poll() is None or kills > 1, "it was to be killed on its way"
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    if kills == 1:
+        assert not (tmp_path / "out" / "model.safetensors").exists()
+    code, _, err = train(*steps, "training.save_every_seconds=0")
+    assert (code, err) == (0, "")
+    assert train(*steps, "training.save_every_seconds=0", f"output={tmp_path / 'whole'}")[0] == 0
+    for name in ("model.safetensors", "config.json"):
+        one, other = (tmp_path / folder / name for folder in ("out", "whole"))
+        assert one.read_bytes() == other.read_bytes(), name
+    histories = [
+        [
+            {key: value for key, value in row.items() if key != "seconds"}
+            for row in json.loads((tmp_path / folder / "history.json").read_text())
+        ]
+        for folder in ("out", "whole")
+    ]
+    assert histories[0] == histories[1]
+    names = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("out", "whole")]
+    assert names[0] == names[1], "what the killed attempts left half-written is gone"
+
+
+def test_a_training_killed_at_its_very_first_file_can_begin(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".training.yaml.k3j4x").write_text("corpus:\n  tra")
+    code, _, err = train("training.steps=2")
+    assert (code, err) == (0, "")
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def test_another_training_in_the_same_folder_is_refused(train: Train, tmp_path: Path) -> None:
+    train("training.steps=2")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    code, _, err = train("training.steps=3")
+    assert code == 2
+    assert re.fullmatch(r"error: output .*out' holds a training with other settings: .+\n", err)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    # where it is computed and tracked is not what is trained
+    assert train("training.steps=2", "device=auto", "tracking.project=another")[0] == 0
+
+
+def test_a_folder_of_something_else_is_refused_and_kept(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    code, _, err = train()
+    assert code == 2
+    assert re.fullmatch(r"error: output .*out' is not empty and holds no training: .+\n", err)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("corpus.train=/nowhere", ["corpus.train", "/nowhere", "prepare_corpus"]),
+        ("corpus.held_out=/nowhere", ["corpus.held_out", "/nowhere"]),
+        ("training.steps=0", ["training.steps", "at least 1", "0"]),
+        ("training.learning_rate=nan", ["training.learning_rate", "nan"]),
+        ("training.learning_rate=0", ["training.learning_rate", "above 0"]),
+        ("training.weight_decay=-1", ["training.weight_decay", "at least 0", "-1"]),
+        ("training.final_fraction=2", ["training.final_fraction", "from 0 to 1", "2"]),
+        ("training.precision=int8", ["training.precision", "float32, bfloat16", "'int8'"]),
+        ("training.attention=slow", ["training.attention", "sdpa, reference", "'slow'"]),
+        ("device.dtype=float64", ["device.dtype", "float32", "'float64'"]),
+        ("architecture.n_head=3", ["n_head", "3"]),
+        ("architecture.dropout=1.5", ["dropout", "1.5"]),
+        ("architecture.vocab_size=100", ["architecture.vocab_size", "257", "100"]),
+        ("architecture.block_size=100000", ["corpus.train", "architecture.block_size=100000"]),
+        ("tokenizer=/nowhere.json", ["tokenizer", "/nowhere.json"]),
+        ("training.stpes=5", ["training.stpes", "did you mean steps?"]),
+        ("+nonsense=5", ["nonsense", "allowed here"]),
+        ("seed=-1", ["seed", "from 0 to", "-1"]),
+        ("output=/proc/nowhere", ["output", "/proc/nowhere"]),
+    ],
+)
+def test_an_impossible_training_is_one_sentence(
+    train: Train, override: str, words: list[str]
+) -> None:
+    code, _, err = train(override)
+    assert code == 2
+    assert re.fullmatch(r"error: .+\n", err), "one line"
+    for word in words:
+        assert word in err
+
+
+def test_a_corpus_that_is_not_text_is_one_sentence(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "train" / "photo.txt").write_bytes(b"\xff\xd8\xff\xe0")
+    code, _, err = train()
+    assert code == 2
+    assert re.fullmatch(r"error: corpus\.train: .+ not readable text .+\n", err)
+
+
+def test_a_damaged_state_is_one_sentence(train: Train, tmp_path: Path) -> None:
+    train("training.steps=2")
+    (tmp_path / "out" / "README.md").unlink()  # as if killed before the end
+    (tmp_path / "out" / "training_state.pt").write_bytes(b"PK\x03\x04 torn")
+    code, _, err = train("training.steps=2")
+    assert code == 2
+    assert re.fullmatch(r"error: output: .*training_state\.pt.* is damaged, remove it .+\n", err)
