@@ -433,7 +433,9 @@ def main() -> int:
     with torch.inference_mode():
         rows = measure(quick=options.quick, only=options.only)
     if options.json:
-        print(json.dumps({**machine, "quick": options.quick, "rows": [asdict(r) for r in rows]}))
+        values = {row.key: row.value for row in rows}
+        details = {"quick": options.quick, "rows": [asdict(row) for row in rows]}
+        print(json.dumps({**values, **machine, **details}))
     return 0
 
 

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
 
+import experiments.converge
 from experiments.command import Remember
+from experiments.config import ConvergeSettings, to_settings
 
 ROOT = Path(__file__).parents[2]
 
 Called = tuple[int, str, str]
 Converge = Callable[..., Called]
+Compute = Callable[..., Path]
 Command = Callable[..., list[str]]
 
 
@@ -68,6 +72,26 @@ def converge(in_process: Callable[..., Called], settings: list[str]) -> Converge
 
     def call(*overrides: str) -> Called:
         return in_process("converge", *settings, *overrides)
+
+    return call
+
+
+@pytest.fixture
+def compute(settings: list[str]) -> Compute:
+    """The same run without Hydra, which takes longer than the run: its folder."""
+
+    def call(*overrides: str) -> Path:
+        config: dict[str, Any] = {}
+        for word in (*settings, *overrides):
+            key, value = word.split("=", 1)
+            # a group's name stands for the name that its choice sets
+            config[{"model": "model.name", "device": "device.name"}.get(key, key)] = value
+        merged = OmegaConf.merge(
+            OmegaConf.structured(ConvergeSettings),
+            OmegaConf.from_dotlist([f"{key}={value}" for key, value in config.items()]),
+        )
+        assert isinstance(merged, DictConfig)
+        return experiments.converge.converge(to_settings(merged, ConvergeSettings))
 
     return call
 

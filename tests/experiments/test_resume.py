@@ -196,14 +196,13 @@ def test_finished_prompts_are_kept_not_computed_again(
     ids=range(14),
 )
 def test_a_half_written_folder_is_recovered(
-    converge: Converge, failed: tuple[Path, Path], damage: Callable[[Path], object]
+    compute: Callable[..., Path], failed: tuple[Path, Path], damage: Callable[[Path], object]
 ) -> None:
     folder, undisturbed = failed
     state = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps({**state, "state": "running"}))
     damage(folder / ".prompts")
-    code, _, err = converge()
-    assert (code, err) == (0, "")
+    assert compute() == folder
     assert_same_numbers(folder, undisturbed)
     assert {path.name for path in folder.iterdir()} == {path.name for path in undisturbed.iterdir()}
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
@@ -211,7 +210,7 @@ def test_a_half_written_folder_is_recovered(
 
 # --- processes that are killed, or that meet ----------------------------------------------------
 
-SWEEP = ("feedback.strength=-1,0,0.5,1", "prompts.limit=4", "recompute.iterations=24")
+SWEEP = ("feedback.strength=-1,0,1", "prompts.limit=3", "recompute.iterations=20")
 
 
 def sweep_until_done(
@@ -256,7 +255,7 @@ def test_a_sweep_killed_at_random_moments_ends_with_the_same_numbers(
     assert attempts == 3
     code, _, _ = in_process("converge", *words[3:], f"runs_dir={tmp_path / 'undisturbed'}")
     assert code == 0
-    compare_studies(tmp_path / "runs" / "s", tmp_path / "undisturbed" / "s", count=4)
+    compare_studies(tmp_path / "runs" / "s", tmp_path / "undisturbed" / "s", count=3)
 
 
 @pytest.mark.slow
@@ -272,7 +271,7 @@ def test_a_sweep_killed_many_times_ends_with_the_same_numbers(
     in_process(
         "converge", *words[3:], f"runs_dir={tmp_path / 'undisturbed'}", "tracking.mode=disabled"
     )
-    compare_studies(tmp_path / "runs" / "s", tmp_path / "undisturbed" / "s", count=4)
+    compare_studies(tmp_path / "runs" / "s", tmp_path / "undisturbed" / "s", count=3)
 
 
 def test_two_processes_at_the_same_run_compute_it_once(

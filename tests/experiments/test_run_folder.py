@@ -23,6 +23,7 @@ from stateful_gpt.recompute import Iteration, RecomputeConfig, recompute
 
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]
+Compute = Callable[..., Path]
 
 FILES = {"config.yaml", "status.json", "trajectory.parquet", "iterations.parquet", "summary.json"}
 TRAJECTORY = ["prompt_id", "step", "iteration", "position", "token_id", "token", "log_prob"]
@@ -134,25 +135,23 @@ def test_status_says_where_the_run_comes_from(
 @pytest.mark.parametrize(
     ("dtype", "stored"), [("float32", "float"), ("float64", "double"), ("bfloat16", "float")]
 )
-def test_columns_and_their_types(converge: Converge, runs: Runs, dtype: str, stored: str) -> None:
-    assert converge(f"device.dtype={dtype}", "prompts.limit=1")[0] == 0
-    trajectory = pq.read_schema(runs()[0] / "trajectory.parquet")
+def test_columns_and_their_types(compute: Compute, dtype: str, stored: str) -> None:
+    folder = compute(f"device.dtype={dtype}", "prompts.limit=1")
+    trajectory = pq.read_schema(folder / "trajectory.parquet")
     assert trajectory.names == TRAJECTORY
     assert str(trajectory.field("log_prob").type) == stored
     for name in ("step", "iteration", "position", "token_id"):
         assert str(trajectory.field(name).type).startswith("int")
-    iterations = pq.read_schema(runs()[0] / "iterations.parquet")
+    iterations = pq.read_schema(folder / "iterations.parquet")
     assert iterations.names == ITERATIONS
     assert str(iterations.field("settled_prefix").type).startswith("int")
     for name in ("step_max", "step_rms", "oracle_error_max", "nll", "kl_step", "kl_effect"):
         assert str(iterations.field(name).type) == "double"
 
 
-def test_there_is_a_row_for_every_prompt_step_iteration_and_position(
-    converge: Converge, runs: Runs
-) -> None:
-    converge("generation.max_new_tokens=3", "recompute.iterations=4")
-    trajectory, iterations, _ = tables(runs()[0])
+def test_there_is_a_row_for_every_prompt_step_iteration_and_position(compute: Compute) -> None:
+    folder = compute("generation.max_new_tokens=3", "recompute.iterations=4")
+    trajectory, iterations, _ = tables(folder)
     expected = [
         (built_in_text(number, tokens=12)[0], step, iteration, position)
         for number in range(2)
@@ -171,15 +170,14 @@ def test_there_is_a_row_for_every_prompt_step_iteration_and_position(
 
 @pytest.mark.parametrize("kind", [kind.value for kind in FeedbackKind])
 def test_every_number_equals_an_independent_computation(
-    converge: Converge, runs: Runs, checkpoint_folder: Path, kind: str
+    compute: Compute, checkpoint_folder: Path, kind: str
 ) -> None:
     damping = {"logit": 0.75}.get(kind, 1.0)
-    code, _, _ = converge(
+    folder = compute(
         *(f"feedback.kind={kind}", "feedback.strength=-0.7", "feedback.layers=[1]"),
         *("device.dtype=float64", f"recompute.damping={damping}", "prompts.max_tokens=20"),
     )
-    assert code == 0
-    trajectory, iterations, summary = tables(runs()[0])
+    trajectory, iterations, summary = tables(folder)
     model = load_checkpoint(checkpoint_folder, dtype=torch.float64).model
     feedback = TokenFeedback(FeedbackKind(kind), -0.7, layers=frozenset([1]))
     config = RecomputeConfig(iterations=12, damping=damping)
@@ -237,11 +235,11 @@ def test_every_number_equals_an_independent_computation(
         assert part["iterations_to_tolerance"] == reached
 
 
-def test_the_summary_of_the_run_is_that_of_its_prompts(converge: Converge, runs: Runs) -> None:
-    converge("prompts.limit=3", "prompts.max_tokens=24", "recompute.iterations=4")
-    _, iterations, summary = tables(runs()[0])
+def test_the_summary_of_the_run_is_that_of_its_prompts(compute: Compute) -> None:
+    folder = compute("prompts.limit=3", "prompts.max_tokens=24", "recompute.iterations=4")
+    _, iterations, summary = tables(folder)
     overall, prompts = summary["overall"], summary["prompts"]
-    assert summary["run_id"] == runs()[0].name
+    assert summary["run_id"] == folder.name
     assert overall["prompts"] == len(prompts) == 3
     assert overall["iterations"] == len(iterations)
     for key in ("nll", "nll_plain", "kl_effect", "oracle_error_max", "lyapunov"):
@@ -252,21 +250,19 @@ def test_the_summary_of_the_run_is_that_of_its_prompts(converge: Converge, runs:
     assert overall["iterations_to_tolerance"] is None, "missing where a prompt's is missing"
 
 
-def test_a_missing_number_is_null_never_a_sentinel(converge: Converge, runs: Runs) -> None:
-    converge("prompts.max_tokens=1", "recompute.iterations=2")
-    trajectory, iterations, summary = tables(runs()[0])
+def test_a_missing_number_is_null_never_a_sentinel(compute: Compute) -> None:
+    folder = compute("prompts.max_tokens=1", "recompute.iterations=2")
+    trajectory, iterations, summary = tables(folder)
     assert set(trajectory["log_prob"]) == {0.0}, "nothing predicts the first token"
     assert iterations["nll"].isna().all()
     part = summary["prompts"][0]
     assert (part["nll"], part["nll_plain"], part["rate"], part["lyapunov"]) == (None,) * 4
-    assert "NaN" not in (runs()[0] / "summary.json").read_text()
+    assert "NaN" not in (folder / "summary.json").read_text()
 
 
-def test_a_tolerance_ends_each_prompt_on_its_own(
-    converge: Converge, runs: Runs, checkpoint_folder: Path
-) -> None:
-    converge("recompute.tolerance=0.5", "prompts.limit=4", "prompts.max_tokens=30")
-    trajectory, _, summary = tables(runs()[0])
+def test_a_tolerance_ends_each_prompt_on_its_own(compute: Compute, checkpoint_folder: Path) -> None:
+    folder = compute("recompute.tolerance=0.5", "prompts.limit=4", "prompts.max_tokens=30")
+    trajectory, _, summary = tables(folder)
     model = load_checkpoint(checkpoint_folder).model
     counts = []
     for number in range(4):
@@ -281,10 +277,10 @@ def test_a_tolerance_ends_each_prompt_on_its_own(
 
 
 def test_the_stored_numbers_of_a_float32_run_are_its_own(
-    converge: Converge, runs: Runs, checkpoint_folder: Path
+    compute: Compute, checkpoint_folder: Path
 ) -> None:
-    converge("prompts.limit=1")
-    trajectory, _, _ = tables(runs()[0])
+    folder = compute("prompts.limit=1")
+    trajectory, _, _ = tables(folder)
     seen = passes(
         load_checkpoint(checkpoint_folder).model,
         built_in_text(0, tokens=12)[1],
@@ -302,16 +298,19 @@ def test_the_stored_numbers_of_a_float32_run_are_its_own(
 @pytest.mark.parametrize("start", ["cold", "carried"])
 @pytest.mark.parametrize("strategy", ["greedy", "sample"])
 def test_a_generation_run_is_the_librarys_generate_past_the_block_too(
-    converge: Converge, runs: Runs, checkpoint_folder: Path, start: str, strategy: str
+    compute: Compute, checkpoint_folder: Path, start: str, strategy: str
 ) -> None:
     length, new = 28, 8  # ends 4 tokens past the block
-    code, _, _ = converge(
-        *(f"generation={strategy}", f"generation.max_new_tokens={new}", "generation.top_k=40"),
+    folder = compute(
+        *(
+            f"generation.strategy={strategy}",
+            f"generation.max_new_tokens={new}",
+            "generation.top_k=40",
+        ),
         *("generation.temperature=1.3", "generation.seed=5", "seed=2", "device.dtype=float64"),
         *(f"recompute.start={start}", "recompute.iterations=3", f"prompts.max_tokens={length}"),
     )
-    assert code == 0
-    trajectory, iterations, summary = tables(runs()[0])
+    trajectory, iterations, summary = tables(folder)
     model = load_checkpoint(checkpoint_folder, dtype=torch.float64).model
     for number in range(2):
         name, text = built_in_text(number, tokens=length)
@@ -383,11 +382,12 @@ def test_a_generation_run_is_the_librarys_generate_past_the_block_too(
         assert part["generated_text"] == b"".join(drawn).decode(errors="replace")
 
 
-def test_sampling_depends_on_the_seed_and_on_nothing_else(converge: Converge, runs: Runs) -> None:
+def test_sampling_depends_on_the_seed_and_on_nothing_else(compute: Compute) -> None:
     def texts(*overrides: str) -> list[str]:
-        before = set(runs())
-        assert converge("generation=sample", "recompute.iterations=2", *overrides)[0] == 0
-        (folder,) = set(runs()) - before
+        folder = compute(
+            *("generation.strategy=sample", "generation.max_new_tokens=20"),
+            *("recompute.iterations=2", *overrides),
+        )
         return [part["generated_text"] for part in tables(folder)[2]["prompts"]]
 
     once = texts("seed=1")

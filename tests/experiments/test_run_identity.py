@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import ConvergeSettings, to_settings
-from experiments.converge import converge
 from stateful_gpt.checkpoint import save_checkpoint
 from stateful_gpt.model import GPT
 
@@ -21,19 +18,11 @@ FAST = ("prompts.limit=1", "prompts.max_tokens=5", "recompute.iterations=2")
 
 
 @pytest.fixture
-def identify(settings: list[str], tmp_path: Path) -> Identify:
+def identify(compute: Callable[..., Path]) -> Identify:
     """Run with these settings; the name of the folder that came of it."""
 
     def call(*overrides: str) -> str:
-        words = [word for word in (*settings, *FAST, *overrides) if "." in word.split("=")[0]]
-        words += [word for word in (*settings, *overrides) if "." not in word.split("=")[0]]
-        words = [word.replace("model=", "model.name=") for word in words]
-        words = [word.replace("device=", "device.name=") for word in words]
-        config = OmegaConf.merge(
-            OmegaConf.structured(ConvergeSettings), OmegaConf.from_dotlist(words)
-        )
-        assert isinstance(config, DictConfig)
-        folder = converge(to_settings(config, ConvergeSettings))
+        folder = compute(*FAST, *overrides)
         assert (folder / "trajectory.parquet").exists()
         return folder.name
 
