@@ -14,8 +14,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from analysis.figures import heat_map_png
-from analysis.load import load_unfinished
 from experiments.config import TrackingSettings
 from experiments.run_folder import ITERATIONS, SUMMARY, TRAJECTORY
 
@@ -78,6 +76,11 @@ class Tracker:
                 lambda: self._open(settings, "offline", run_id, name, group, tags, config),
                 "could not start",
             )
+
+    @property
+    def active(self) -> bool:
+        """Whether there is still somebody to tell."""
+        return self._run is not None
 
     def log(self, row: dict[str, Any]) -> None:
         """One history row; missing values are left out."""
@@ -193,15 +196,24 @@ def reachable() -> bool:
 
 def publish(tracker: Tracker, folder: Path, summary: dict[str, Any]) -> None:
     """Log a run from its own files: a history row an iteration, summary, heat map, Parquet."""
+    if not tracker.active:
+        return
     for row in history_rows(folder):
         tracker.log(row)
     tracker.summarize(summary["overall"])
-    tracker.image("heat_map", lambda: heat_map_png(load_unfinished(folder)))
+    tracker.image("heat_map", lambda: _heat_map(folder))
     tracker.artifact(
         f"run-{folder.name}",
         "run",
         [folder / name for name in (TRAJECTORY, ITERATIONS, SUMMARY)],
     )
+
+
+def _heat_map(folder: Path) -> bytes:
+    from analysis.figures import heat_map_png  # Matplotlib takes a second: only where it draws
+    from analysis.load import load_unfinished
+
+    return heat_map_png(load_unfinished(folder))
 
 
 def history_rows(folder: Path) -> list[dict[str, Any]]:

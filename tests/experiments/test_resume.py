@@ -219,7 +219,7 @@ def sweep_until_done(
     """Start the command again and again, killing it as it makes progress; how often it took."""
 
     def progress() -> int:
-        return sum(1 for _ in study.glob("*/**/*"))
+        return sum(len(names) for _, _, names in os.walk(study))  # at ease with vanishing ones
 
     attempts = 0
     while True:
@@ -259,7 +259,7 @@ def test_a_sweep_killed_at_random_moments_ends_with_the_same_numbers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("mode", ["disabled", "offline"])
 def test_a_sweep_killed_many_times_ends_with_the_same_numbers(
     command: Callable[..., list[str]], start: Start, in_process: Converge, tmp_path: Path,
@@ -267,7 +267,7 @@ def test_a_sweep_killed_many_times_ends_with_the_same_numbers(
 ) -> None:  # fmt: skip
     words = command(*SWEEP, f"tracking.mode={mode}", "generation.max_new_tokens=2")
     words.insert(3, "-m")
-    sweep_until_done(words, start, tmp_path / "runs" / "s", random.Random(seed), kills=8)
+    sweep_until_done(words, start, tmp_path / "runs" / "s", random.Random(seed), kills=6)
     in_process(
         "converge", *words[3:], f"runs_dir={tmp_path / 'undisturbed'}", "tracking.mode=disabled"
     )
