@@ -16,8 +16,8 @@ from stateful_gpt.model import GPT
 # Finite, because 0 * -inf is NaN; far below what float32 logits of a trained model can produce.
 LOG_PROB_FLOOR = -1e4
 
-# Positions whose logits exist at one time. For GPT-2 in float32 they take 35 MB: blocks below 32 MB may
-# stay with the process when they are freed, and pile up.
+# Positions whose logits exist at one time: 35 MB for GPT-2 in float32. Blocks below 32 MB may stay
+# with the process when they are freed, and pile up.
 CHUNK = 176
 
 
