@@ -105,7 +105,7 @@ def locate(source: str | Path) -> Path:
             return path
     path = Path(source)
     try:
-        if path.exists():
+        if path.is_dir() or path.is_file():
             return path
     except OSError as error:  # a name that no file system takes
         raise CheckpointError(
