@@ -36,7 +36,7 @@ from experiments.run_folder import RunFolder, run_id
 from experiments.tracking import AGGREGATES, Tracker, publish
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, fingerprint, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
-from stateful_gpt.feedback import FeedbackKind, TokenFeedback
+from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.generate import Full, Sampling, Solver, Start, generate
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.tokenizer import end_token
@@ -90,7 +90,7 @@ def _compute(
     settings: ConvergeSettings,
     folder: RunFolder,
     checkpoint: Checkpoint,
-    feedback: TokenFeedback,
+    feedback: Feedback,
     prompts: list[EncodedPrompt],
 ) -> None:
     device = checkpoint.model.lm_head.weight.device
@@ -137,7 +137,7 @@ def _run_prompts(
     settings: ConvergeSettings,
     folder: RunFolder,
     checkpoint: Checkpoint,
-    feedback: TokenFeedback,
+    feedback: Feedback,
     prompts: list[EncodedPrompt],
 ) -> list[dict[str, Any]]:
     passes = settings.recompute.iterations * (settings.generation.max_new_tokens + 1)
@@ -163,7 +163,7 @@ def _run_prompt(
     folder: RunFolder,
     checkpoint: Checkpoint,
     double: Any,
-    feedback: TokenFeedback,
+    feedback: Feedback,
     number: int,
     prompt: EncodedPrompt,
     bar: "tqdm[Any]",
@@ -209,13 +209,13 @@ def _run_prompt(
     return summary
 
 
-def _feedback(settings: ConvergeSettings, *, n_layer: int) -> TokenFeedback:
+def _feedback(settings: ConvergeSettings, *, n_layer: int) -> Feedback:
     layers = settings.feedback.layers
     if layers != "all" and max(layers) >= n_layer:
         raise ConfigError(
             f"feedback.layers must be from 0 to {n_layer - 1} for this model, got {list(layers)}"
         )
-    return TokenFeedback(
+    return Feedback(
         kind=FeedbackKind(settings.feedback.kind),
         strength=settings.feedback.strength,
         layers=None if layers == "all" else frozenset(layers),

@@ -26,7 +26,7 @@ from stateful_gpt.convergence import (
     rounding_floor,
     settled_prefix,
 )
-from stateful_gpt.feedback import TokenFeedback, mean_kls, score_tokens
+from stateful_gpt.feedback import Feedback, mean_kls, score_tokens
 from stateful_gpt.generate import Window
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import LeftToRight, lyapunov_exponent
@@ -85,7 +85,7 @@ class Recorder:
         prompt: EncodedPrompt,
         *,
         model: GPT,
-        feedback: TokenFeedback,
+        feedback: Feedback,
         settings: ConvergeSettings,
         on_pass: Callable[[], object],
     ) -> None:

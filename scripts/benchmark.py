@@ -26,7 +26,7 @@ from torch import Tensor
 
 from stateful_gpt.attention import Attention
 from stateful_gpt.checkpoint import Checkpoint, load_checkpoint
-from stateful_gpt.feedback import TokenFeedback
+from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import Start, generate, token_pass
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.oracle import left_to_right
@@ -77,7 +77,7 @@ def text_tokens(checkpoint: Checkpoint) -> Tensor:
 
 
 @torch.no_grad()
-def naive_pass(model: GPT, tokens: Tensor, feedback: TokenFeedback, state: Tensor | None) -> Tensor:
+def naive_pass(model: GPT, tokens: Tensor, feedback: Feedback, state: Tensor | None) -> Tensor:
     """(1, T) log-probabilities, the way one would write it down first."""
     modulation = feedback.modulation(state)
     model.use_attention(Attention.REFERENCE)
@@ -129,7 +129,7 @@ def run_for_memory(contestant: str) -> float:
     """The peak while the second pass runs, read from the kernel after its mark was reset."""
     model = gpt2_shape()
     tokens = random_tokens(model, 1024)
-    run = token_pass(model, tokens, TokenFeedback(strength=0.5))
+    run = token_pass(model, tokens, Feedback(strength=0.5))
     state = torch.full((1, 1024), -5.0)
 
     def work() -> object:
@@ -160,8 +160,8 @@ def pass_extra_mb(*, repeats: int) -> Row:
 def pass_overhead(model: GPT, *, repeats: int) -> Row:
     tokens = random_tokens(model, model.config.block_size)
     state = torch.full(tokens.shape, -5.0)
-    fed = token_pass(model, tokens, TokenFeedback(strength=0.5))
-    plain = token_pass(model, tokens, TokenFeedback(strength=0.0))
+    fed = token_pass(model, tokens, Feedback(strength=0.5))
+    plain = token_pass(model, tokens, Feedback(strength=0.0))
     ours, theirs = in_turns(lambda: fed(state), lambda: plain(state), repeats=repeats)
     note = f"bundled model, T = {tokens.size(1)}: {1e3 * statistics.median(ours):.1f} ms a pass"
     return ratio("pass_overhead", ours, theirs, target="<= 1.05 x", note=note)
@@ -173,7 +173,7 @@ def pass_gemm_fraction(model: GPT, *, length: int, repeats: int) -> Row:
     C, T, V = config.n_embd, length, config.vocab_size
     tokens = random_tokens(model, length)
     state = torch.full(tokens.shape, -5.0)
-    fed = token_pass(model, tokens, TokenFeedback(strength=0.5))
+    fed = token_pass(model, tokens, Feedback(strength=0.5))
     x, wide = torch.randn(T, C), torch.randn(T, 4 * C)
     block = model.transformer.blocks[0]
     q = torch.randn(config.n_head, T, C // config.n_head)
@@ -223,7 +223,7 @@ def solve(model: GPT, tokens: Tensor, strength: float) -> Tensor:
         model,
         tokens.tolist(),
         max_new_tokens=0,
-        feedback=TokenFeedback(strength=strength),
+        feedback=Feedback(strength=strength),
         config=RecomputeConfig(iterations=tokens.size(1), tolerance=TOLERANCE),
         solver=Windowed(),
     )
@@ -240,9 +240,9 @@ def fixed_point(key: str, model: GPT, tokens: Tensor, *, target: str, repeats: i
         counted = Counted(model)
         settled = solve(model, tokens, strength)
         counted.stop()
-        oracle = left_to_right(model, tokens, TokenFeedback(strength=strength))[0]
+        oracle = left_to_right(model, tokens, Feedback(strength=strength))[0]
         error = (settled - oracle).abs().max().item()
-        feedback = TokenFeedback(strength=strength)
+        feedback = Feedback(strength=strength)
         naive, ours = in_turns(
             lambda feedback=feedback: naive_pass(model, tokens, feedback, state),
             lambda strength=strength: solve(model, tokens, strength),
@@ -331,7 +331,7 @@ def generation(key: str, model: GPT, *, new: int, target: str, repeats: int) -> 
             model,
             prompt.tolist(),
             max_new_tokens=new,
-            feedback=TokenFeedback(strength=strength),
+            feedback=Feedback(strength=strength),
             config=RecomputeConfig(iterations=model.config.block_size, tolerance=1e-12),
             solver=Windowed(),
             start=Start.CARRIED,

@@ -15,7 +15,7 @@ import torch
 
 from stateful_gpt.checkpoint import CheckpointError, load_checkpoint
 from stateful_gpt.device import DEVICES, DTYPES, choose_device
-from stateful_gpt.feedback import FeedbackKind, TokenFeedback
+from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.generate import Sampling, Start, generate
 from stateful_gpt.recompute import Outcome, RecomputeConfig
 from stateful_gpt.tokenizer import end_token, token_text
@@ -109,7 +109,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     encoding = checkpoint.tokenizer
     tokens = encoding.encode_ordinary(prompt)
-    feedback = TokenFeedback(FeedbackKind(options.feedback), options.strength)
+    feedback = Feedback(FeedbackKind(options.feedback), options.strength)
     writer = codecs.getincrementaldecoder("utf-8")(errors="replace")
     end = end_token(encoding)
 

@@ -1,12 +1,13 @@
-"""What a pass hands to the next: an estimate per token, and how it modulates attention.
+"""What a pass hands to the next: estimates per token, and how they act on the model.
 
 Shapes: B batch, T tokens, C n_embd, V vocabulary.
 """
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ CHUNK = 176
 
 
 class FeedbackKind(Enum):
-    """How a token's estimate acts on attention to it (``design`` of each: see TokenFeedback)."""
+    """How a token's estimate acts on attention to it (each is defined in Feedback)."""
 
     LOG_PROB = "log_prob"
     LOGIT = "logit"
@@ -31,18 +32,25 @@ class FeedbackKind(Enum):
 
 
 @dataclass(frozen=True)
-class KeyModulation:
-    """Numbers per key for ``GPT.forward``: at most one of the two is given, each (B, T)."""
+class Modulation:
+    """What is fed into a pass, for ``GPT.forward``.
+
+    Attributes:
+        bias, factor: numbers per key, (B, T); at most one of the two is given.
+        hidden: (B, T, C) the hidden state that enriches each token; zeros where there is none.
+    """
 
     bias: Tensor | None = None
     factor: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class TokenFeedback:
-    """Feedback of every token's own estimate to the attention it receives as a key.
+class Feedback:
+    """What a pass hands to the next: an estimate of every token, a hidden state, or both.
 
-    With l_j the log-probability of token j in nats, z_j its raw logit and b the strength:
+    The probability of a token acts on the attention that it receives as a key. With l_j the
+    log-probability of token j in nats, z_j its raw logit and b the strength:
 
     - ``log_prob``: ``score_ij + b l_j`` before softmax, which equals multiplying the softmaxed row
       by ``p_j ** b`` and renormalising it;
@@ -53,33 +61,99 @@ class TokenFeedback:
     A positive strength attends to what the model expected, a negative one to what surprised it,
     and 0 is the plain model exactly, as is the kind ``none``.
 
+    The hidden state enriches a token's embedding through the model's gate (``model.HiddenGate``).
+    With ``shift`` 1 it is that of the step that produced the token, at the position before it; as
+    an estimate of the token it is on a par with its probability, and what holds of the one (see
+    ``recompute``) holds of the other. With ``shift`` 0 every position feeds itself: nothing bounds
+    the number of passes then, and estimates may cycle or diverge.
+
+    The state of n tokens is (B, n) of token estimates, or (B, n, C) of hidden states, or
+    (B, n, 1 + C) of both side by side. Zeros stand for nothing known.
+
     Attributes:
-        layers: the layers that are modulated; None means all of them.
+        layers: the layers whose attention is modulated; None means all of them.
+        hidden_strength: multiplies what hidden states add to the embeddings; 0 feeds none back.
     """
 
     kind: FeedbackKind = FeedbackKind.LOG_PROB
     strength: float = 1.0
     layers: Collection[int] | None = None
+    hidden_strength: float = 0.0
+    shift: Literal[0, 1] = 1
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether token estimates are fed back."""
+        return self.kind is not FeedbackKind.NONE and self.strength != 0.0
+
+    @property
+    def of_hidden(self) -> bool:
+        """Whether hidden states are fed back."""
+        return self.hidden_strength != 0.0
 
     @property
     def active(self) -> bool:
         """Whether anything is fed back at all."""
-        return self.kind is not FeedbackKind.NONE and self.strength != 0.0
+        return self.of_tokens or self.of_hidden
 
-    def modulation(self, estimates: Tensor | None) -> KeyModulation:
-        """What (B, T) estimates do to attention. None stands for probability 1 everywhere."""
-        if estimates is None or not self.active:
-            return KeyModulation()  # skipped, not multiplied by 0: the plain model bit for bit
+    @property
+    def triangular(self) -> bool:
+        """Whether what a pass says of a token depends only on the state of tokens before it."""
+        return not (self.of_hidden and self.shift == 0)
+
+    def blank(self, *shape: int, like: Tensor) -> Tensor:
+        """The state of ``shape`` tokens of which nothing is known, in the precision of scores.
+
+        Args:
+            like: any hidden state of the model, (..., C).
+        """
+        width = () if not self.of_hidden else (like.size(-1) + self.of_tokens,)
+        return torch.zeros(*shape, *width, dtype=wide(like.dtype), device=like.device)
+
+    def modulation(self, state: Tensor | None) -> Modulation:
+        """What a state does to a pass. None stands for nothing known: probability 1 everywhere."""
+        if state is None or not self.active:
+            return Modulation()  # skipped, not multiplied by 0: the plain model bit for bit
+        if not self.of_hidden:
+            return self._of_keys(state)
+        if not self.of_tokens:
+            return Modulation(hidden=state)
+        return replace(self._of_keys(state[..., 0]), hidden=state[..., 1:])
+
+    def _of_keys(self, estimates: Tensor) -> Modulation:
         weighted = self.strength * estimates
         if self.kind is FeedbackKind.PROB:
             # finite, or 0 * inf would reach the positions before the token as NaN
             most = math.log(torch.finfo(weighted.dtype).max) / 2
-            return KeyModulation(factor=weighted.clamp(max=most).exp())
-        return KeyModulation(bias=weighted)
+            return Modulation(factor=weighted.clamp(max=most).exp())
+        return Modulation(bias=weighted)
 
-    def estimates(self, scores: "TokenScores") -> Tensor:
-        """The (B, T) numbers that this kind of feedback hands on."""
-        return scores.logits if self.kind is FeedbackKind.LOGIT else scores.log_probs
+    def state(self, scores: "TokenScores", hidden: Tensor) -> Tensor:
+        """What a pass over (B, T) whole texts hands on, from its scores and (B, T, C) output."""
+        if self.shift == 1:
+            hidden = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], dim=1)
+        return self._side_by_side(scores, hidden)
+
+    def estimates(self, scores: "TokenScores", before: Tensor) -> Tensor:
+        """What is handed on of tokens (...), from their scores and the (..., C) before each.
+
+        With ``shift`` 0 their hidden states are not known yet.
+        """
+        return self._side_by_side(scores, before if self.shift == 1 else torch.zeros_like(before))
+
+    def _side_by_side(self, scores: "TokenScores", hidden: Tensor) -> Tensor:
+        of_tokens = scores.logits if self.kind is FeedbackKind.LOGIT else scores.log_probs
+        if not self.of_hidden:
+            return of_tokens
+        hidden = hidden.to(of_tokens.dtype)
+        if not self.of_tokens:
+            return hidden
+        return torch.cat([of_tokens[..., None], hidden], dim=-1)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of scores: float64 of a float64 model, float32 of any other."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
@@ -94,7 +168,7 @@ def logit_chunks(model: GPT, hidden: Tensor, *, chunk: int = CHUNK) -> Iterator[
     """The (n, V) logits of (N, C) hidden states, ``chunk`` rows at a time, at least in float32."""
     for piece in hidden.split(chunk):
         logits = model.lm_head(piece)
-        yield logits if logits.dtype == torch.float64 else logits.float()
+        yield logits.to(wide(logits.dtype))
 
 
 def score_logits(logits: Tensor, targets: Tensor) -> TokenScores:
@@ -133,9 +207,7 @@ def score_tokens(model: GPT, hidden: Tensor, tokens: Tensor, *, chunk: int = CHU
         (B, T) each. Position 0 gets probability 1 (log-probability 0, and logit 0): nothing
         predicts it.
     """
-    first = hidden.new_zeros(
-        tokens.size(0), 1, dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    )
+    first = hidden.new_zeros(tokens.size(0), 1, dtype=wide(hidden.dtype))
     if tokens.size(1) == 1:
         return TokenScores(log_probs=first, logits=first)
     rest = score_targets(model, hidden[:, :-1], tokens[:, 1:], chunk=chunk)

@@ -14,7 +14,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stateful_gpt.feedback import TokenFeedback, logit_chunks, score_logits, score_tokens
+from stateful_gpt.feedback import (
+    Feedback,
+    logit_chunks,
+    score_logits,
+    score_tokens,
+    wide,
+)
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import (
     Iteration,
@@ -77,7 +83,8 @@ class Generation:
         tokens: prompt and generated ids.
         log_probs: the newest estimate of every token (nats). A token that the window has left
             behind keeps the last one it had.
-        estimates: the same in the feedback's own unit: hand it to the next call as ``previous``.
+        estimates: what is fed back of every token, (T,) or (T, width of the feedback's state): hand
+            it to the next call as ``previous``.
         outcomes: how each generation step's recompute ended.
         ended: whether the end token was drawn. A text whose estimates diverged ends there, too:
             its last outcome says so.
@@ -107,7 +114,7 @@ class PassMaker(Protocol):
 class Solver(Protocol):
     """How the passes of a generation are computed."""
 
-    def begin(self, model: GPT, feedback: TokenFeedback, config: RecomputeConfig) -> PassMaker:
+    def begin(self, model: GPT, feedback: Feedback, config: RecomputeConfig) -> PassMaker:
         """A maker of passes for one generation.
 
         Raises:
@@ -119,14 +126,14 @@ class Solver(Protocol):
 class Full:
     """Every pass evaluates every token of its window: the reference."""
 
-    def begin(self, model: GPT, feedback: TokenFeedback, config: RecomputeConfig) -> PassMaker:
+    def begin(self, model: GPT, feedback: Feedback, config: RecomputeConfig) -> PassMaker:
         def over(window: Window, *, log_probs: Tensor, carried: bool, observed: bool) -> Pass:
             return token_pass(model, window.tokens, feedback)
 
         return over
 
 
-def token_pass(model: GPT, tokens: Tensor, feedback: TokenFeedback) -> Pass:
+def token_pass(model: GPT, tokens: Tensor, feedback: Feedback) -> Pass:
     """A pass over (B, T) tokens as the recompute loop sees it; its output are hidden states."""
 
     def run(estimates: Tensor | None) -> Said:
@@ -136,9 +143,12 @@ def token_pass(model: GPT, tokens: Tensor, feedback: TokenFeedback) -> Pass:
             key_bias=modulation.bias,
             key_factor=modulation.factor,
             layers=feedback.layers,
+            hidden=modulation.hidden,
+            hidden_strength=feedback.hidden_strength,
         )
         scores = score_tokens(model, hidden, tokens)
-        return Said(state=feedback.estimates(scores), log_probs=scores.log_probs, output=hidden)
+        state = feedback.state(scores, hidden)
+        return Said(state=state, log_probs=scores.log_probs, output=hidden)
 
     return run
 
@@ -164,7 +174,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    feedback: TokenFeedback,
+    feedback: Feedback,
     config: RecomputeConfig,
     solver: Solver | None = None,
     start: Start = Start.COLD,
@@ -185,7 +195,7 @@ def generate(
         solver: how passes are computed; default: every pass evaluates every token.
         start: whether a step begins from probability 1 everywhere, or from what the step before
             ended with. A carried estimate moves along when the window slides, except that the
-            window's first token has probability 1: nothing predicts it.
+            window's first token has probability 1, and no hidden state: nothing predicts it.
         previous: estimates of the prompts' tokens from an earlier call, in place of probability 1.
         sampling: default: greedily, without an end.
         generator: on the model's device; needed to draw reproducibly.
@@ -201,11 +211,12 @@ def generate(
     block = model.config.block_size
     texts = [list(prompt) for prompt in prompts]
     _check(texts, previous, vocab_size=model.config.vocab_size)
-    wide = torch.float64 if model.lm_head.weight.dtype == torch.float64 else torch.float32
-    estimates: list[Tensor] = [torch.zeros(len(text), dtype=wide) for text in texts]
+    like = torch.empty(0, model.config.n_embd, dtype=model.lm_head.weight.dtype)
+    score_dtype = wide(like.dtype)
+    estimates: list[Tensor] = [feedback.blank(len(text), like=like) for text in texts]
     if previous is not None:
-        estimates = [values.to("cpu", wide).clone() for values in previous]
-    log_probs = [torch.zeros(len(text), dtype=wide) for text in texts]
+        estimates = [values.to("cpu", score_dtype).clone() for values in previous]
+    log_probs = [torch.zeros(len(text), dtype=score_dtype) for text in texts]
     outcomes: list[list[Outcome]] = [[] for _ in texts]
     ended = [False] * len(texts)
     settled = [1] * len(texts)  # leading positions of the window whose estimates are final
@@ -214,12 +225,12 @@ def generate(
     for step in range(max_new_tokens + 1):
         window = _window(texts, rows, step=step, block=block, device=device)
         carried = previous is not None if step == 0 else start is Start.CARRIED
-        first_state = _start(estimates, window, wide) if carried else None
+        first_state = _start(estimates, window) if carried else None
         observe = on_window(window) if on_window is not None else None
         result = recompute(
             make_pass(
                 window,
-                log_probs=_start(log_probs, window, wide),
+                log_probs=_start(log_probs, window),
                 carried=carried and step > 0,
                 observed=observe is not None,
             ),
@@ -227,6 +238,7 @@ def generate(
             lengths=window.lengths,
             start=first_state,
             settled=[settled[row] for row in rows] if carried and step > 0 else None,
+            triangular=feedback.triangular,
             output_too=step < max_new_tokens,
             observe=observe,
         )
@@ -250,7 +262,7 @@ def generate(
         logits = torch.cat(list(logit_chunks(model, hidden)))  # (B, V)
         drawn = draw(logits, sampling, generator)  # (B,)
         scores = score_logits(logits, drawn)
-        handed_on = feedback.estimates(scores)
+        handed_on = feedback.estimates(scores, hidden)
         drawn_ids = drawn.tolist()
         for i, row in enumerate(rows):
             texts[row].append(drawn_ids[i])
@@ -290,11 +302,11 @@ def _window(
     )
 
 
-def _start(estimates: list[Tensor], window: Window, dtype: torch.dtype) -> Tensor:
-    """(B, T) values of a window's tokens so far; its first token has probability 1."""
-    state = torch.zeros(window.tokens.shape, dtype=dtype)
+def _start(values: list[Tensor], window: Window) -> Tensor:
+    """(B, T, ...) values of a window's tokens so far; of its first token nothing is known."""
+    state = values[0].new_zeros(*window.tokens.shape, *values[0].shape[1:])
     for i, row in enumerate(window.rows):
-        state[i, 1 : window.lengths[i]] = estimates[row][window.starts[i] + 1 :]
+        state[i, 1 : window.lengths[i]] = values[row][window.starts[i] + 1 :]
     return state.to(window.tokens.device)
 
 

@@ -9,7 +9,7 @@ V vocabulary.
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -34,6 +34,7 @@ class GPTConfig:
     ``activation`` is ``gelu`` (the erf form: nanoGPT, this project) or ``gelu_tanh`` (the form
     the published GPT-2 weights were trained with). ``dropout`` acts on the embeddings and on what
     each block adds, not on the attention weights, which the fused kernels never form.
+    ``hidden_feedback`` adds the gate through which hidden states can be fed back.
     """
 
     block_size: int = 1024
@@ -44,14 +45,16 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True
     activation: str = "gelu"
+    hidden_feedback: bool = False
 
     def __post_init__(self) -> None:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if not isinstance(self.bias, bool):
-            raise ValueError(f"bias must be true or false, got {self.bias!r}")
+        for name in ("bias", "hidden_feedback"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd must be a multiple of n_head ({self.n_head}), got {self.n_embd}"
@@ -186,8 +189,33 @@ class Transformer(nn.Module):
         return cast(list[Block], list(self.h))
 
 
+class HiddenGate(nn.Module):
+    """How much of a hidden state enters a token embedding, component by component.
+
+    ``sigmoid(e * (W_k h + b_k)) * (W_v h + b_v)`` for an embedding e and a hidden state h: the
+    embedding is the query, and h gives key and value (see design note 001 of the project, and
+    LSTM's input gate). A hidden state of nothing but zeros stands for none and adds nothing: no
+    layer norm makes one.
+    """
+
+    def __init__(self, n_embd: int) -> None:
+        super().__init__()
+        self.key = nn.Linear(n_embd, n_embd)
+        self.value = nn.Linear(n_embd, n_embd)
+
+    def forward(self, embedding: Tensor, hidden: Tensor) -> Tensor:
+        """(B, T, C) to add to (B, T, C) embeddings, given a hidden state (B, T, C) for each."""
+        gate = torch.sigmoid(embedding * self.key(hidden))
+        known = hidden.detach().ne(0).any(dim=-1, keepdim=True)  # (B, T, 1)
+        out: Tensor = (gate * self.value(hidden)).masked_fill(~known, 0.0)
+        return out
+
+
 class GPT(nn.Module):
-    """nanoGPT's decoder. ``transformer.wte`` and ``lm_head`` share one weight unless untied."""
+    """nanoGPT's decoder. ``transformer.wte`` and ``lm_head`` share one weight unless untied.
+
+    With ``hidden_feedback`` it also has a ``gate``; without one it is nanoGPT's exactly.
+    """
 
     def __init__(self, config: GPTConfig, *, tied: bool = True) -> None:
         super().__init__()
@@ -196,11 +224,16 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if tied:
             self.lm_head.weight = self.transformer.wte.weight
+        self.gate = HiddenGate(config.n_embd) if config.hidden_feedback else None
 
     def initialize(self, *, generator: torch.Generator | None = None) -> None:
-        """Draw nanoGPT's initial weights: N(0, 0.02), residual projections over sqrt(2 n_layer)."""
+        """Draw nanoGPT's initial weights: N(0, 0.02), residual projections over sqrt(2 n_layer).
+
+        The gate starts closed: its values are 0, so that feedback begins as a no-op. Models with
+        and without one draw the same other weights from the same generator.
+        """
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or name == "gate.value.weight":
                 nn.init.zeros_(parameter)
             elif ".ln_" in name:
                 nn.init.ones_(parameter)
@@ -208,6 +241,20 @@ class GPT(nn.Module):
                 residual = name.endswith("c_proj.weight")
                 scale = 1.0 / math.sqrt(2 * self.config.n_layer) if residual else 1.0
                 nn.init.normal_(parameter, std=0.02 * scale, generator=generator)
+
+    def with_gate(self, *, generator: torch.Generator | None = None) -> "GPT":
+        """The same weights with a gate that starts closed: what to fine-tune a plain model from.
+
+        Raises:
+            ValueError: the model has a gate already.
+        """
+        if self.gate is not None:
+            raise ValueError("the model has a hidden-state gate already")
+        weight = self.transformer.wte.weight
+        model = GPT(replace(self.config, hidden_feedback=True), tied=self.tied)
+        model.initialize(generator=generator)
+        model.load_state_dict(self.state_dict(), strict=False)
+        return model.to(weight.device, weight.dtype)
 
     @property
     def tied(self) -> bool:
@@ -230,11 +277,14 @@ class GPT(nn.Module):
         key_factor: Tensor | None = None,
         layers: Collection[int] | None = None,
         attend: Tensor | None = None,
+        hidden: Tensor | None = None,
+        hidden_strength: float = 1.0,
         cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states after the final layer norm; ``lm_head`` makes logits of them.
 
-        With neither ``key_bias`` nor ``key_factor`` this is the plain model, bit for bit.
+        With neither ``key_bias`` nor ``key_factor`` nor ``hidden`` this is the plain model, bit for
+        bit.
 
         Args:
             tokens: (B, T) ids. Pad shorter sequences of a batch on the right: causality keeps
@@ -243,13 +293,16 @@ class GPT(nn.Module):
             key_factor: (B, S + T), multiplies each key's softmaxed weights in every head.
             layers: the layers that are modulated; None means all.
             attend: (B, S + T) boolean, True = attend: keys hidden from all queries but their own.
+            hidden: (B, T, C) hidden state that enriches each of these tokens through the gate;
+                zeros where there is none.
+            hidden_strength: multiplies what the gate adds to the token embeddings.
             cache: keys and values of the S tokens before these; extended by this call.
 
         Returns:
             (B, T, C)
 
         Raises:
-            ValueError: more than ``block_size`` positions.
+            ValueError: more than ``block_size`` positions, or hidden states without a gate.
         """
         T = tokens.size(1)
         start = cache.length if cache is not None else 0
@@ -258,8 +311,12 @@ class GPT(nn.Module):
             raise ValueError(
                 f"{end} tokens do not fit the model's block of {self.config.block_size}"
             )
-        x = self.transformer.wte(tokens) + self.transformer.wpe.weight[start:end]  # (B, T, C)
-        x = self.transformer.drop(x)
+        x = self.transformer.wte(tokens)  # (B, T, C)
+        if hidden is not None:
+            if self.gate is None:
+                raise ValueError("the model has no gate to feed hidden states back through")
+            x = x + hidden_strength * self.gate(x, hidden.to(x.dtype))
+        x = self.transformer.drop(x + self.transformer.wpe.weight[start:end])
 
         # one query sees every key: of its mask only the bias is left
         one = T == 1 and attend is None
@@ -292,8 +349,8 @@ class GPT(nn.Module):
             )
         if cache is not None:
             cache.length = end
-        hidden: Tensor = self.transformer.ln_f(x)
-        return hidden
+        out: Tensor = self.transformer.ln_f(x)
+        return out
 
     def count_parameters(self) -> int:
         """Number of weights; a shared one counts once."""

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from stateful_gpt.feedback import TokenFeedback, score_targets
+from stateful_gpt.feedback import Feedback, score_targets, wide
 from stateful_gpt.model import GPT
 
 LINEAR_RANGE = (1e-12, 1e-3)  # nats: above float64 rounding, below where a response saturates
@@ -22,21 +22,21 @@ class LeftToRight:
     """Reads texts token by token, each with the final estimates of all tokens before it.
 
     Every token is evaluated once, over cached keys and values: they are final when they are made.
+    Hidden states fed back to their own position have no such order: a ValueError.
 
     Attributes:
         log_probs: (B, S) nats, of the tokens read so far; 0 at position 0.
     """
 
-    def __init__(self, model: GPT, feedback: TokenFeedback, *, batch: int = 1) -> None:
+    def __init__(self, model: GPT, feedback: Feedback, *, batch: int = 1) -> None:
         self.model = model
         self.feedback = feedback
-        weight = model.lm_head.weight
-        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self._cache = model.new_cache(batch=batch, capacity=model.config.block_size)
-        self._estimates = torch.zeros(
-            batch, model.config.block_size, dtype=wide, device=weight.device
-        )
-        self._log_probs = torch.zeros_like(self._estimates)
+        if not feedback.triangular:
+            raise ValueError("hidden states fed back to their own position cannot be read in order")
+        like, block = model.lm_head.weight[:0], model.config.block_size
+        self._cache = model.new_cache(batch=batch, capacity=block)
+        self._state = feedback.blank(batch, block, like=like)
+        self._log_probs = torch.zeros(batch, block, dtype=wide(like.dtype), device=like.device)
         self._hidden: Tensor | None = None  # (B, C) at the last token read
 
     @property
@@ -48,7 +48,7 @@ class LeftToRight:
         """Read (B, T) more tokens; returns the (B, S) log-probabilities of all.
 
         Args:
-            nudges: (B, T), added to the estimates of these tokens as later ones see them.
+            nudges: (B, T), added to what is fed back of these tokens (to each component of it).
         """
         for t in range(tokens.size(1)):
             token = tokens[:, t]  # (B,)
@@ -56,34 +56,38 @@ class LeftToRight:
             if self._hidden is not None:
                 scores = score_targets(self.model, self._hidden, token)
                 self._log_probs[:, at] = scores.log_probs
-                self._estimates[:, at] = self.feedback.estimates(scores)
+                self._state[:, at] = self.feedback.estimates(scores, self._hidden)
             if nudges is not None:
-                self._estimates[:, at] += nudges[:, t]
-            modulation = self.feedback.modulation(self._estimates[:, : at + 1])
+                nudge = nudges[:, t]
+                self._state[:, at] += nudge if self._state.ndim == 2 else nudge[:, None]
+            modulation = self.feedback.modulation(self._state[:, : at + 1])
             hidden = self.model(
                 token[:, None],
                 key_bias=modulation.bias,
                 key_factor=modulation.factor,
                 layers=self.feedback.layers,
+                hidden=None if modulation.hidden is None else modulation.hidden[:, at:],
+                hidden_strength=self.feedback.hidden_strength,
                 cache=self._cache,
             )
             self._hidden = hidden[:, 0]
         return self.log_probs
 
 
-def left_to_right(model: GPT, tokens: Tensor, feedback: TokenFeedback) -> Tensor:
+def left_to_right(model: GPT, tokens: Tensor, feedback: Feedback) -> Tensor:
     """The fixed point of (B, T) tokens: (B, T) log-probabilities in nats."""
     return LeftToRight(model, feedback, batch=tokens.size(0)).read(tokens).clone()
 
 
 def lyapunov_exponent(
-    model: GPT, tokens: Tensor, feedback: TokenFeedback, *, starts: int = 8
+    model: GPT, tokens: Tensor, feedback: Feedback, *, starts: int = 8
 ) -> float | None:
     """Growth rate, per token, of a small disturbance of the left-to-right recursion.
 
-    ``starts`` copies of the text are read side by side. In each, the estimate of one token in the
-    first half is moved by 1e-7 nats; the slope of the logarithm of the later tokens' response
-    (root mean square over the copies) against the distance from the disturbance is the exponent.
+    ``starts`` copies of the text are read side by side. In each, what is fed back of one token in
+    the first half is moved by 1e-7 (nats, or in every component of a hidden state); the slope of
+    the logarithm of the later tokens' response (root mean square over the copies) against the
+    distance from the disturbance is the exponent.
     Negative: disturbances die out along the text, and estimates settle by contraction. Positive:
     they grow, and estimates settle only as the front of settled tokens walks through the text.
     (arXiv 2508.16817, 2509.21716.)
@@ -93,10 +97,11 @@ def lyapunov_exponent(
         tokens: (T,) ids.
 
     Returns:
-        None where the text is too short or nothing is fed back, so that nothing responds.
+        None where the text is too short, nothing is fed back, so that nothing responds, or there is
+        no reading order.
     """
     T = len(tokens)
-    if not feedback.active or T < 16:
+    if not feedback.active or not feedback.triangular or T < 16:
         return None
     at = torch.linspace(1, T // 2, starts).long().unique().tolist()
     nudges = torch.zeros(len(at) + 1, T, dtype=torch.float64, device=tokens.device)

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stateful_gpt.feedback import TokenFeedback, score_targets
+from stateful_gpt.feedback import Feedback, score_targets
 from stateful_gpt.generate import PassMaker, Window
 from stateful_gpt.model import GPT, Cache
 from stateful_gpt.recompute import Front, Pass, RecomputeConfig, Said
@@ -58,11 +58,16 @@ class Windowed:
                 f"window must be all, auto or a whole number of at least 1, got {self.window!r}"
             )
 
-    def begin(self, model: GPT, feedback: TokenFeedback, config: RecomputeConfig) -> PassMaker:
+    def begin(self, model: GPT, feedback: Feedback, config: RecomputeConfig) -> PassMaker:
         if config.damping != 1.0:
             raise ValueError(
                 "a windowed recompute is undamped, as damped estimates never are final: damping"
                 f" must be 1, got {config.damping}"
+            )
+        if not feedback.triangular:
+            raise ValueError(
+                "a windowed recompute needs estimates that become final from left to right: the"
+                " shift of hidden states must be 1, got 0"
             )
         return _WindowedPasses(model, feedback, config, self.window)
 
@@ -84,7 +89,7 @@ class _WindowedPasses:
     def __init__(
         self,
         model: GPT,
-        feedback: TokenFeedback,
+        feedback: Feedback,
         config: RecomputeConfig,
         window: int | Literal["all", "auto"],
     ) -> None:
@@ -162,7 +167,7 @@ class _WindowedPasses:
         """Evaluate positions from ``begin`` to each row's end, and move the fronts on.
 
         Returns:
-            (B, T) the new state and the new log-probabilities; both are new tensors.
+            (B, T, ...) the new state and (B, T) the new log-probabilities; both are new tensors.
         """
         assert self.cache is not None
         tokens, end = window.tokens, max(ends)
@@ -173,20 +178,26 @@ class _WindowedPasses:
             key_bias=modulation.bias,
             key_factor=modulation.factor,
             layers=self.feedback.layers,
+            hidden=None if modulation.hidden is None else modulation.hidden[:, begin:],
+            hidden_strength=self.feedback.hidden_strength,
             cache=self.cache,
         )
         self.hidden[:, begin:end] = hidden
         first, behind = begin + 1, min(end + 1, tokens.size(1))  # the estimates that are read off
-        old = torch.zeros_like(log_probs) if state is None else state
+        old = state
+        if old is None:
+            old = self.feedback.blank(*log_probs.shape, like=hidden)
         if first >= behind:
             self._advance(window, ends, first, None)
             return old, log_probs
         scores = score_targets(self.model, hidden[:, : behind - first], tokens[:, first:behind])
-        said = self.feedback.estimates(scores)  # (B, N)
-        moved = (said - old[:, first:behind]).abs()
+        said = self.feedback.estimates(scores, hidden[:, : behind - first])  # (B, N, ...)
+        exactly, roughly = self._still(
+            said, old[:, first:behind], scores.log_probs, log_probs[:, first:behind]
+        )
         new_state, new_log_probs = old.clone(), log_probs.clone()
         if len(self.texts) == 1:
-            self._advance(window, ends, first, self._still(moved, said))
+            self._advance(window, ends, first, _leading(exactly, roughly))
             # what is settled keeps the value that its cached keys were computed with
             kept = self.texts[0].front - 1 if self.feedback.active else first
             new_state[:, kept:behind] = said[:, kept - first :]
@@ -197,25 +208,27 @@ class _WindowedPasses:
         behinds = at.new_tensor([min(e + 1, n) for e, n in zip(ends, window.lengths, strict=True)])
         # no row sees further than it would alone
         open_ = (at >= fronts[:, None]) & (at < behinds[:, None])  # (B, N)
-        self._advance(window, ends, first, self._still(moved.masked_fill(~open_, 0.0), said))
+        self._advance(window, ends, first, _leading(exactly | ~open_, roughly | ~open_))
         if self.feedback.active:
             open_ &= at >= at.new_tensor([text.front - 1 for text in self.texts])[:, None]
-        new_state[:, first:behind] = torch.where(open_, said, old[:, first:behind])
+        wide_open = open_ if said.ndim == 2 else open_[..., None]
+        new_state[:, first:behind] = torch.where(wide_open, said, old[:, first:behind])
         new_log_probs[:, first:behind] = torch.where(
             open_, scores.log_probs, log_probs[:, first:behind]
         )
         return new_state, new_log_probs
 
-    def _still(self, moved: Tensor, said: Tensor) -> list[list[int]]:
-        """Of (B, N) estimates, how many leading ones moved by no more than rounding, than allowed.
-
-        Returns:
-            Both counts, a list of B each.
-        """
+    def _still(
+        self, said: Tensor, old: Tensor, log_probs: Tensor, old_log_probs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(B, N): which estimates moved by no more than rounding, which by no more than allowed."""
         limit = said.abs().clamp_min(1.0) * (ROUNDINGS * torch.finfo(said.dtype).eps)
-        still = torch.stack([moved <= limit, moved <= limit.clamp_min(self.config.tolerance)])
-        counts: list[list[int]] = still.long().cumprod(dim=2).sum(dim=2).tolist()
-        return counts
+        exactly = (said - old).abs() <= limit
+        if exactly.ndim == 3:
+            exactly = exactly.all(dim=2)
+        if self.config.tolerance == 0:
+            return exactly, exactly
+        return exactly, exactly | ((log_probs - old_log_probs).abs() <= self.config.tolerance)
 
     def _advance(
         self, window: Window, ends: list[int], first: int, counts: list[list[int]] | None
@@ -235,6 +248,14 @@ class _WindowedPasses:
             if self.adaptive:
                 text.width = _width(text.width, front - text.front)
             text.front = front
+
+
+def _leading(exactly: Tensor, roughly: Tensor) -> list[list[int]]:
+    """Of (B, N) estimates, how many leading ones are still: both counts, a list of B each."""
+    counts: list[list[int]] = (
+        torch.stack([exactly, roughly]).long().cumprod(dim=2).sum(dim=2).tolist()
+    )
+    return counts
 
 
 def _width(width: int, advance: int) -> int:

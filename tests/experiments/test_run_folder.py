@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from experiments.config import ConvergeSettings
 from stateful_gpt.checkpoint import load_checkpoint
-from stateful_gpt.feedback import FeedbackKind, TokenFeedback, score_tokens
+from stateful_gpt.feedback import Feedback, FeedbackKind, score_tokens
 from stateful_gpt.generate import Sampling, Start, generate, token_pass
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
@@ -58,7 +58,7 @@ def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
 
 
 def passes(
-    model: GPT, tokens: bytes | list[int], feedback: TokenFeedback, config: RecomputeConfig
+    model: GPT, tokens: bytes | list[int], feedback: Feedback, config: RecomputeConfig
 ) -> list[Iteration]:
     """Every pass over a text, by the library's loop alone."""
     seen: list[Iteration] = []
@@ -179,7 +179,7 @@ def test_every_number_equals_an_independent_computation(
     )
     trajectory, iterations, summary = tables(folder)
     model = load_checkpoint(checkpoint_folder, dtype=torch.float64).model
-    feedback = TokenFeedback(FeedbackKind(kind), -0.7, layers=frozenset([1]))
+    feedback = Feedback(FeedbackKind(kind), -0.7, layers=frozenset([1]))
     config = RecomputeConfig(iterations=12, damping=damping)
     for number in range(2):
         name, text = built_in_text(number, tokens=20)
@@ -268,7 +268,7 @@ def test_a_tolerance_ends_each_prompt_on_its_own(compute: Compute, checkpoint_fo
     for number in range(4):
         name, text = built_in_text(number, tokens=30)
         seen = passes(
-            model, text, TokenFeedback(strength=0.5), RecomputeConfig(iterations=12, tolerance=0.5)
+            model, text, Feedback(strength=0.5), RecomputeConfig(iterations=12, tolerance=0.5)
         )
         ours = trajectory[trajectory["prompt_id"] == name]
         assert ours["iteration"].max() == len(seen) == summary["prompts"][number]["iterations"]
@@ -284,7 +284,7 @@ def test_the_stored_numbers_of_a_float32_run_are_its_own(
     seen = passes(
         load_checkpoint(checkpoint_folder).model,
         built_in_text(0, tokens=12)[1],
-        TokenFeedback(strength=0.5),
+        Feedback(strength=0.5),
         RecomputeConfig(iterations=12),
     )
     wanted = np.concatenate([iteration.said.log_probs[0].numpy() for iteration in seen])
@@ -337,7 +337,7 @@ def test_a_generation_run_is_the_librarys_generate_past_the_block_too(
             model,
             [list(text)],
             max_new_tokens=new,
-            feedback=TokenFeedback(strength=0.5),
+            feedback=Feedback(strength=0.5),
             config=RecomputeConfig(iterations=3),
             start=Start(start),
             sampling=Sampling(
@@ -369,7 +369,7 @@ def test_a_generation_run_is_the_librarys_generate_past_the_block_too(
             assert list(group["iteration"]) == [1, 2, 3]
             window = tokens[: length + step][-BLOCK:]
             with torch.no_grad():
-                final = left_to_right(model, torch.tensor([window]), TokenFeedback(strength=0.5))[
+                final = left_to_right(model, torch.tensor([window]), Feedback(strength=0.5))[
                     0
                 ].numpy()
             mine = ours[ours["step"] == step]["log_prob"].to_numpy().reshape(3, -1)

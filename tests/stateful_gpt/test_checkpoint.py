@@ -18,7 +18,7 @@ from stateful_gpt.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from stateful_gpt.feedback import FeedbackKind, TokenFeedback
+from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.generate import generate
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
@@ -94,7 +94,7 @@ def test_greedy_text_equals_that_of_transformers_with_its_cache(
         ours,
         prompts.tolist(),
         max_new_tokens=25,
-        feedback=TokenFeedback(FeedbackKind.LOG_PROB, 0.0),
+        feedback=Feedback(FeedbackKind.LOG_PROB, 0.0),
         config=RecomputeConfig(iterations=1),
     )
     assert result.tokens == expected.tolist()

@@ -12,7 +12,7 @@ import torch
 
 from stateful_gpt.checkpoint import load_checkpoint, save_checkpoint
 from stateful_gpt.cli import main
-from stateful_gpt.feedback import FeedbackKind, TokenFeedback
+from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.generate import Sampling, Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
@@ -68,7 +68,7 @@ def test_the_text_is_what_the_library_generates(
         *("--feedback", kind, "--strength", strength, "--iterations", "3", "--tolerance", "0"),
     )
     checkpoint = load_checkpoint(checkpoint_folder)
-    feedback = TokenFeedback(FeedbackKind(kind), float(strength))
+    feedback = Feedback(FeedbackKind(kind), float(strength))
     result = generate(
         checkpoint.model,
         [list(PROMPT.encode())],
@@ -92,7 +92,7 @@ def test_sampling_is_the_librarys_with_the_seed(run: Run, checkpoint_folder: Pat
         checkpoint.model,
         [list(PROMPT.encode())],
         max_new_tokens=20,
-        feedback=TokenFeedback(strength=0.0),
+        feedback=Feedback(strength=0.0),
         config=RecomputeConfig(iterations=1),
         sampling=Sampling(temperature=1.3, top_k=9, vocab_size=257, end_token=256),
         generator=torch.Generator().manual_seed(5),

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from stateful_gpt.feedback import (
     LOG_PROB_FLOOR,
+    Feedback,
     FeedbackKind,
-    TokenFeedback,
     logit_chunks,
     mean_kls,
     score_targets,
@@ -55,7 +55,7 @@ def test_log_prob_is_multiplying_rows_by_p_to_the_strength_and_renormalising(
 ) -> None:
     model, tokens = make_gpt(seed), make_tokens(seed + 1, 1, length)
     estimates = negative_log_probs(seed + 2, length)
-    feedback = TokenFeedback(FeedbackKind.LOG_PROB, strength, layers)
+    feedback = Feedback(FeedbackKind.LOG_PROB, strength, layers)
     said = token_pass(model, tokens, feedback)(estimates)
     p = estimates[0].exp()
     expected = written_out(model, tokens[0], power=p**strength, layers=layers)
@@ -73,7 +73,7 @@ def test_the_identity_holds_for_one_row_of_attention_to_1e_12(seed: int, strengt
     generator = torch.Generator().manual_seed(seed)
     scores = 3 * torch.randn(9, generator=generator, dtype=torch.float64)
     estimates = negative_log_probs(seed, 9)
-    feedback = TokenFeedback(FeedbackKind.LOG_PROB, strength)
+    feedback = Feedback(FeedbackKind.LOG_PROB, strength)
     modulation = feedback.modulation(estimates)
     by_bias = scores if modulation.bias is None else scores + modulation.bias[0]
     rows = scores.exp() / scores.exp().sum() * estimates[0].exp() ** strength
@@ -97,7 +97,7 @@ def test_prob_multiplies_softmaxed_rows_and_does_not_renormalise(
 ) -> None:
     model, tokens = make_gpt(seed), make_tokens(seed + 1, 1, length)
     estimates = negative_log_probs(seed + 2, length)
-    feedback = TokenFeedback(FeedbackKind.PROB, strength, layers)
+    feedback = Feedback(FeedbackKind.PROB, strength, layers)
     said = token_pass(model, tokens, feedback)(estimates)
     expected = written_out(
         model, tokens[0], key_factor=estimates[0].exp() ** strength, layers=layers
@@ -107,7 +107,7 @@ def test_prob_multiplies_softmaxed_rows_and_does_not_renormalise(
 
 def test_prob_at_strength_one_is_the_probability_itself() -> None:
     p = torch.tensor([[1.0, 0.5, 0.125]], dtype=torch.float64)
-    modulation = TokenFeedback(FeedbackKind.PROB, 1.0).modulation(p.log())
+    modulation = Feedback(FeedbackKind.PROB, 1.0).modulation(p.log())
     assert modulation.bias is None
     assert modulation.factor is not None
     assert (modulation.factor - p).abs().max() <= 1e-15  # exp(log p): one rounding each
@@ -129,7 +129,7 @@ def test_logit_adds_the_raw_logit_of_the_pass_before(
     layers: set[int] | None,
 ) -> None:
     model, tokens = make_gpt(seed), make_tokens(seed + 1, 1, length)
-    feedback = TokenFeedback(FeedbackKind.LOGIT, strength, layers)
+    feedback = Feedback(FeedbackKind.LOGIT, strength, layers)
     run_pass = token_pass(model, tokens, feedback)
     first = run_pass(None)
     second = run_pass(first.state)
@@ -156,7 +156,7 @@ def test_a_constant_added_to_all_estimates_changes_nothing(
     make_gpt: Make, make_tokens: Tokens, seed: int, kind: FeedbackKind, shift: float
 ) -> None:
     model, tokens = make_gpt(seed), make_tokens(seed + 1, 2, 8)
-    run_pass = token_pass(model, tokens, TokenFeedback(kind, 0.7))
+    run_pass = token_pass(model, tokens, Feedback(kind, 0.7))
     estimates = negative_log_probs(seed, 8).expand(2, 8)
     difference = run_pass(estimates + shift).output - run_pass(estimates).output
     assert difference.abs().max() <= ROUNDING  # softmax ignores constants
@@ -172,7 +172,7 @@ def test_zero_strength_is_exactly_the_plain_model(
     wild = torch.full((3, 12), -1e4, dtype=dtype)
     strengths = [0.0, -0.0, 0] if kind is not FeedbackKind.NONE else [0.0, -0.0, 1.0, -3.0]
     for strength in strengths:
-        run_pass = token_pass(model, tokens, TokenFeedback(kind, strength))
+        run_pass = token_pass(model, tokens, Feedback(kind, strength))
         assert torch.equal(run_pass(None).output, plain)
         assert torch.equal(run_pass(wild).output, plain)
 
@@ -182,7 +182,7 @@ def test_no_layers_is_the_plain_model_too(
     make_gpt: Make, make_tokens: Tokens, kind: FeedbackKind
 ) -> None:
     model, tokens = make_gpt(3), make_tokens(4, 2, 9)
-    run_pass = token_pass(model, tokens, TokenFeedback(kind, 1.0, layers=()))
+    run_pass = token_pass(model, tokens, Feedback(kind, 1.0, layers=()))
     assert torch.equal(run_pass(negative_log_probs(1, 9).expand(2, 9)).output, model(tokens))
 
 
@@ -191,9 +191,7 @@ def test_the_first_pass_is_the_plain_model_at_any_strength(
     make_gpt: Make, make_tokens: Tokens, kind: FeedbackKind
 ) -> None:
     model, tokens = make_gpt(5), make_tokens(6, 2, 9)
-    assert torch.equal(
-        token_pass(model, tokens, TokenFeedback(kind, 1.3))(None).output, model(tokens)
-    )
+    assert torch.equal(token_pass(model, tokens, Feedback(kind, 1.3))(None).output, model(tokens))
 
 
 @pytest.mark.parametrize("kind", [FeedbackKind.LOG_PROB, FeedbackKind.LOGIT, FeedbackKind.PROB])
@@ -201,7 +199,7 @@ def test_feedback_does_change_the_model(
     make_gpt: Make, make_tokens: Tokens, kind: FeedbackKind
 ) -> None:
     model, tokens = make_gpt(5), make_tokens(6, 2, 9)
-    run_pass = token_pass(model, tokens, TokenFeedback(kind, 0.5))
+    run_pass = token_pass(model, tokens, Feedback(kind, 0.5))
     first = run_pass(None)
     second = run_pass(first.state)
     assert torch.equal(second.log_probs[:, :2], first.log_probs[:, :2])  # bit for bit: see oracle
@@ -244,7 +242,7 @@ def test_an_impossible_token_has_the_floor_and_feeding_it_back_stays_finite(
         model.lm_head.weight[5] = 0.0
         model.lm_head.weight.mul_(1e7)  # logits of millions: one token takes all
     for kind in (FeedbackKind.LOG_PROB, FeedbackKind.PROB):
-        run_pass = token_pass(model, tokens, TokenFeedback(kind, 0.5))
+        run_pass = token_pass(model, tokens, Feedback(kind, 0.5))
         said = run_pass(run_pass(None).state)
         assert said.log_probs.min() == LOG_PROB_FLOOR
         assert bool(said.log_probs.isfinite().all())
@@ -256,10 +254,10 @@ def test_estimates_of_a_low_precision_model_are_float32(
     make_gpt: Make, make_tokens: Tokens, dtype: torch.dtype
 ) -> None:
     model, tokens = make_gpt(1, dtype=dtype), make_tokens(2, 1, 6)
-    said = token_pass(model, tokens, TokenFeedback())(None)
+    said = token_pass(model, tokens, Feedback())(None)
     assert said.output.dtype == dtype
     assert said.log_probs.dtype == torch.float32
-    assert token_pass(model, tokens[:, :1], TokenFeedback())(None).log_probs.dtype == torch.float32
+    assert token_pass(model, tokens[:, :1], Feedback())(None).log_probs.dtype == torch.float32
 
 
 @given(seed=st.integers(0, 2**31), chunk=st.integers(1, 9))

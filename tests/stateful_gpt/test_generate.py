@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stateful_gpt.feedback import FeedbackKind, TokenFeedback
+from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.generate import Generation, Sampling, Start, Window, draw, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import Iteration, Outcome, RecomputeConfig
@@ -29,7 +29,7 @@ ONE_PASS = RecomputeConfig(iterations=1)
 
 
 def modulated(
-    written_out: WrittenOut, model: GPT, window: list[int], feedback: TokenFeedback, fed: Tensor
+    written_out: WrittenOut, model: GPT, window: list[int], feedback: Feedback, fed: Tensor
 ) -> Tensor:
     """(T, V) logits of a window whose tokens have these estimates."""
     tokens = torch.tensor(window)
@@ -45,7 +45,7 @@ def literal_loop(
     written_out: WrittenOut,
     model: GPT,
     prompt: list[int],
-    feedback: TokenFeedback,
+    feedback: Feedback,
     *,
     new: int,
     passes: int,
@@ -137,7 +137,7 @@ def test_zero_strength_samples_nanogpts_text_past_the_block(
         model,
         [prompt],
         max_new_tokens=10,
-        feedback=TokenFeedback(kind, 0.0),
+        feedback=Feedback(kind, 0.0),
         config=RecomputeConfig(iterations=2),
         start=start,
         sampling=Sampling(temperature=temperature, top_k=top_k),
@@ -187,7 +187,7 @@ def test_zero_strength_is_the_plain_model_bit_for_bit(
         model,
         prompts,
         max_new_tokens=5,
-        feedback=TokenFeedback(kind, strength),
+        feedback=Feedback(kind, strength),
         config=RecomputeConfig(iterations=3),
         start=start,
         on_window=lambda _: lambda iteration: outputs.append(iteration.said.output),
@@ -207,7 +207,7 @@ def test_kind_none_ignores_its_strength(make_gpt: Make, make_tokens: Tokens) -> 
             model,
             prompts,
             max_new_tokens=4,
-            feedback=TokenFeedback(FeedbackKind.NONE, strength),
+            feedback=Feedback(FeedbackKind.NONE, strength),
             config=RecomputeConfig(iterations=3),
         )
         for strength in (0.0, 5.0)
@@ -251,7 +251,7 @@ def test_generation_is_the_literal_loop_with_cropping(
     prompt = make_tokens(seed + 1, 1, length)[0].tolist()
     generator = torch.Generator().manual_seed(seed + 2)
     previous = -6 * torch.rand(length, generator=generator, dtype=torch.float64)
-    feedback = TokenFeedback(kind, strength, layers)
+    feedback = Feedback(kind, strength, layers)
     tokens, log_probs, estimates = literal_loop(
         written_out,
         model,
@@ -287,7 +287,7 @@ def test_generation_is_the_literal_loop_with_cropping(
 
 
 def next_token_logits_at_the_fixed_point(
-    written_out: WrittenOut, model: GPT, text: list[int], feedback: TokenFeedback
+    written_out: WrittenOut, model: GPT, text: list[int], feedback: Feedback
 ) -> tuple[list[float], Tensor]:
     """Estimates of a text in reading order, and the (V,) logits that follow from all of them."""
     fed = torch.zeros(len(text), dtype=torch.float64)
@@ -319,7 +319,7 @@ def test_carried_over_a_settled_prefix_one_pass_a_token_is_exact(
 ) -> None:
     model = make_gpt(seed, block_size=12)
     prompt = make_tokens(seed + 1, 1, length)[0].tolist()
-    feedback = TokenFeedback(kind, strength)
+    feedback = Feedback(kind, strength)
     settled = generate(
         model,
         [prompt],
@@ -368,7 +368,7 @@ def test_a_token_is_drawn_at_the_fixed_point_once_its_prefix_has_settled(
     # drawn from is final one pass after the estimates that are reported are.
     model = make_gpt(seed, block_size=12)
     prompt = make_tokens(seed + 1, 1, length)[0].tolist()
-    feedback = TokenFeedback(kind, strength)
+    feedback = Feedback(kind, strength)
     drawn_from: list[Tensor] = []
 
     def on_window(window: Window) -> Callable[[Iteration], None]:
@@ -399,7 +399,7 @@ def test_a_fixed_text_is_a_generation_of_no_tokens(
     make_gpt: Make, make_tokens: Tokens, written_out: WrittenOut
 ) -> None:
     model, text = make_gpt(5), make_tokens(6, 1, 12)[0].tolist()
-    feedback = TokenFeedback(strength=0.8)
+    feedback = Feedback(strength=0.8)
     seen: list[tuple[Window, int]] = []
     result = generate(
         model,
@@ -460,7 +460,7 @@ def test_prompts_of_different_lengths_give_what_each_gives_alone(
         model,
         prompts[:1],
         max_new_tokens=2,
-        feedback=TokenFeedback(kind, 0.4),
+        feedback=Feedback(kind, 0.4),
         config=RecomputeConfig(iterations=4, tolerance=tolerance),
         start=start,
     )
@@ -470,7 +470,7 @@ def test_prompts_of_different_lengths_give_what_each_gives_alone(
             model,
             some,
             max_new_tokens=5,
-            feedback=TokenFeedback(kind, 0.4),
+            feedback=Feedback(kind, 0.4),
             config=RecomputeConfig(iterations=4, tolerance=tolerance),
             start=start,
             sampling=Sampling(end_token=first.tokens[0][-1]),
@@ -496,7 +496,7 @@ def test_the_end_token_ends_its_text_alone(make_gpt: Make, make_tokens: Tokens) 
             model,
             prompts,
             max_new_tokens=6,
-            feedback=TokenFeedback(strength=0.5),
+            feedback=Feedback(strength=0.5),
             config=RecomputeConfig(iterations=3),
             sampling=Sampling(end_token=end),
             on_token=lambda row, token: drawn.append((row, token)),
@@ -534,7 +534,7 @@ def test_ids_of_a_padded_vocabulary_are_never_drawn(make_gpt: Make) -> None:
         model.lm_head.weight[:5] *= 0.01
     settings = {
         "max_new_tokens": 8,
-        "feedback": TokenFeedback(strength=0.3),
+        "feedback": Feedback(strength=0.3),
         "config": RecomputeConfig(iterations=2),
     }
     free = generate(model, [[1]], **settings)
@@ -569,7 +569,7 @@ def test_estimates_are_of_the_unfiltered_model_at_temperature_one(
         model,
         [prompt],
         max_new_tokens=6,
-        feedback=TokenFeedback(FeedbackKind.NONE),
+        feedback=Feedback(FeedbackKind.NONE),
         config=ONE_PASS,
         sampling=Sampling(temperature=0.2, top_k=2),
         generator=torch.Generator().manual_seed(0),
@@ -589,7 +589,7 @@ def test_the_same_generator_state_draws_the_same_text(make_gpt: Make) -> None:
             model,
             [[1, 2, 3], [4]],
             max_new_tokens=10,
-            feedback=TokenFeedback(strength=0.5),
+            feedback=Feedback(strength=0.5),
             config=RecomputeConfig(iterations=3),
             sampling=Sampling(temperature=1.0),
             generator=torch.Generator().manual_seed(seed),
@@ -607,7 +607,7 @@ def test_the_given_prompts_and_estimates_are_left_alone(make_gpt: Make) -> None:
         make_gpt(3),
         prompts,
         max_new_tokens=2,
-        feedback=TokenFeedback(),
+        feedback=Feedback(),
         config=ONE_PASS,
         previous=previous,
     )
@@ -622,7 +622,7 @@ def test_windows_slide_and_say_where_they_are(make_gpt: Make) -> None:
         make_gpt(3, block_size=4),
         [[1, 2, 3], [4, 5, 6, 7, 8, 9]],
         max_new_tokens=3,
-        feedback=TokenFeedback(),
+        feedback=Feedback(),
         config=ONE_PASS,
         on_window=windows.append,  # returns None: nobody observes the passes
     )
@@ -654,7 +654,7 @@ def overflowing(make_gpt: Make) -> tuple[GPT, list[int], list[int]]:
 
 
 DIVERGING = {
-    "feedback": TokenFeedback(FeedbackKind.PROB, -2.0),
+    "feedback": Feedback(FeedbackKind.PROB, -2.0),
     "config": RecomputeConfig(iterations=8, tolerance=1e-6),
 }
 
@@ -692,7 +692,7 @@ def test_a_text_that_diverges_while_it_grows_ends_without_an_exception(
         model,
         [[1, 2, 3], [4]],
         max_new_tokens=8,
-        feedback=TokenFeedback(strength=0.5),
+        feedback=Feedback(strength=0.5),
         config=RecomputeConfig(iterations=8, tolerance=1e-6),
         start=start,
         sampling=Sampling(temperature=temperature),
@@ -726,7 +726,7 @@ def test_impossible_prompts_are_refused(
             make_gpt(1),
             prompts,
             max_new_tokens=1,
-            feedback=TokenFeedback(),
+            feedback=Feedback(),
             config=ONE_PASS,
             previous=previous,
         )

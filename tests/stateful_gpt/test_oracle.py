@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stateful_gpt.feedback import FeedbackKind, TokenFeedback
+from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.generate import token_pass
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import LeftToRight, left_to_right, lyapunov_exponent
@@ -33,7 +33,7 @@ STRENGTHS = {
 
 feedbacks = st.sampled_from(list(FeedbackKind)).flatmap(
     lambda kind: st.builds(
-        TokenFeedback,
+        Feedback,
         st.just(kind),
         STRENGTHS[kind],
         st.none() | st.frozensets(st.integers(0, 1), min_size=1),
@@ -41,7 +41,7 @@ feedbacks = st.sampled_from(list(FeedbackKind)).flatmap(
 )
 
 
-def passes(model: GPT, tokens: Tensor, feedback: TokenFeedback, count: int) -> list[Tensor]:
+def passes(model: GPT, tokens: Tensor, feedback: Feedback, count: int) -> list[Tensor]:
     """What each of ``count`` passes said: (B, T) log-probabilities."""
     seen: list[Tensor] = []
 
@@ -59,7 +59,7 @@ def passes(model: GPT, tokens: Tensor, feedback: TokenFeedback, count: int) -> l
 
 
 def fixed_point(
-    written_out: WrittenOut, model: GPT, tokens: Tensor, feedback: TokenFeedback
+    written_out: WrittenOut, model: GPT, tokens: Tensor, feedback: Feedback
 ) -> tuple[Tensor, Tensor]:
     """(T,) log-probabilities, and (V,) logits of the next token: whole passes, token by token."""
     T = len(tokens)
@@ -98,7 +98,7 @@ def test_position_j_is_final_from_iteration_j_on(
     # Bit for bit and at every strength: passes over one text have one shape, and no arithmetic
     # of a position before j touches an estimate that still moves.
     model, tokens = make_gpt(seed), make_tokens(seed + 1, 2, length)
-    said = passes(model, tokens, TokenFeedback(kind, strength, layers), length + 3)
+    said = passes(model, tokens, Feedback(kind, strength, layers), length + 3)
     for j in range(length):
         first_final = said[max(j, 1) - 1][:, j]
         for later in said[max(j, 1) :]:
@@ -107,7 +107,7 @@ def test_position_j_is_final_from_iteration_j_on(
 
 @given(seed=st.integers(0, 2**31), length=st.integers(1, 12), feedback=feedbacks)
 def test_iterates_reach_the_oracle(
-    make_gpt: Make, make_tokens: Tokens, seed: int, length: int, feedback: TokenFeedback
+    make_gpt: Make, make_tokens: Tokens, seed: int, length: int, feedback: Feedback
 ) -> None:
     model, tokens = make_gpt(seed), make_tokens(seed + 1, 2, length)
     oracle = left_to_right(model, tokens, feedback)
@@ -122,7 +122,7 @@ def test_the_oracle_is_whole_passes_token_by_token(
     written_out: WrittenOut,
     seed: int,
     length: int,
-    feedback: TokenFeedback,
+    feedback: Feedback,
 ) -> None:
     model, tokens = make_gpt(seed), make_tokens(seed + 1, 1, length)
     expected, _ = fixed_point(written_out, model, tokens[0], feedback)
@@ -135,7 +135,7 @@ def test_not_all_positions_are_final_at_once(
 ) -> None:
     # without this the theorem would hold of a feedback that does nothing
     model, tokens = make_gpt(1), make_tokens(2, 4, 12)
-    said = passes(model, tokens, TokenFeedback(strength=strength), 12)
+    said = passes(model, tokens, Feedback(strength=strength), 12)
     moved = [(after - before).abs().max().item() for before, after in pairwise(said)]
     assert all(step > 1e-9 for step in moved[:4])
     assert moved[-1] == 0.0
@@ -143,14 +143,14 @@ def test_not_all_positions_are_final_at_once(
 
 def test_reading_in_pieces_is_reading_at_once(make_gpt: Make, make_tokens: Tokens) -> None:
     model, tokens = make_gpt(1), make_tokens(2, 2, 11)
-    feedback = TokenFeedback(strength=0.7)
+    feedback = Feedback(strength=0.7)
     reader = LeftToRight(model, feedback, batch=2)
     for piece in (tokens[:, :1], tokens[:, 1:5], tokens[:, 5:]):
         log_probs = reader.read(piece)
     assert torch.equal(log_probs, left_to_right(model, tokens, feedback))
 
 
-def jacobian(model: GPT, tokens: Tensor, feedback: TokenFeedback, state: Tensor) -> Tensor:
+def jacobian(model: GPT, tokens: Tensor, feedback: Feedback, state: Tensor) -> Tensor:
     """(T, T) derivatives of what a pass says by what it is fed."""
 
     def run(estimates: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def test_a_nudge_spreads_as_the_inverse_of_one_minus_the_jacobian(
     make_gpt: Make, make_tokens: Tokens, strength: float
 ) -> None:
     model, tokens = make_gpt(3), make_tokens(4, 1, 10)
-    feedback = TokenFeedback(strength=strength)
+    feedback = Feedback(strength=strength)
     still = left_to_right(model, tokens, feedback)
     J = jacobian(model, tokens, feedback, still)
     assert bool((J.triu() == 0).all())  # strictly lower triangular: an estimate sees earlier ones
@@ -185,7 +185,7 @@ def test_lyapunov_exponent_is_the_slope_of_the_linear_response(
 ) -> None:
     T = 32
     model, tokens = make_gpt(5, block_size=T), make_tokens(6, 1, T)
-    feedback = TokenFeedback(strength=strength)
+    feedback = Feedback(strength=strength)
     still = left_to_right(model, tokens, feedback)
     J = jacobian(model, tokens, feedback, still)
     response = torch.linalg.inv(torch.eye(T, dtype=torch.float64) - J)
@@ -217,8 +217,8 @@ def test_disturbances_grow_under_a_strong_feedback(make_gpt: Make, make_tokens: 
     # is nearly flat and its small slope may have either sign; here it is clearly negative.
     T = 48
     model, tokens = make_gpt(1, block_size=T, n_layer=3), make_tokens(1, 1, T)
-    weak = lyapunov_exponent(model, tokens[0], TokenFeedback(strength=0.1))
-    strong = lyapunov_exponent(model, tokens[0], TokenFeedback(strength=-4.0))
+    weak = lyapunov_exponent(model, tokens[0], Feedback(strength=0.1))
+    strong = lyapunov_exponent(model, tokens[0], Feedback(strength=-4.0))
     assert weak is not None
     assert strong is not None
     assert weak < -0.01
@@ -228,15 +228,15 @@ def test_disturbances_grow_under_a_strong_feedback(make_gpt: Make, make_tokens: 
 @pytest.mark.parametrize(
     ("feedback", "length"),
     [
-        (TokenFeedback(FeedbackKind.NONE, 1.0), 24),
-        (TokenFeedback(FeedbackKind.LOG_PROB, 0.0), 24),
-        (TokenFeedback(FeedbackKind.LOG_PROB, 0.5), 15),
-        (TokenFeedback(FeedbackKind.LOG_PROB, 0.5), 1),
-        (TokenFeedback(FeedbackKind.LOG_PROB, 0.5, layers=()), 24),
+        (Feedback(FeedbackKind.NONE, 1.0), 24),
+        (Feedback(FeedbackKind.LOG_PROB, 0.0), 24),
+        (Feedback(FeedbackKind.LOG_PROB, 0.5), 15),
+        (Feedback(FeedbackKind.LOG_PROB, 0.5), 1),
+        (Feedback(FeedbackKind.LOG_PROB, 0.5, layers=()), 24),
     ],
 )
 def test_where_nothing_responds_the_exponent_is_missing(
-    make_gpt: Make, make_tokens: Tokens, feedback: TokenFeedback, length: int
+    make_gpt: Make, make_tokens: Tokens, feedback: Feedback, length: int
 ) -> None:
     model, tokens = make_gpt(5, block_size=24), make_tokens(6, 1, length)
     assert lyapunov_exponent(model, tokens[0], feedback) is None

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stateful_gpt.feedback import FeedbackKind, TokenFeedback
+from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.generate import Generation, Sampling, Solver, Start, Window, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
@@ -44,7 +44,7 @@ class Seen:
 def study(
     model: GPT,
     prompts: Sequence[Sequence[int]],
-    feedback: TokenFeedback,
+    feedback: Feedback,
     solver: Solver | None,
     *,
     new: int = 0,
@@ -116,7 +116,7 @@ def test_the_fixed_point_is_that_of_the_full_recompute(
 ) -> None:
     model = make_gpt(seed, n_layer=3)
     texts = [make_tokens(seed + i, 1, n)[0].tolist() for i, n in enumerate(lengths)]
-    feedback = TokenFeedback(kind, strength, layers)
+    feedback = Feedback(kind, strength, layers)
     full = study(model, texts, feedback, None, start=start)
     assert_same(study(model, texts, feedback, Windowed(window), start=start), full)
     for text, log_probs in zip(texts, full.log_probs, strict=True):
@@ -141,7 +141,7 @@ def test_reading_to_the_end_is_the_full_recompute_pass_by_pass(
     iterations: int,
 ) -> None:
     model, text = make_gpt(seed), make_tokens(seed + 1, 1, length).tolist()
-    feedback = TokenFeedback(kind, strength)
+    feedback = Feedback(kind, strength)
     ours, theirs = Seen(), Seen()
     result = study(model, text, feedback, Windowed("all"), iterations=iterations, seen=ours)
     full = study(model, text, feedback, None, iterations=iterations, seen=theirs)
@@ -184,7 +184,7 @@ def test_generation_is_the_reference_before_and_after_the_window_slides(
 ) -> None:
     model = make_gpt(seed, block_size=8)
     prompts = [make_tokens(seed + i, 1, n)[0].tolist() for i, n in enumerate(lengths)]
-    feedback = TokenFeedback(kind, strength)
+    feedback = Feedback(kind, strength)
     sampling = Sampling()
     if ends:  # an end that some row draws
         first = study(model, prompts[:1], feedback, None, new=3, start=start)
@@ -205,7 +205,7 @@ def test_one_pass_a_token_is_the_full_recompute_whatever_the_window(
 ) -> None:
     # the last allowed pass reads to the end: nothing is drawn from what was not evaluated
     model, prompt = make_gpt(seed, block_size=8), make_tokens(seed + 1, 1, length).tolist()
-    feedback = TokenFeedback(strength=0.6)
+    feedback = Feedback(strength=0.6)
     full = study(model, prompt, feedback, None, new=6, iterations=1, start=start)
     ours = study(model, prompt, feedback, Windowed(window), new=6, iterations=1, start=start)
     assert_same(ours, full)
@@ -218,9 +218,9 @@ def test_rows_do_not_depend_on_their_mates(
     model = make_gpt(seed)
     prompts = [make_tokens(seed + n, 1, n)[0].tolist() for n in (9, 2, 13)]
     options = {"new": 5, "iterations": 9, "tolerance": tolerance, "start": Start.CARRIED}
-    together = study(model, prompts, TokenFeedback(strength=0.4), Windowed(window), **options)
+    together = study(model, prompts, Feedback(strength=0.4), Windowed(window), **options)
     for row, prompt in enumerate(prompts):
-        alone = study(model, [prompt], TokenFeedback(strength=0.4), Windowed(window), **options)
+        alone = study(model, [prompt], Feedback(strength=0.4), Windowed(window), **options)
         assert together.tokens[row] == alone.tokens[0]
         assert together.outcomes[row] == alone.outcomes[0]
         assert (together.log_probs[row] - alone.log_probs[0]).abs().max() <= EXACT
@@ -232,7 +232,7 @@ def test_in_float32_the_fixed_point_is_within_the_stated_bound(
     make_gpt: Make, make_tokens: Tokens, window: int | str, strength: float
 ) -> None:
     model, text = make_gpt(5, block_size=64), make_tokens(6, 1, 64)
-    feedback = TokenFeedback(strength=strength)
+    feedback = Feedback(strength=strength)
     exact = left_to_right(model, text, feedback)[0]
     result = study(
         model.float(), text.tolist(), feedback, Windowed(window), iterations=64, tolerance=1e-5
@@ -245,7 +245,7 @@ def test_with_nothing_fed_back_one_pass_is_the_plain_model(
     make_gpt: Make, make_tokens: Tokens
 ) -> None:
     model, text = make_gpt(5), make_tokens(6, 1, 12).tolist()
-    for feedback in (TokenFeedback(strength=0.0), TokenFeedback(FeedbackKind.NONE)):
+    for feedback in (Feedback(strength=0.0), Feedback(FeedbackKind.NONE)):
         plain = study(model, text, feedback, None)
         ours = study(model, text, feedback, Windowed(), iterations=1)
         assert torch.equal(ours.log_probs[0], plain.log_probs[0])  # bit for bit
@@ -261,7 +261,7 @@ def test_a_tolerance_settles_positions_near_where_they_end(
     make_gpt: Make, make_tokens: Tokens, seed: int, window: int | str, tolerance: float
 ) -> None:
     model, text = make_gpt(seed, block_size=32), make_tokens(seed + 1, 1, 32)
-    feedback = TokenFeedback(strength=0.02)
+    feedback = Feedback(strength=0.02)
     result = study(model, text.tolist(), feedback, Windowed(window), tolerance=tolerance)
     exact = left_to_right(model, text, feedback)[0]
     # contraction: what is left to move is a fraction of the last step, seen through the response
@@ -277,7 +277,7 @@ def test_a_tolerance_that_was_used_is_said_so(make_gpt: Make, make_tokens: Token
     result = study(
         model,
         text,
-        TokenFeedback(strength=0.05),
+        Feedback(strength=0.05),
         Windowed("all"),
         tolerance=1e-6,
         new=3,
@@ -303,7 +303,7 @@ def test_one_new_token_costs_one_step_of_one_token(
     strength: float,
 ) -> None:
     model, prompt = make_gpt(3, block_size=32), make_tokens(4, 1, 6).tolist()
-    feedback, seen = TokenFeedback(strength=strength), Seen()
+    feedback, seen = Feedback(strength=strength), Seen()
     counts = evaluated(model, monkeypatch)
     result = study(
         model,
@@ -327,7 +327,7 @@ def test_a_pass_evaluates_no_more_than_its_window(
 ) -> None:
     model, text = make_gpt(3, block_size=32), make_tokens(4, 1, 30).tolist()
     counts = evaluated(model, monkeypatch)
-    study(model, text, TokenFeedback(strength=0.5), Windowed(window), tolerance=1e-300)
+    study(model, text, Feedback(strength=0.5), Windowed(window), tolerance=1e-300)
     assert counts[0] == 30  # the first pass reads the text
     assert all(count <= window for count in counts[1:])
     if window == 1:
@@ -339,7 +339,7 @@ def test_passes_after_the_end_evaluate_nothing(
 ) -> None:
     model, text = make_gpt(3), make_tokens(4, 1, 10).tolist()
     counts, seen = evaluated(model, monkeypatch), Seen()
-    study(model, text, TokenFeedback(strength=0.5), Windowed("all"), iterations=25, seen=seen)
+    study(model, text, Feedback(strength=0.5), Windowed("all"), iterations=25, seen=seen)
     assert len(seen.passes[0]) == 25
     assert len(counts) <= 10
     assert counts == sorted(counts, reverse=True)
@@ -359,7 +359,7 @@ def test_what_an_observer_was_shown_does_not_change(make_gpt: Make, make_tokens:
         model,
         text,
         max_new_tokens=4,
-        feedback=TokenFeedback(strength=0.5),
+        feedback=Feedback(strength=0.5),
         config=RecomputeConfig(iterations=12),
         solver=Windowed(2),
         start=Start.CARRIED,
@@ -383,7 +383,7 @@ def test_damping_is_refused(make_gpt: Make) -> None:
             make_gpt(1),
             [[1, 2]],
             max_new_tokens=0,
-            feedback=TokenFeedback(),
+            feedback=Feedback(),
             config=RecomputeConfig(damping=0.5),
             solver=Windowed(),
         )
@@ -395,7 +395,7 @@ def test_a_text_that_diverges_ends_and_harms_no_other(make_gpt: Make, window: in
     with torch.no_grad():
         model.transformer.wte.weight[22] = float("nan")
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.nan_to_num(0.0))
-    feedback = TokenFeedback(strength=0.5)
+    feedback = Feedback(strength=0.5)
     ours = study(model, [[1, 2, 3, 4], [4, 5, 22, 7, 8]], feedback, Windowed(window))
     alone = study(model, [[1, 2, 3, 4]], feedback, None)
     assert ours.outcomes == [[Outcome.SETTLED], [Outcome.DIVERGED]]
