@@ -130,9 +130,7 @@ class Feedback:
 
     def state(self, scores: "TokenScores", hidden: Tensor) -> Tensor:
         """What a pass over (B, T) whole texts hands on, from its scores and (B, T, C) output."""
-        if self.shift == 1:
-            hidden = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], dim=1)
-        return self._side_by_side(scores, hidden)
+        return self._side_by_side(scores, shift_right(hidden) if self.shift == 1 else hidden)
 
     def estimates(self, scores: "TokenScores", before: Tensor) -> Tensor:
         """What is handed on of tokens (...), from their scores and the (..., C) before each.
@@ -149,6 +147,11 @@ class Feedback:
         if not self.of_tokens:
             return hidden
         return torch.cat([of_tokens[..., None], hidden], dim=-1)
+
+
+def shift_right(hidden: Tensor) -> Tensor:
+    """Of (B, T, C) hidden states, to each token the one before it; to the first, zeros."""
+    return torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], dim=1)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -44,6 +44,12 @@ class LeftToRight:
         return self._log_probs[:, : self._cache.length]
 
     @torch.no_grad()
+    def score_next(self, targets: Tensor) -> Tensor:
+        """(B,) log-probabilities of (B,) ids as the next token; nothing is read."""
+        assert self._hidden is not None
+        return score_targets(self.model, self._hidden, targets).log_probs
+
+    @torch.no_grad()
     def read(self, tokens: Tensor, *, nudges: Tensor | None = None) -> Tensor:
         """Read (B, T) more tokens; returns the (B, S) log-probabilities of all.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stateful_gpt.feedback import shift_right
 from stateful_gpt.model import GPT
 
 IGNORE = -100  # targets that do not count: padding
@@ -24,6 +25,17 @@ class TrainingConfig:
     ``learning_rate`` is AdamW's, for embeddings, norms and biases; ``matrix_learning_rate`` is
     Muon's (Jordan et al. 2024), for the weight matrices of the blocks. Both follow one schedule: a
     linear warm-up, then a cosine from the peak to ``final_fraction`` of it.
+
+    A model with a gate is trained in ``passes`` parallel passes over each batch: the first without
+    feedback, each further one fed the hidden states of the one before, each with a cross-entropy
+    of its own, whose mean is the loss. The recurrence over tokens is never unrolled (the project's
+    seed 001; the Context-Ready Transformer, arXiv 2606.27538, propagates back through the passes).
+
+    Attributes:
+        draw_passes: draw the number of passes from 1 to ``passes`` for each batch.
+        through_passes: propagate back through the hidden states into the pass that made them;
+            otherwise a pass takes them as given.
+        update_every_pass: an optimizer step after each pass, instead of one for the batch.
     """
 
     steps: int
@@ -35,6 +47,17 @@ class TrainingConfig:
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     autocast: bool = False
+    passes: int = 1
+    draw_passes: bool = False
+    through_passes: bool = False
+    update_every_pass: bool = False
+
+    def __post_init__(self) -> None:
+        if self.through_passes and self.update_every_pass:
+            raise ValueError(
+                "a gradient cannot pass through hidden states of weights that have been updated:"
+                " choose through_passes or update_every_pass"
+            )
 
 
 def next_token_loss(
@@ -68,11 +91,11 @@ def schedule(step: int, config: TrainingConfig) -> float:
 
 
 def make_optimizers(model: GPT, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for everything else."""
+    """Muon for the matrices of the blocks and the gate, AdamW for everything else."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        in_block = name.startswith("transformer.h.") and parameter.ndim == 2
+        in_block = name.startswith(("transformer.h.", "gate.")) and parameter.ndim == 2
         (matrices if in_block else others).append(parameter)
     return [
         torch.optim.Muon(
@@ -95,6 +118,14 @@ def batch_at(step: int, tokens: Tensor, *, size: int, length: int, seed: int) ->
     return tokens[starts[:, None] + torch.arange(length + 1)]
 
 
+def passes_at(step: int, config: TrainingConfig, *, seed: int) -> int:
+    """How many passes training step ``step`` makes: a function of seed and step alone."""
+    if not config.draw_passes:
+        return config.passes
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return int(torch.randint(1, config.passes + 1, (), generator=generator))
+
+
 def training_step(
     model: GPT,
     optimizers: list[torch.optim.Optimizer],
@@ -102,8 +133,13 @@ def training_step(
     *,
     step: int,
     config: TrainingConfig,
-) -> float:
-    """One update on (B, T + 1) ids, IGNORE being padding; returns its loss in nats per token."""
+    passes: int | None = None,
+) -> list[float]:
+    """Train on (B, T + 1) ids, IGNORE being padding; the loss of each pass in nats per token.
+
+    Args:
+        passes: of this step; default: ``config.passes``.
+    """
     factor = schedule(step, config)
     peaks = (config.matrix_learning_rate, config.learning_rate)
     for optimizer, peak in zip(optimizers, peaks, strict=True):
@@ -112,17 +148,34 @@ def training_step(
     inputs = windows[:, :-1].clamp_min(0)  # padding is on the right: causality hides it
     targets = windows[:, 1:]
     model.train()
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.autocast):
-        hidden = model(inputs)
-    if config.autocast:
-        hidden = hidden.to(torch.bfloat16)
-    loss = next_token_loss(model, hidden, targets)
-    loss.backward()
+    count = passes or config.passes
+    losses: list[Tensor] = []
+    fed: Tensor | None = None
+    for number in range(1, count + 1):
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.autocast):
+            hidden = model(inputs, hidden=fed)
+        fed = shift_right(hidden if config.through_passes else hidden.detach())
+        if config.autocast:
+            hidden = hidden.to(torch.bfloat16)
+        losses.append(next_token_loss(model, hidden, targets))
+        if config.update_every_pass:
+            losses[-1].backward()
+            _update(model, optimizers, config)
+        elif not config.through_passes:
+            (losses[-1] / count).backward()
+        elif number == count:
+            torch.stack(losses).mean().backward()
+    if not config.update_every_pass:
+        _update(model, optimizers, config)
+    values: list[float] = torch.stack(losses).tolist()
+    return values
+
+
+def _update(model: GPT, optimizers: list[torch.optim.Optimizer], config: TrainingConfig) -> None:
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return loss.item()
 
 
 @torch.no_grad()

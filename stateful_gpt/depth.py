@@ -1,0 +1,95 @@
+"""How well a model with hidden-state feedback predicts, by the depth of its recurrence.
+
+Depth n means n passes fed with hidden states after one without: depth 0 is the plain model, and
+T - 1 is what a text of T tokens is generated at.
+
+Shapes: N windows, T tokens that are read of each, C n_embd.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stateful_gpt.feedback import Feedback, FeedbackKind, mean_kls, score_targets, shift_right
+from stateful_gpt.model import GPT
+from stateful_gpt.oracle import LeftToRight
+from stateful_gpt.train import IGNORE
+
+# Of float32 distributions that are equal but for rounding, the computed KL is below this (nats).
+KL_FLOOR = 1e-8
+
+HIDDEN_STATES = Feedback(kind=FeedbackKind.NONE, hidden_strength=1.0)
+
+
+@dataclass(frozen=True)
+class DepthProfile:
+    """Cross-entropy and movement by depth, on the same text.
+
+    Attributes:
+        nll: at depth 0, 1, ... (nats per token).
+        kl: ``kl[n]`` is KL(depth n || depth n + 1) of the next-token distributions, mean over
+            positions (nats).
+        nll_full: at depth T - 1, where generation happens; None if it was not asked for.
+        tokens: how many predictions each mean is over.
+    """
+
+    nll: list[float]
+    kl: list[float]
+    nll_full: float | None
+    tokens: int
+
+    @property
+    def broken_at(self) -> int | None:
+        """The first n >= 1 at which KL(n || n + 1) < KL(n - 1 || n) fails; None if it never does.
+
+        This is the stability condition of seed 001. Where both are rounding, it holds.
+        """
+        for n in range(1, len(self.kl)):
+            if self.kl[n] >= self.kl[n - 1] and self.kl[n] > KL_FLOOR:
+                return n
+        return None
+
+
+@torch.no_grad()
+def depth_profile(
+    model: GPT, windows: Tensor, *, depth: int, full: bool, batch_size: int = 32
+) -> DepthProfile:
+    """Read (N, T + 1) ids, IGNORE being padding on the right, at depths 0 ... ``depth``.
+
+    Args:
+        depth: the largest one; 0 of a model without a gate.
+        full: whether to read them at depth T - 1 as well, from left to right.
+    """
+    was_training = model.training
+    model.eval()
+    nll = torch.zeros(depth + 1, dtype=torch.float64)
+    kl = torch.zeros(depth, dtype=torch.float64)
+    nll_full, tokens = 0.0, 0
+    for batch in windows.split(batch_size):
+        batch = batch.to(model.lm_head.weight.device)
+        inputs, targets = batch[:, :-1].clamp_min(0), batch[:, 1:]
+        counted = targets != IGNORE
+        tokens += int(counted.sum())
+        wanted = targets[counted]
+        before: Tensor | None = None
+        for n in range(depth + 1):
+            hidden = model(inputs, hidden=None if before is None else shift_right(before))
+            now = hidden[counted]
+            nll[n] -= score_targets(model, now, wanted).log_probs.double().sum().item()
+            if before is not None:
+                kl[n - 1] += mean_kls(model, [before[counted]], now)[0] * len(wanted)
+            before = hidden
+        if full:
+            reader = LeftToRight(model, HIDDEN_STATES, batch=len(batch))
+            log_probs = reader.read(inputs)[:, 1:]
+            last = reader.score_next(targets[:, -1].clamp_min(0))
+            log_probs = torch.cat([log_probs, last[:, None]], dim=1)
+            nll_full -= log_probs[counted].double().sum().item()
+    model.train(was_training)
+    return DepthProfile(
+        nll=(nll / tokens).tolist(),
+        kl=(kl / tokens).tolist(),
+        nll_full=nll_full / tokens if full else None,
+        tokens=tokens,
+    )
