@@ -162,6 +162,7 @@ class ConvergeSettings:
 class CorpusSettings:
     train: str = MISSING
     held_out: str = MISSING
+    documents: str = "file"
 
 
 @dataclass
@@ -173,6 +174,7 @@ class ArchitectureSettings:
     n_embd: int = 192
     dropout: float = 0.1
     bias: bool = False
+    hidden_feedback: bool = False
 
 
 @dataclass
@@ -187,7 +189,13 @@ class TrainingSettings:
     grad_clip: float = 1.0
     precision: str = "float32"
     attention: str = "sdpa"
+    passes: int = 1
+    draw_passes: bool = False
+    through_passes: bool = False
+    update_every_pass: bool = False
     evaluate_every: int = 250
+    evaluate_depth: int = 8
+    evaluate_windows: int = 64
     save_every_seconds: float = 60.0
 
 
@@ -201,13 +209,27 @@ class TrainSettings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     device: DeviceSettings = field(default_factory=DeviceSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    start_from: str | None = None
     output: str = MISSING
     seed: int = 0
 
     def check(self) -> None:
         """Raise ConfigError at the first value that is impossible."""
-        for name in ("steps", "batch_size", "warmup_steps", "evaluate_every"):
+        for name in ("steps", "batch_size", "warmup_steps", "evaluate_every", "passes"):
             _at_least(f"training.{name}", getattr(self.training, name), 1)
+        for name in ("evaluate_depth", "evaluate_windows"):
+            _at_least(f"training.{name}", getattr(self.training, name), 1)
+        _one_of("corpus.documents", self.corpus.documents, ("file", "line"))
+        if self.training.passes > 1 and not self.architecture.hidden_feedback:
+            raise ConfigError(
+                "training.passes must be 1 without architecture.hidden_feedback=true, got"
+                f" {self.training.passes}"
+            )
+        if self.training.through_passes and self.training.update_every_pass:
+            raise ConfigError(
+                "training.through_passes and training.update_every_pass cannot both be true: no"
+                " gradient passes through hidden states of weights that have been updated"
+            )
         for name in ("learning_rate", "matrix_learning_rate", "grad_clip"):
             value = getattr(self.training, name)
             _finite(f"training.{name}", value)

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from experiments.config import ConfigError
-from experiments.train import encode_corpus, read_texts
+from experiments.corpus import read_texts, stream
 from stateful_gpt.checkpoint import CheckpointError, load_checkpoint
+from stateful_gpt.depth import depth_profile
 from stateful_gpt.device import choose_device
 from stateful_gpt.train import total_nats
 
@@ -28,7 +29,9 @@ def main() -> int:
     except (ConfigError, CheckpointError) as error:
         print(f"held_out_loss: {error}", file=sys.stderr)
         return 1
-    tokens = encode_corpus(texts, checkpoint.tokenizer)
+    block = checkpoint.model.config.block_size
+    corpus = stream(texts, checkpoint.tokenizer, block_size=block)
+    tokens = corpus.tokens
     try:
         nats = total_nats(checkpoint.model, tokens, stride=options.stride)
     except ValueError as error:
@@ -40,6 +43,14 @@ def main() -> int:
         f"{options.model} on {names}: {nats / characters:.4f} nats per character,"
         f" {nats / (len(tokens) - 1):.4f} nats per token, {characters:,} characters"
     )
+    if checkpoint.model.gate is not None:
+        profile = depth_profile(checkpoint.model, corpus.windows(), depth=0, full=True)
+        assert profile.nll_full is not None
+        print(
+            "with hidden states fed back, at the depth of generation:"
+            f" {profile.nll_full * profile.tokens / characters:.4f} nats per character,"
+            f" {profile.nll_full:.4f} nats per token"
+        )
     return 0
 
 

@@ -28,7 +28,7 @@ FORMAT = "stateful_gpt.model/1"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
-BUNDLED = ("bundled",)
+BUNDLED = ("bundled", "bundled_stateful")
 
 State = dict[str, Tensor]
 
@@ -45,11 +45,16 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model ready to run, and the tokenizer that its ids belong to."""
+    """A model ready to run, and the tokenizer that its ids belong to.
+
+    ``trained_passes`` is the number of passes a model with hidden-state feedback was trained in,
+    where its folder says so.
+    """
 
     model: GPT
     tokenizer: tiktoken.Encoding
     source: str
+    trained_passes: int | None = None
 
 
 def load_checkpoint(
@@ -73,8 +78,9 @@ def load_checkpoint(
             than the model has embeddings.
     """
     path = locate(source)
+    passes: int | None = None
     if path.is_dir():
-        state, config, named_tokenizer = _read_folder(path)
+        state, config, named_tokenizer, passes = _read_folder(path)
     else:
         state, config = _read_nanogpt(path)
         named_tokenizer = "gpt2"
@@ -89,7 +95,7 @@ def load_checkpoint(
             f" {config.vocab_size} embeddings: name the model's own tokenizer"
         )
     model = model.to(device=device, dtype=dtype).eval()
-    return Checkpoint(model=model, tokenizer=encoding, source=str(source))
+    return Checkpoint(model=model, tokenizer=encoding, source=str(source), trained_passes=passes)
 
 
 def locate(source: str | Path) -> Path:
@@ -134,12 +140,14 @@ def save_checkpoint(
     *,
     tokenizer: tiktoken.Encoding | str,
     dtype: torch.dtype = torch.float32,
+    trained_passes: int | None = None,
 ) -> None:
     """Write a model as this project's folder: weights, settings and tokenizer.
 
     Args:
         tokenizer: a trained encoding, which is saved too, or the name ``gpt2`` or ``byte``.
         dtype: the stored precision.
+        trained_passes: of a model with hidden-state feedback.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
@@ -150,11 +158,13 @@ def save_checkpoint(
     else:
         tokenizer_name = TOKENIZER
         save_bpe(tokenizer, folder / TOKENIZER)
-    config = {
+    config: dict[str, Any] = {
         "format": FORMAT,
         "tokenizer": tokenizer_name,
         "architecture": asdict(replace(model.config, dropout=0.0)),
     }
+    if trained_passes is not None:
+        config["trained_passes"] = trained_passes
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     partial = folder / (WEIGHTS + ".partial")
     # through bytes: save_file makes a file that only its owner can read
@@ -162,7 +172,7 @@ def save_checkpoint(
     os.replace(partial, folder / WEIGHTS)
 
 
-def _read_folder(folder: Path) -> tuple[State, GPTConfig, str | Path]:
+def _read_folder(folder: Path) -> tuple[State, GPTConfig, str | Path, int | None]:
     try:
         settings = json.loads((folder / CONFIG).read_bytes())
     except OSError:
@@ -183,9 +193,15 @@ def _read_folder(folder: Path) -> tuple[State, GPTConfig, str | Path]:
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{weights} is damaged or not a safetensors file: {error}") from None
     if settings.get("format") == FORMAT:
-        return _own_format(folder, settings, state)
+        passes = settings.get("trained_passes")
+        if passes is not None and (not isinstance(passes, int) or passes < 1):
+            raise CheckpointError(
+                f"{folder / CONFIG}: trained_passes must be a whole number of at least 1,"
+                f" got {passes!r}"
+            )
+        return *_own_format(folder, settings, state), passes
     if settings.get("model_type") == "gpt2":
-        return _published_gpt2(folder, settings, state)
+        return *_published_gpt2(folder, settings, state), None
     raise CheckpointError(
         f"{folder / CONFIG} describes neither a model of this project (format {FORMAT!r})"
         f" nor a GPT-2 (model_type 'gpt2')"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.train import encode_corpus
+from experiments.corpus import stream
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.train import total_nats
 
@@ -79,7 +79,7 @@ def test_it_learns_and_the_folder_is_a_model_whose_card_states_its_loss(
     known = checkpoint.tokenizer.n_vocab
     assert known == 257 if tokenizer == "byte" else 257 < known <= ids
     held_out = (tmp_path / "held_out" / "text.txt").read_text()
-    tokens = encode_corpus([held_out], checkpoint.tokenizer)
+    tokens = stream([held_out], checkpoint.tokenizer, block_size=16).tokens
     per_character = total_nats(checkpoint.model, tokens) / len(held_out)
     card = (folder / "README.md").read_text(encoding="utf-8")
     stated = re.search(r"\*\*([\d.]+) nats per character\*\*", card)

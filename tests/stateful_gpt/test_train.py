@@ -205,7 +205,7 @@ def test_a_few_steps_lower_the_loss() -> None:
             batch_at(step, tokens, size=8, length=16, seed=0),
             step=step,
             config=config,
-        )
+        )[0]
         for step in range(40)
     ]
     assert losses[0] == pytest.approx(math.log(23), abs=0.1)  # a fresh model knows nothing
@@ -221,7 +221,7 @@ def test_a_step_reports_its_loss_and_uses_the_scheduled_rates() -> None:
     expected = F.cross_entropy(
         model.lm_head(model(windows[:, :-1])).flatten(0, 1), windows[:, 1:].flatten()
     ).item()
-    loss = training_step(model, optimizers, windows, step=1, config=config)
+    (loss,) = training_step(model, optimizers, windows, step=1, config=config)
     assert loss == pytest.approx(expected, rel=ROUNDING)
     assert [o.param_groups[0]["lr"] for o in optimizers] == [0.5e-2, 0.5e-3]  # 2 of 4 of warm-up
     assert all(parameter.grad is None for parameter in model.parameters())
