@@ -284,7 +284,7 @@ def test_half_precision_training_follows_full_precision() -> None:
                 batch_at(step, tokens, size=8, length=16, seed=0),
                 step=step,
                 config=config,
-            )
+            )[0]
             for step in range(20)
         ]
     # bfloat16 has 8 bits: 0.4 % of logits that are below 1 at first
