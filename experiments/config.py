@@ -17,7 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from stateful_gpt.device import DEVICES, DTYPES
-from stateful_gpt.feedback import FeedbackKind
+from stateful_gpt.feedback import HIDDEN_STATE, KINDS, FeedbackKind
 from stateful_gpt.generate import Start
 
 T = TypeVar("T")
@@ -46,6 +46,7 @@ class FeedbackSettings:
     strength: float = 0.5
     layers: Any = "all"
     shift: int = 1
+    hidden_strength: float = 0.0
 
 
 @dataclass
@@ -107,16 +108,14 @@ class ConvergeSettings:
     def check(self) -> None:
         """Raise ConfigError at the first value that is impossible."""
         check_common(self.device, self.tracking, self.seed)
-        _one_of("feedback.kind", self.feedback.kind, [kind.value for kind in FeedbackKind])
-        _finite("feedback.strength", self.feedback.strength)
-        if self.feedback.layers != "all":
-            _layers("feedback.layers", self.feedback.layers)
-        if self.feedback.shift != 1:
-            raise ConfigError(
-                f"feedback.shift must be 1 for token feedback, got {self.feedback.shift}"
-            )
+        _feedback(self.feedback)
         _one_of("recompute.solver", self.recompute.solver, SOLVERS)
         _window(self.recompute)
+        if self.recompute.solver == "windowed" and self.feedback.shift == 0:
+            raise ConfigError(
+                "feedback.shift must be 1 with recompute=windowed, as nothing else becomes final"
+                " from left to right, got 0"
+            )
         _at_least("recompute.iterations", self.recompute.iterations, 1)
         _at_least("recompute.tolerance", self.recompute.tolerance, 0)
         _finite("recompute.damping", self.recompute.damping)
@@ -369,6 +368,30 @@ def _at_least(key: str, value: float, least: float) -> None:
 def _seed(key: str, value: int) -> None:
     if not 0 <= value <= LARGEST_SEED:
         raise ConfigError(f"{key} must be from 0 to {LARGEST_SEED}, got {value}")
+
+
+def _feedback(feedback: FeedbackSettings) -> None:
+    _one_of("feedback.kind", feedback.kind, KINDS)
+    _finite("feedback.strength", feedback.strength)
+    _finite("feedback.hidden_strength", feedback.hidden_strength)
+    if feedback.layers != "all":
+        _layers("feedback.layers", feedback.layers)
+    alone = feedback.kind == HIDDEN_STATE
+    if alone and feedback.layers != "all":
+        raise ConfigError(
+            "feedback.layers must be all with feedback=hidden_state, which enriches embeddings, got"
+            f" {feedback.layers!r}"
+        )
+    if feedback.hidden_strength != 0 and feedback.kind in (HIDDEN_STATE, FeedbackKind.NONE.value):
+        raise ConfigError(
+            f"feedback.hidden_strength must be 0 with feedback={feedback.kind}: it adds hidden"
+            " states to a feedback of tokens, and alone they are feedback=hidden_state with"
+            f" feedback.strength, got {feedback.hidden_strength}"
+        )
+    if feedback.shift not in (0, 1):
+        raise ConfigError(f"feedback.shift must be 0 or 1, got {feedback.shift}")
+    if feedback.shift == 0 and not alone and feedback.hidden_strength == 0:
+        raise ConfigError("feedback.shift must be 1 where no hidden states are fed back, got 0")
 
 
 def _window(recompute: RecomputeSettings) -> None:

@@ -36,8 +36,9 @@ from experiments.run_folder import RunFolder, run_id
 from experiments.tracking import AGGREGATES, Tracker, publish
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, fingerprint, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
-from stateful_gpt.feedback import Feedback, FeedbackKind
+from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import Full, Sampling, Solver, Start, generate
+from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.tokenizer import end_token
 from stateful_gpt.windowed import Windowed
@@ -67,7 +68,7 @@ def converge(settings: ConvergeSettings) -> Path:
         )
     except CheckpointError as error:
         raise ConfigError(f"model.path: {error}") from None
-    feedback = _feedback(settings, n_layer=checkpoint.model.config.n_layer)
+    feedback = _feedback(settings, checkpoint.model)
     encoded = encode_prompts(
         prompts,
         checkpoint.tokenizer,
@@ -113,6 +114,7 @@ def _compute(
         summary = {
             "run_id": folder.id,
             "study": settings.study,
+            "trained_passes": checkpoint.trained_passes,
             "overall": overall(summaries),
             "prompts": summaries,
         }
@@ -144,7 +146,10 @@ def _run_prompts(
     double = in_float64(checkpoint.model)
     summaries = []
     with tqdm(
-        total=passes * len(prompts), unit="pass", desc=f"β = {feedback.strength:g}", disable=None
+        total=passes * len(prompts),
+        unit="pass",
+        desc=report.feedback_of(asdict(settings)),
+        disable=None,
     ) as bar:
         for number, prompt in enumerate(prompts):
             summary = folder.kept(number, prompt.id)
@@ -202,6 +207,7 @@ def _run_prompt(
         on_window=recorder.window,
     )
     tokens = result.tokens[0]
+    recorder.finish()
     summary = recorder.summary(tokens, result.outcomes[0], encoding=encoding, double=double)
     folder.keep(
         number, summary, recorder.trajectory_table(tokens, encoding), recorder.iterations_table()
@@ -209,17 +215,27 @@ def _run_prompt(
     return summary
 
 
-def _feedback(settings: ConvergeSettings, *, n_layer: int) -> Feedback:
-    layers = settings.feedback.layers
-    if layers != "all" and max(layers) >= n_layer:
+def _feedback(settings: ConvergeSettings, model: GPT) -> Feedback:
+    chosen = settings.feedback
+    n_layer = model.config.n_layer
+    if chosen.layers != "all" and max(chosen.layers) >= n_layer:
         raise ConfigError(
-            f"feedback.layers must be from 0 to {n_layer - 1} for this model, got {list(layers)}"
+            f"feedback.layers must be from 0 to {n_layer - 1} for this model, got"
+            f" {list(chosen.layers)}"
         )
-    return Feedback(
-        kind=FeedbackKind(settings.feedback.kind),
-        strength=settings.feedback.strength,
-        layers=None if layers == "all" else frozenset(layers),
+    feedback = Feedback.of_kind(
+        chosen.kind,
+        chosen.strength,
+        layers=None if chosen.layers == "all" else frozenset(chosen.layers),
+        hidden_strength=chosen.hidden_strength,
+        shift=0 if chosen.shift == 0 else 1,
     )
+    if feedback.of_hidden and model.gate is None:
+        raise ConfigError(
+            "feedback: hidden states need a model with a gate for them, such as"
+            f" model=bundled_stateful; {settings.model.path!r} has none"
+        )
+    return feedback
 
 
 def _identity(model: ModelSettings) -> str:

@@ -25,6 +25,7 @@ from stateful_gpt.convergence import (
     mean_nll,
     rounding_floor,
     settled_prefix,
+    settled_prefixes,
 )
 from stateful_gpt.feedback import Feedback, mean_kls, score_tokens
 from stateful_gpt.generate import Window
@@ -45,6 +46,7 @@ ITERATIONS = pa.schema(
         ("nll", pa.float64()),
         ("kl_step", pa.float64()),
         ("kl_effect", pa.float64()),
+        ("hidden_step_norm", pa.float64()),
     ]
 )
 
@@ -69,11 +71,11 @@ class _Step:
     """One generation step: its window, where it ends exactly, and its passes."""
 
     window: Window
-    final: Tensor  # (T,) the fixed point
+    final: Tensor | None  # (T,) the fixed point, where it can be known beforehand
     plain: Tensor | None  # (T, C) hidden states of the plain pass; None until it has run
     log_probs: list[Tensor] = field(default_factory=list)  # (T,) a pass
     rows: list[dict[str, Any]] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)  # distance from the fixed point
     previous: Tensor | None = None  # (T, C) hidden states of the pass before
 
 
@@ -101,8 +103,13 @@ class Recorder:
         self._read = 0
 
     def window(self, window: Window) -> Callable[[Iteration], None]:
-        """Called before each recompute: solves it exactly, then watches its passes."""
-        step = _Step(window, final=self._fixed_point(window)[0].cpu(), plain=None)
+        """Called before each recompute: solves it exactly, then watches its passes.
+
+        Estimates that depend on themselves have no fixed point to know beforehand: where the last
+        pass left them takes its place.
+        """
+        final = self._fixed_point(window)[0].cpu() if self.feedback.triangular else None
+        step = _Step(window, final=final, plain=None)
         if not self.cold and window.step > 0:
             step.plain = self.model(window.tokens)[0]
         self.steps.append(step)
@@ -116,8 +123,13 @@ class Recorder:
             step.plain = hidden  # the first pass from a cold start is the plain model's
         others = [step.plain] if step.previous is None else [step.plain, step.previous]
         kls = [_finite(value) for value in mean_kls(self.model, others, hidden)]
-        error = error_max(log_probs, step.final)
-        step.errors.append(error)
+        error, prefix, moved = None, None, None
+        if step.final is not None:
+            error = error_max(log_probs, step.final)
+            prefix = settled_prefix(log_probs, step.final, tolerance=self.tolerance)
+            step.errors.append(error)
+        if step.previous is not None:
+            moved = (hidden - step.previous).double().norm(dim=1).mean().item()
         step.log_probs.append(log_probs)
         step.rows.append(
             {
@@ -126,15 +138,28 @@ class Recorder:
                 "iteration": iteration.number,
                 "step_max": _finite(iteration.step_max[0]) if iteration.step_max else None,
                 "step_rms": _finite(iteration.step_rms[0]) if iteration.step_rms else None,
-                "settled_prefix": settled_prefix(log_probs, step.final, tolerance=self.tolerance),
+                "settled_prefix": prefix,
                 "oracle_error_max": _finite(error),
                 "nll": _finite(mean_nll(log_probs)),
                 "kl_step": kls[1] if step.previous is not None else None,
                 "kl_effect": kls[0],
+                "hidden_step_norm": _finite(moved),
             }
         )
         step.previous = hidden
         self.on_pass()
+
+    def finish(self) -> None:
+        """Called once all passes are seen: measures what only the end can tell."""
+        for step in self.steps:
+            if step.final is not None or len(step.log_probs) < 2:
+                continue
+            last = step.log_probs[-1]
+            prefixes = settled_prefixes(step.log_probs, tolerance=self.tolerance)
+            for row, prefix in zip(step.rows, prefixes, strict=True):
+                row["settled_prefix"] = prefix
+            if prefixes[-1] == len(last):
+                step.errors = [error_max(log_probs, last) for log_probs in step.log_probs]
 
     def iterations_table(self) -> pa.Table:
         return pa.Table.from_pylist(

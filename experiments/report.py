@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from experiments.files import read_json
 from experiments.run_folder import CONFIG, STATUS, SUMMARY
+from stateful_gpt.feedback import HIDDEN_STATE
 
 COLUMNS = (
     ("run", "<"),
@@ -21,11 +22,8 @@ COLUMNS = (
 
 def name_of(config: dict[str, Any]) -> str:
     """A run's settings in a few words, for people."""
-    feedback, recompute = config["feedback"], config["recompute"]
-    if feedback["kind"] == "none":
-        words = ["no feedback"]
-    else:
-        words = [f"{feedback['kind']} β={feedback['strength']:g}"]
+    recompute = config["recompute"]
+    words = [feedback_of(config)]
     words.append(f"n={recompute['iterations']}")
     if recompute["damping"] != 1:
         words.append(f"damping={recompute['damping']:g}")
@@ -34,6 +32,19 @@ def name_of(config: dict[str, Any]) -> str:
     if config["generation"]["max_new_tokens"]:
         words.append(f"+{config['generation']['max_new_tokens']} tokens")
     return " ".join(words)
+
+
+def feedback_of(config: dict[str, Any]) -> str:
+    """What is fed back, and how strongly."""
+    feedback = config["feedback"]
+    if feedback["kind"] == "none":
+        return "no feedback"
+    sign = "s" if feedback["kind"] == HIDDEN_STATE else "β"
+    words = [f"{feedback['kind']} {sign}={feedback['strength']:g}"]
+    if feedback.get("hidden_strength"):
+        words.append(f"{HIDDEN_STATE} s={feedback['hidden_strength']:g}")
+    text = " + ".join(words)
+    return f"{text} shift=0" if feedback.get("shift") == 0 else text
 
 
 def table(study: Path) -> str:

@@ -48,6 +48,8 @@ def run_id(settings: ConvergeSettings, *, model: str, prompts: str) -> str:
     plain["model"] = model
     plain["feedback"]["strength"] += 0.0  # -0.0 is 0.0
     plain["recompute"]["tolerance"] += 0.0
+    if settings.feedback.hidden_strength == 0:
+        del plain["feedback"]["hidden_strength"]  # as with windows, below
     if settings.recompute.window is None:
         del plain["recompute"]["window"]  # runs from before there were windows keep their name
     text = json.dumps(plain, sort_keys=True)

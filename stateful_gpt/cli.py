@@ -15,7 +15,7 @@ import torch
 
 from stateful_gpt.checkpoint import CheckpointError, load_checkpoint
 from stateful_gpt.device import DEVICES, DTYPES, choose_device
-from stateful_gpt.feedback import Feedback, FeedbackKind
+from stateful_gpt.feedback import KINDS, Feedback
 from stateful_gpt.generate import Sampling, Start, generate
 from stateful_gpt.recompute import Outcome, RecomputeConfig
 from stateful_gpt.tokenizer import end_token, token_text
@@ -25,8 +25,8 @@ from stateful_gpt.windowed import Windowed
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stateful_gpt.generate",
-        description="Continue a prompt, feeding the model's estimates of all tokens back into its"
-        " attention.",
+        description="Continue a prompt, feeding the model's estimates of all tokens, or its hidden"
+        " states, back into it.",
     )
     text = parser.add_argument_group("text")
     text.add_argument("--prompt", required=True, help="the text to continue; - reads it from stdin")
@@ -36,14 +36,19 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     text.add_argument("--top_k", type=_count(1), metavar="K", help="draw from the K most likely")
     text.add_argument("--seed", type=_seed, default=0, metavar="N")
     feedback = parser.add_argument_group("feedback")
-    kinds = [kind.value for kind in FeedbackKind]
-    feedback.add_argument("--feedback", choices=kinds, default="log_prob", help="default log_prob")
+    feedback.add_argument(
+        "--feedback",
+        choices=KINDS,
+        default="log_prob",
+        help="default log_prob; hidden_state needs a model trained for it, at --strength 1",
+    )
     feedback.add_argument(
         "--strength",
         type=_finite,
         default=0.0,
         metavar="X",
-        help="bias strength: above 0 attends to the expected, below 0 to the surprising; default 0",
+        help="of token feedback: above 0 attends to the expected, below 0 to the surprising; of"
+        " hidden states: what they add to embeddings is multiplied by it; default 0, nothing",
     )
     feedback.add_argument(
         "--iterations", type=_count(1), default=64, metavar="N", help="most passes a token"
@@ -109,7 +114,12 @@ def _run(options: argparse.Namespace) -> int:
     )
     encoding = checkpoint.tokenizer
     tokens = encoding.encode_ordinary(prompt)
-    feedback = Feedback(FeedbackKind(options.feedback), options.strength)
+    feedback = Feedback.of_kind(options.feedback, options.strength)
+    if feedback.of_hidden and checkpoint.model.gate is None:
+        raise ValueError(
+            f"--feedback hidden_state needs a model with a gate for it, such as bundled_stateful;"
+            f" {options.model} has none"
+        )
     writer = codecs.getincrementaldecoder("utf-8")(errors="replace")
     end = end_token(encoding)
 

@@ -20,6 +20,24 @@ def settled_prefix(log_probs: Tensor, final: Tensor, *, tolerance: float) -> int
     return int(away.long().argmax()) if bool(away.any()) else len(final)
 
 
+def settled_prefixes(log_probs: Sequence[Tensor], *, tolerance: float) -> list[int]:
+    """After each pass, how many leading positions stay within ``tolerance`` of where they end.
+
+    For passes whose fixed point is not known. Where a position ends is its value at the last pass,
+    which is no evidence of its own: the last pass is given what the one before it has.
+
+    Args:
+        log_probs: (T,) after each of at least two passes.
+    """
+    last = log_probs[-1]
+    still = torch.ones(len(last), dtype=torch.bool)
+    prefixes = []
+    for values in reversed(log_probs[:-1]):
+        still &= (values - last).abs() <= tolerance
+        prefixes.append(len(last) if bool(still.all()) else int((~still).long().argmax()))
+    return [*prefixes[::-1], prefixes[0]]
+
+
 def error_max(log_probs: Tensor, final: Tensor) -> float:
     """The largest distance of (T,) from their final values, nats."""
     return (log_probs - final).abs().max().item()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stateful_gpt.feedback import Feedback, FeedbackKind, mean_kls, score_targets, shift_right
+from stateful_gpt.feedback import HIDDEN_STATE, Feedback, mean_kls, score_targets, shift_right
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import LeftToRight
 from stateful_gpt.train import IGNORE
@@ -19,7 +19,7 @@ from stateful_gpt.train import IGNORE
 # Of float32 distributions that are equal but for rounding, the computed KL is below this (nats).
 KL_FLOOR = 1e-8
 
-HIDDEN_STATES = Feedback(kind=FeedbackKind.NONE, hidden_strength=1.0)
+HIDDEN_STATES = Feedback.of_kind(HIDDEN_STATE, 1.0)
 
 
 @dataclass(frozen=True)

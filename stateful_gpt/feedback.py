@@ -31,6 +31,10 @@ class FeedbackKind(Enum):
     NONE = "none"
 
 
+HIDDEN_STATE = "hidden_state"
+KINDS = (*(kind.value for kind in FeedbackKind), HIDDEN_STATE)  # as users name them
+
+
 @dataclass(frozen=True)
 class Modulation:
     """What is fed into a pass, for ``GPT.forward``.
@@ -80,6 +84,25 @@ class Feedback:
     layers: Collection[int] | None = None
     hidden_strength: float = 0.0
     shift: Literal[0, 1] = 1
+
+    @classmethod
+    def of_kind(
+        cls,
+        kind: str,
+        strength: float,
+        *,
+        layers: Collection[int] | None = None,
+        hidden_strength: float = 0.0,
+        shift: Literal[0, 1] = 1,
+    ) -> "Feedback":
+        """The feedback of one of KINDS; that of hidden states alone takes ``strength`` as its own.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+        if kind == HIDDEN_STATE:
+            return cls(FeedbackKind.NONE, 0.0, hidden_strength=strength, shift=shift)
+        return cls(FeedbackKind(kind), strength, layers, hidden_strength, shift)
 
     @property
     def of_tokens(self) -> bool:

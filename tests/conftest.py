@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -50,6 +51,7 @@ def make_gpt() -> MakeGPT:
         bias: bool = True,
         activation: str = "gelu",
         tied: bool = True,
+        hidden_feedback: bool = False,
         dtype: torch.dtype = torch.float64,
     ) -> GPT:
         config = GPTConfig(
@@ -60,6 +62,7 @@ def make_gpt() -> MakeGPT:
             n_embd=n_embd,
             bias=bias,
             activation=activation,
+            hidden_feedback=hidden_feedback,
         )
         model = GPT(config, tied=tied)
         generator = torch.Generator().manual_seed(seed)
@@ -91,10 +94,21 @@ def make_tokens() -> MakeTokens:
 
 
 @pytest.fixture(scope="session")
-def written_out() -> WrittenOut:
+def written_out(written_out_hidden: WrittenOut) -> WrittenOut:
+    """The same as ``written_out_hidden``, and the head: (T,) ids in, (T, V) logits out."""
+
+    def run(model: GPT, tokens: Tensor, **modulation: Any) -> Tensor:
+        return written_out_hidden(model, tokens, **modulation) @ model.lm_head.weight.detach().T
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def written_out_hidden() -> WrittenOut:
     """nanoGPT's forward with modulated attention, from a state dict, one head and layer at a time.
 
-    Written from the definition, without anything of the library's: (T,) ids in, (T, V) logits out.
+    Written from the definition, without anything of the library's: (T,) ids in, (T, C) hidden
+    states out.
     """
 
     def norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
@@ -121,12 +135,23 @@ def written_out() -> WrittenOut:
         power: Tensor | None = None,
         layers: Collection[int] | None = None,
         hidden_keys: Collection[int] = (),
+        before: list[Tensor | None] | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
-        """``power`` (T,): each softmaxed row times these, then renormalised."""
+        """``power`` (T,): each softmaxed row times these, then renormalised.
+
+        ``before``: the hidden state (C,) that enriches each token's embedding, or None.
+        """
         config = model.config
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         T, H, D = len(tokens), config.n_head, config.n_embd // config.n_head
-        x = state["transformer.wte.weight"][tokens] + state["transformer.wpe.weight"][:T]  # (T, C)
+        x = state["transformer.wte.weight"][tokens]  # (T, C)
+        for t, h_t in enumerate(before or []):
+            if h_t is not None:
+                key = state["gate.key.weight"] @ h_t + state["gate.key.bias"]
+                value = state["gate.value.weight"] @ h_t + state["gate.value.bias"]
+                x[t] = x[t] + strength * value / (1 + (-x[t] * key).exp())
+        x = x + state["transformer.wpe.weight"][:T]
         for i in range(config.n_layer):
             at = f"transformer.h.{i}"
             modulated = layers is None or i in layers
@@ -155,7 +180,7 @@ def written_out() -> WrittenOut:
                 linear(norm(x, state, f"{at}.ln_2"), state, f"{at}.mlp.c_fc"), config.activation
             )
             x = x + linear(inner, state, f"{at}.mlp.c_proj")
-        return norm(x, state, "transformer.ln_f") @ state["lm_head.weight"].T
+        return norm(x, state, "transformer.ln_f")
 
     return run
 
