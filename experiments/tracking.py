@@ -30,6 +30,7 @@ AGGREGATES = {
     "nll": "mean",
     "kl_step": "mean",
     "kl_effect": "mean",
+    "hidden_step_norm": "mean",
 }
 
 

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -100,13 +101,13 @@ def test_every_setting_in_a_file_is_explained_beside_it(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in GROUPS if n.startswith("experiment/")])
 def test_an_overlay_wins_over_the_groups_and_yields_to_the_command_line(name: str) -> None:
     choice = Path(name).stem
-    content = OmegaConf.load(CONF / name)
+    content: Any = OmegaConf.to_container(OmegaConf.load(CONF / name))
     runner = command_in(name)[2].removeprefix("experiments.")
-    config = compose(runner, overrides=[f"experiment={choice}"])
+    config: Any = OmegaConf.to_container(compose(runner, overrides=[f"experiment={choice}"]))
     for section, values in content.items():
         if section == "hydra":
             continue
-        if isinstance(values, DictConfig):
+        if isinstance(values, dict):
             for key, value in values.items():
                 assert config[section][key] == value
         else:

@@ -38,6 +38,7 @@ ITERATIONS = [
     "nll",
     "kl_step",
     "kl_effect",
+    "hidden_step_norm",
 ]
 BUILT_IN = Path(__file__).parents[2] / "experiments" / "prompts.jsonl"
 BLOCK = 32  # of the tiny model

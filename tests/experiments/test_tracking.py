@@ -29,6 +29,7 @@ MEASURES = {  # how the prompts' values become one
     "nll": "mean",
     "kl_step": "mean",
     "kl_effect": "mean",
+    "hidden_step_norm": "mean",
 }
 BLOCK = 32 * 1024
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ import torch
 
 from experiments.corpus import stream
 from stateful_gpt.checkpoint import load_checkpoint
+from stateful_gpt.depth import depth_profile
+from stateful_gpt.feedback import Feedback
+from stateful_gpt.oracle import left_to_right
 from stateful_gpt.train import total_nats
 
 Called = tuple[int, str, str]
@@ -231,3 +235,97 @@ def test_a_damaged_state_is_one_sentence(train: Train, tmp_path: Path) -> None:
     code, _, err = train("training.steps=2")
     assert code == 2
     assert re.fullmatch(r"error: output: .*training_state\.pt.* is damaged, remove it .+\n", err)
+
+
+# --- stateful models ----------------------------------------------------------------------------
+
+STATEFUL = ("architecture.hidden_feedback=true", "training.passes=2", "training.evaluate_depth=5")
+
+
+@pytest.mark.parametrize("through", ["true", "false"])
+def test_a_stateful_training_tells_loss_and_movement_at_every_depth(
+    train: Train, tmp_path: Path, through: str
+) -> None:
+    code, out, err = train(*STATEFUL, f"training.through_passes={through}")
+    assert (code, err) == (0, "")
+    folder = tmp_path / "out"
+    rows = json.loads((folder / "history.json").read_text())
+    for row in rows:
+        assert (len(row["nll_by_depth"]), len(row["kl_by_depth"])) == (6, 5)
+        falling = [b < a for a, b in pairwise(row["kl_by_depth"])]
+        assert row["contracts"] == all(falling)
+    assert "at depth 1" in out
+    assert rows[-1]["tokens_read"] == 60 * 8 * 16 * 2
+
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.trained_passes == 2
+    held_out = (tmp_path / "held_out" / "text.txt").read_text()
+    windows = stream([held_out], checkpoint.tokenizer, block_size=16).windows()
+    profile = depth_profile(checkpoint.model, windows, depth=5, full=True)
+    saved = json.loads((folder / "depths.json").read_text())
+    assert saved["nll"] == pytest.approx(profile.nll, rel=1e-12)
+    assert saved["kl"] == pytest.approx(profile.kl, rel=1e-9)
+    assert saved["nll_full"] == pytest.approx(profile.nll_full, rel=1e-12)
+    assert saved["trained_passes"] == 2
+    per_character = [
+        f"{nll * profile.tokens / len(held_out):.4f}" for nll in (profile.nll[0], saved["nll_full"])
+    ]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for number in per_character:
+        assert number in card
+
+
+def test_fine_tuning_starts_from_the_plain_model(train: Train, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    assert train(f"output={plain}")[0] == 0
+    code, _, err = train(*STATEFUL, f"start_from={plain}", "training.steps=1")
+    assert (code, err) == (0, "")
+    before, after = load_checkpoint(plain), load_checkpoint(tmp_path / "out")
+    assert after.tokenizer.name == before.tokenizer.name == "byte"
+    ours = after.model.state_dict()
+    for name, weight in before.model.state_dict().items():
+        # one step at a fifth of the peak rate moves no weight far
+        assert (ours[name] - weight).abs().max() < 0.05, name
+    assert after.model.gate is not None
+
+
+def test_a_document_a_line_is_read_whole_and_alone(train: Train, tmp_path: Path) -> None:
+    names = ["ann", "bob", "carol", "dave"] * 20
+    for folder in ("train", "held_out"):
+        (tmp_path / folder / "text.txt").write_text("\n".join(names) + "\n")
+    code, _, err = train(
+        *STATEFUL, "corpus.documents=line", "training.steps=150", "training.learning_rate=0.03"
+    )
+    assert (code, err) == (0, "")
+    model = load_checkpoint(tmp_path / "out").model
+    end = 256
+    ids = torch.tensor([[end, *b"carol", end]])
+    log_probs = left_to_right(model, ids, Feedback.of_kind("hidden_state", 1.0))[0]
+    assert log_probs[1:].mean() > -1.5, "four names: a quarter each for the first letter"
+    assert log_probs[-1] > -0.7, "it knows where they end"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["training.passes=2"], ["training.passes", "hidden_feedback=true", "2"]),
+        (["training.passes=0"], ["training.passes", "at least 1", "0"]),
+        (["training.evaluate_depth=0"], ["training.evaluate_depth", "at least 1"]),
+        (
+            [*STATEFUL, "training.through_passes=true", "training.update_every_pass=true"],
+            ["training.through_passes", "training.update_every_pass"],
+        ),
+        (["corpus.documents=page"], ["corpus.documents", "file, line", "'page'"]),
+        (["corpus.documents=line"], ["corpus.train", "does not fit", "block_size=16", "15"]),
+        (["start_from=/nowhere.pt"], ["start_from", "/nowhere.pt"]),
+        (["start_from=bundled"], ["architecture.block_size", "256", "start_from=bundled", "16"]),
+    ],
+)
+def test_an_impossible_stateful_training_is_one_sentence(
+    train: Train, overrides: list[str], words: list[str]
+) -> None:
+    code, _, err = train(*overrides)
+    assert code == 2
+    assert re.fullmatch(r"error: .+\n", err), "one line"
+    for word in words:
+        assert word in err
