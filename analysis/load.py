@@ -27,6 +27,7 @@ SHORT_NAMES = {
     "feedback.strength": "strength",
     "feedback.layers": "layers",
     "feedback.shift": "shift",
+    "feedback.hidden_strength": "hidden_strength",
     "model.name": "model",
     "recompute.solver": "solver",
     "recompute.iterations": "iterations",

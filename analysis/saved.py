@@ -19,6 +19,7 @@ MEASURES = (
     "nll",
     "kl_step",
     "kl_effect",
+    "hidden_step_norm",
 )
 TRAJECTORY_COLUMNS = ("prompt_id", "step", "iteration", "position", "token", "log_prob")
 

@@ -6,14 +6,16 @@ Knows which figures there are and what each needs; each family of figures has it
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 from analysis.figures.convergence import convergence, settled_front
+from analysis.figures.depth import MOST_LINES, Curve, depth_of_runs, draw
 from analysis.figures.drawing import Drawing, Skipped, save
 from analysis.figures.generation import generation
 from analysis.figures.response import response
@@ -23,6 +25,7 @@ from analysis.figures.text import visible
 from analysis.figures.tokens import heat_map, most_moved, trajectories
 from analysis.load import Runs
 from analysis.series import Series, series_of
+from analysis.trainings import Group
 
 MOST_PROMPTS = 4  # a study of hundreds of prompts must not leave hundreds of files
 STUDY_FIGURES: tuple[Callable[[Runs, tuple[Series, ...]], Drawing | Skipped], ...] = (
@@ -30,6 +33,7 @@ STUDY_FIGURES: tuple[Callable[[Runs, tuple[Series, ...]], Drawing | Skipped], ..
     settled_front,
     response,
     strength_map,
+    depth_of_runs,
 )
 
 
@@ -44,6 +48,30 @@ def write_figures(
                 continue
             for path in save(drawn, folder, command=command):
                 tell(path)
+
+
+def write_depths(groups: Sequence[Group], folder: Path, *, command: str) -> list[Path]:
+    """Draws held-out loss and KL by depth of trained models; the paths written."""
+    curves = [
+        Curve(
+            label=group.label,
+            nll=np.array([one.nll for one in group.trainings]),
+            kl=np.array([one.kl for one in group.trainings]),
+            full=np.array([one.nll_full for one in group.trainings if one.nll_full is not None]),
+            trained=group.trainings[0].trained_depth,
+        )
+        for group in groups[-MOST_LINES:]
+    ]
+    seeds = {len(group.trainings) for group in groups}
+    note = "Mean over the seeds, shaded from the lowest to the highest."
+    if len(seeds) == 1:
+        note = note.replace("the seeds", f"{min(seeds)} seeds") if seeds != {1} else "One seed."
+    if len(groups) > MOST_LINES:
+        note += f" The last {MOST_LINES} of {len(groups)} rows of the table; name others to see them."
+    names = tuple(one.name for group in groups[-MOST_LINES:] for one in group.trainings)
+    with _house_style():
+        drawing = draw(curves, note=note, run_ids=names, band=True)
+        return save(drawing, folder, command=command)
 
 
 def heat_map_png(runs: Runs) -> bytes:
