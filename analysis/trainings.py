@@ -172,7 +172,7 @@ def _read(folder: Path) -> Training:
             kl=tuple(map(float, depths["kl"])),
             nll_full=None if depths["nll_full"] is None else float(depths["nll_full"]),
             contracts=bool(depths["contracts"]),
-            characters_per_token=depths["characters"] / depths["tokens"],
+            characters_per_token=float(depths["characters_per_token"]),
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())

@@ -195,6 +195,7 @@ class TrainingSettings:
     evaluate_every: int = 250
     evaluate_depth: int = 8
     evaluate_windows: int = 64
+    final_windows: int | None = None
     save_every_seconds: float = 60.0
 
 
@@ -218,6 +219,8 @@ class TrainSettings:
             _at_least(f"training.{name}", getattr(self.training, name), 1)
         for name in ("evaluate_depth", "evaluate_windows"):
             _at_least(f"training.{name}", getattr(self.training, name), 1)
+        if self.training.final_windows is not None:
+            _at_least("training.final_windows", self.training.final_windows, 1)
         _one_of("corpus.documents", self.corpus.documents, ("file", "line"))
         if self.training.passes > 1 and not self.architecture.hidden_feedback:
             raise ConfigError(

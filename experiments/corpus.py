@@ -34,6 +34,11 @@ class Corpus:
         """How many tokens there are, padding apart."""
         return int((self.tokens != IGNORE).sum())
 
+    @property
+    def characters_per_prediction(self) -> float:
+        """Of the whole text; what makes nats per character of nats per token."""
+        return self.characters / int((self.windows()[:, 1:] != IGNORE).sum())
+
     def batch(self, step: int, *, size: int, seed: int) -> Tensor:
         """(size, T + 1) ids for training step ``step``: a function of seed and step alone."""
         if self.tokens.ndim == 1:

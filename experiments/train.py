@@ -102,11 +102,16 @@ def train(settings: TrainSettings) -> Path:
         )
         # the loss that counts is that of the rounded weights in the file
         saved = load_checkpoint(output, device=device).model
-        profile = training.profile(saved, held_out, full=architecture.hidden_feedback)
+        profile = training.profile(
+            saved,
+            held_out,
+            full=architecture.hidden_feedback,
+            windows=settings.training.final_windows,
+        )
         write_json(output / DEPTHS, _depths(profile, held_out, settings))
-        scale = profile.tokens / held_out.characters
-        loss = profile.nll[0] * scale
-        loss_full = None if profile.nll_full is None else profile.nll_full * scale
+        length = held_out.characters_per_prediction
+        loss = profile.nll[0] / length
+        loss_full = None if profile.nll_full is None else profile.nll_full / length
         card = model_card(
             settings,
             training.model,
@@ -176,7 +181,7 @@ def _depths(profile: DepthProfile, held_out: Corpus, settings: TrainSettings) ->
         "contracts": profile.broken_at is None,
         "broken_at": profile.broken_at,
         "tokens": profile.tokens,
-        "characters": held_out.characters,
+        "characters_per_token": held_out.characters_per_prediction,
     }
 
 

