@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.load import Runs, describe_left_out, load
+from analysis.load import load
+from analysis.news import lacking_line, left_out_line, repeated_line
 from analysis.output import write_whole
+from analysis.runs import Runs
 from analysis.saved import SourceError
 from analysis.table import csv_table, text_table
 
@@ -29,9 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # β on any terminal
     try:
         runs = load(arguments.sources)
-        if runs.left_out:
-            print(describe_left_out(runs.left_out), file=sys.stderr)
         runs = runs.only(run_ids=arguments.run, prompt_ids=arguments.prompt)
+        chosen = [runs.saved[key] for key in runs.runs.index]
+        for line in (
+            left_out_line(runs.left_out),
+            repeated_line(runs.repeated),
+            lacking_line(chosen),
+        ):
+            if line:
+                print(line, file=sys.stderr)
         if arguments.command == "figures":
             _figures(runs, arguments)
         else:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from analysis.figures.drawing import Drawing, Skipped
 from analysis.figures.style import INK, QUIET, LogScale, Pen, count_axis, pens, sheet
 from analysis.figures.text import opening, prompt_name
-from analysis.load import Runs
+from analysis.runs import Runs
 from analysis.series import Series
 
 MOST_PROMPTS = 4
@@ -109,7 +109,8 @@ def settled_front(runs: Runs, series: tuple[Series, ...]) -> Drawing | Skipped:
             if not len(x):
                 continue
             pen = styles[one.run]
-            walking = np.flatnonzero(y < runs.token_count(one.run, prompt_id))
+            count = runs.token_count(one.run, prompt_id)
+            walking = np.flatnonzero(y < (np.inf if count is None else count))
             # once all tokens have settled for good, the line ends in a dot
             end = int(walking[-1]) + 1 if len(walking) else 0
             axes.plot(x[: end + 1], y[: end + 1], color=pen.colour, linestyle=pen.dash)
@@ -171,7 +172,7 @@ def _token_counts(runs: Runs, prompt_id: str, drawn: Sequence[Series]) -> list[i
     """The different text lengths T among undamped runs: tokenizers may differ within a study."""
     having = runs.summaries["run"][runs.summaries["prompt_id"] == prompt_id]
     bounded = [one.run for one in drawn if one.ends_by_theorem and one.run in set(having)]
-    return sorted({runs.token_count(run, prompt_id) for run in bounded} - {0})
+    return sorted({count for run in bounded if (count := runs.token_count(run, prompt_id))})
 
 
 def _reach(runs: Runs, prompt_id: str, drawn: Sequence[Series]) -> int:

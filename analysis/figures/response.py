@@ -27,7 +27,7 @@ from analysis.figures.style import (
     wrap,
 )
 from analysis.figures.text import prompt_name
-from analysis.load import Runs
+from analysis.runs import Runs
 from analysis.series import Series
 
 MOST_PROMPTS = 6
