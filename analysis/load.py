@@ -186,11 +186,8 @@ def _overall(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
 
 
 def _iterations(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
-    columns = ["run", "prompt_id", "step", "iteration", *MEASURES]
-    parts = []
-    for key, run in saved.items():
-        part = run.iterations.assign(run=key).reindex(columns=columns)
-        parts.append(part.astype(dict.fromkeys(MEASURES, float)))
-    return pd.concat(parts, ignore_index=True).sort_values(
-        ["run", "prompt_id", "step", "iteration"], kind="stable", ignore_index=True
-    )
+    keys = ("run", "prompt_id", "step", "iteration")
+    parts = [run.iterations.assign(run=key) for key, run in saved.items()]
+    frame = pd.concat(parts, ignore_index=True).reindex(columns=[*keys, *MEASURES])
+    frame = frame.astype({"prompt_id": str, **dict.fromkeys(MEASURES, float)})
+    return frame.sort_values(list(keys), kind="stable", ignore_index=True)

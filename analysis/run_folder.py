@@ -18,7 +18,8 @@ import yaml
 
 from analysis.saved import TRAJECTORY_COLUMNS, NotData, SavedRun
 
-MARKS = ("status.json", "config.yaml", "summary.json", "trajectory.parquet", "iterations.parquet")
+STATUS = "status.json"
+MARKS = (STATUS, "config.yaml", "summary.json", "trajectory.parquet", "iterations.parquet")
 ITERATION_KEYS = ("prompt_id", "step", "iteration")
 PARTITION_TYPES = {"prompt_id": pa.string(), "step": pa.int64(), "iteration": pa.int64()}
 # prompts and tokens repeat from pass to pass: as dictionaries they load without one object per row
@@ -66,7 +67,7 @@ def _mapping(path: Path) -> dict[str, object]:
         )
     except FileNotFoundError:
         raise NotData(f"no {path.name}") from None
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         raise NotData(f"unreadable {path.name}") from None
     if not isinstance(content, dict):
         raise NotData(f"unreadable {path.name}")
@@ -77,13 +78,13 @@ def _iterations(path: Path) -> pd.DataFrame:
     try:
         # a ParquetFile, not read_table: no partition columns are guessed from folder names
         with pq.ParquetFile(path) as file:
-            frame = file.read().to_pandas()
+            frame = file.read().to_pandas(ignore_metadata=True)
     except FileNotFoundError:
         raise NotData(f"no {path.name}") from None
     except (OSError, ValueError, pa.ArrowException):
         raise NotData(f"unreadable {path.name}") from None
     _require(frame.columns, ITERATION_KEYS, path.name)
-    return frame.assign(prompt_id=frame["prompt_id"].astype(str))
+    return frame
 
 
 def _trajectory(path: Path) -> ds.Dataset:

@@ -75,16 +75,24 @@ class Runs:
             overall=self.overall[self.overall["run"].isin(keys)],
         )
 
+    @cached_property
+    def _last_steps(self) -> dict[tuple[int, str], int]:
+        return self.iterations.groupby(["run", "prompt_id"], sort=False)["step"].max().to_dict()
+
     def last_step(self, run: int, prompt_id: str) -> int:
         """The last generation step that was recorded; 0 for a fixed text."""
-        frame = self.iterations
-        steps = frame["step"][(frame["run"] == run) & (frame["prompt_id"] == prompt_id)]
-        return int(steps.max()) if len(steps) else 0
+        return int(self._last_steps.get((run, prompt_id), 0))
 
     def trajectory(
         self, run: int, prompt_id: str, *, columns: Sequence[str], step: int | None = None
     ) -> pd.DataFrame:
         """The rows of one run and prompt, and of one step if given: only these columns are read."""
+        table = self._table(run, prompt_id, columns=columns, step=step)
+        return table.to_pandas(ignore_metadata=True)
+
+    def _table(
+        self, run: int, prompt_id: str, *, columns: Sequence[str], step: int | None
+    ) -> pa.Table:
         wanted = ds.field("prompt_id") == prompt_id
         if step is not None:
             wanted = wanted & (ds.field("step") == step)
@@ -92,7 +100,7 @@ class Runs:
         if saved.trajectory is None:
             raise SourceError(f"Run {saved.run_id} has no trajectory: {saved.lacking}.")
         try:
-            return saved.trajectory.to_table(columns=list(columns), filter=wanted).to_pandas()
+            return saved.trajectory.to_table(columns=list(columns), filter=wanted)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise SourceError(
                 f"The trajectory of run {saved.run_id} cannot be read ({type(error).__name__})."
@@ -111,14 +119,14 @@ class Runs:
         """Estimates by token and iteration at one step (by default the last)."""
         at = self.last_step(run, prompt_id) if step is None else step
         columns = ("iteration", "position", "token", "log_prob")
-        rows = self.trajectory(run, prompt_id, columns=columns, step=at)
-        iterations, column = np.unique(rows["iteration"].to_numpy(), return_inverse=True)
+        table = self._table(run, prompt_id, columns=columns, step=at)
+        iterations, column = np.unique(table["iteration"].to_numpy(), return_inverse=True)
         positions, first, row = np.unique(
-            rows["position"].to_numpy(), return_index=True, return_inverse=True
+            table["position"].to_numpy(), return_index=True, return_inverse=True
         )
         log_prob = np.full((len(positions), len(iterations)), np.nan)
-        log_prob[row, column] = rows["log_prob"].to_numpy()
-        tokens = tuple(str(token) for token in rows["token"].iloc[first])
+        log_prob[row, column] = table["log_prob"].to_numpy()
+        tokens = tuple(str(token) for token in table["token"].take(first).to_pylist())
         return Grid(
             step=at, iterations=iterations, positions=positions, tokens=tokens, log_prob=log_prob
         )

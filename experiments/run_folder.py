@@ -29,6 +29,7 @@ STATUS = "status.json"
 SUMMARY = "summary.json"
 TRAJECTORY = "trajectory.parquet"
 ITERATIONS = "iterations.parquet"
+CHANGES = "changes.patch"
 TRACKER = "wandb"
 _PARTS = ".prompts"
 _LOCK = ".lock"
@@ -86,12 +87,21 @@ class RunFolder:
                     lock.unlink(missing_ok=True)
                 return
 
-    def begin(self, settings: ConvergeSettings, origin: dict[str, Any]) -> None:
-        """Say that the run is under way, and clear away what a broken-off attempt left behind."""
+    def begin(
+        self, settings: ConvergeSettings, origin: dict[str, Any], *, changes: bytes = b""
+    ) -> None:
+        """Say that the run is under way, and clear away what a broken-off attempt left behind.
+
+        ``changes``: the patch from the commit to the source that runs; empty if they agree.
+        """
         shutil.rmtree(self.path / TRACKER, ignore_errors=True)
         for leftover in self.path.glob(".*.*.*"):
             if leftover.is_file():
                 leftover.unlink()
+        if changes:
+            write_atomically(self.path / CHANGES, lambda p: p.write_bytes(changes))
+        else:
+            (self.path / CHANGES).unlink(missing_ok=True)
         content = OmegaConf.to_yaml(OmegaConf.structured(settings))
         write_atomically(self.path / CONFIG, lambda p: p.write_text(content, encoding="utf-8"))
         self._status = {
