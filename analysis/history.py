@@ -35,7 +35,8 @@ def from_history(
         raise NotData(f"{lacking}, and no history of iterations")
     # a run that was resumed logs again what it had logged before
     frame = frame.drop_duplicates("iteration", keep="last").sort_values("iteration")
-    overall = {key: summary[key] for key in PROMPT_COLUMNS if _plain(summary.get(key))}
+    ended = "outcome" in summary  # until then, W&B's summary repeats the last row of the history
+    overall = {key: summary[key] for key in PROMPT_COLUMNS if ended and _plain(summary.get(key))}
     tolerance = config.get("reporting_tolerance")
     told = {"reporting_tolerance": tolerance if _plain(tolerance) else None, **overall}
     return SavedRun(

@@ -126,6 +126,7 @@ def _cut(patch: bytes) -> bytes:
 def _git(*arguments: str, environment: dict[str, str] | None = None) -> bytes | None:
     """The output of git in this checkout; None outside one."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    inherited["GIT_OPTIONAL_LOCKS"] = "0"  # looking changes nothing, not even git's index
     try:
         done = subprocess.run(
             ["git", *arguments],
