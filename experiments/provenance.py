@@ -65,7 +65,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | _versions(),
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
-        "command": _command(),
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command_of_this_run": _this_run(),
     }
 
 
@@ -166,11 +167,14 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def _command() -> str:
-    """The command of this one run: also for a job of a sweep, whichever process it runs in."""
-    if HydraConfig.initialized():
-        hydra = HydraConfig.get()
-        return shlex.join(["python", "-m", f"experiments.{hydra.job.name}", *hydra.overrides.task])
+def _module() -> str:
     main = sys.modules["__main__"].__spec__
-    module = main.name if main is not None else Path(sys.argv[0]).name
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+    return main.name if main is not None else Path(sys.argv[0]).name
+
+
+def _this_run() -> str | None:
+    """The command of this one run, also for a job of a sweep in whichever process it runs."""
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    return shlex.join(["python", "-m", f"experiments.{hydra.job.name}", *hydra.overrides.task])

@@ -69,8 +69,9 @@ def test_folders_of_hydra_and_of_the_tracker_are_not_runs(
         ("empty", "no run folder"),
         ("unfinished", "no finished run"),
         ("notes.txt", "this is a file"),
-        ("offline-run-1", "offline W&B run is not supported"),
-        ("wandb:someone/project", "W&B server is not supported"),
+        ("offline-run-1", "its W&B log breaks off before the run begins"),
+        ("offline-run-1/run-1.wandb", "its W&B log breaks off before the run begins"),
+        ("wandb:someone", "give wandb:ENTITY/PROJECT"),
     ],
 )
 def test_a_source_that_is_no_good_is_one_sentence(

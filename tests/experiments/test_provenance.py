@@ -143,7 +143,7 @@ def test_each_run_of_a_sweep_stores_the_command_of_that_run_alone(
 ) -> None:
     assert in_process("converge", "-m", *settings, "feedback.strength=0,1")[0] == 0
     commands = {
-        json.loads((folder / "status.json").read_text(encoding="utf-8"))["command"]
+        json.loads((folder / "status.json").read_text(encoding="utf-8"))["command_of_this_run"]
         for folder in runs()
     }
     beginning = f"python -m experiments.converge {settings[0]} "
