@@ -1,4 +1,4 @@
-"""Reads run folders, and study folders that hold them at any depth.
+"""Reads a run folder.
 
 A run folder holds `config.yaml`, `status.json`, `summary.json`, `iterations.parquet` and
 `trajectory.parquet` (a file or a partitioned folder). Only a run whose status says `finished` and
@@ -8,8 +8,6 @@ whose files can all be read is data. Knows nothing of figures, tables or other k
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +16,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import yaml
 
-from analysis.saved import TRAJECTORY_COLUMNS, Found, LeftOut, SavedRun, SourceError
+from analysis.saved import TRAJECTORY_COLUMNS, NotData, SavedRun
 
-MARKS = ("status.json", "config.yaml", "summary.json", "trajectory.parquet", "iterations.parquet")
+STATUS = "status.json"
+MARKS = (STATUS, "config.yaml", "summary.json", "trajectory.parquet", "iterations.parquet")
 ITERATION_KEYS = ("prompt_id", "step", "iteration")
 PARTITION_TYPES = {"prompt_id": pa.string(), "step": pa.int64(), "iteration": pa.int64()}
 # prompts and tokens repeat from pass to pass: as dictionaries they load without one object per row
@@ -30,45 +29,9 @@ PARQUET = ds.ParquetFileFormat(
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class NotData(Exception):
-    """This run folder is not a finished, readable run; the text says why in a few words."""
-
-
-def accepts(source: str) -> bool:
-    return Path(source).is_dir()
-
-
-def read(source: str) -> Found:
-    """All runs under a folder. Raises SourceError when there is no run folder, whole or not."""
-    runs: list[SavedRun] = []
-    left_out: list[LeftOut] = []
-    for folder in run_folders(Path(source)):
-        try:
-            runs.append(read_run(folder))
-        except NotData as reason:
-            name = folder.resolve().name
-            left_out.append(LeftOut(run_id=name, place=str(folder.resolve()), reason=str(reason)))
-    if not runs and not left_out:
-        raise SourceError(f"{source}: there is no run folder in it.")
-    return Found(runs=tuple(runs), left_out=tuple(left_out))
-
-
-def run_folders(folder: Path, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Run folders at or below `folder`, by name. Does not look inside a run, nor at trackers."""
-    real = folder.resolve()
-    if real in seen:  # a link back to a folder above
-        return
-    if any((folder / mark).exists() for mark in MARKS):
-        yield folder
-        return
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    except OSError:
-        return
-    for name in names:
-        # .hydra and wandb hold files called config.yaml that are not ours
-        if not name.startswith(".") and name != "wandb":
-            yield from run_folders(folder / name, seen | {real})
+def accepts(folder: Path) -> bool:
+    """Whether it is a run folder, whole or not."""
+    return any((folder / mark).exists() for mark in MARKS)
 
 
 def read_run(folder: Path, *, finished: bool = True) -> SavedRun:
@@ -104,7 +67,7 @@ def _mapping(path: Path) -> dict[str, object]:
         )
     except FileNotFoundError:
         raise NotData(f"no {path.name}") from None
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         raise NotData(f"unreadable {path.name}") from None
     if not isinstance(content, dict):
         raise NotData(f"unreadable {path.name}")
@@ -115,13 +78,13 @@ def _iterations(path: Path) -> pd.DataFrame:
     try:
         # a ParquetFile, not read_table: no partition columns are guessed from folder names
         with pq.ParquetFile(path) as file:
-            frame = file.read().to_pandas()
+            frame = file.read().to_pandas(ignore_metadata=True)
     except FileNotFoundError:
         raise NotData(f"no {path.name}") from None
     except (OSError, ValueError, pa.ArrowException):
         raise NotData(f"unreadable {path.name}") from None
     _require(frame.columns, ITERATION_KEYS, path.name)
-    return frame.assign(prompt_id=frame["prompt_id"].astype(str))
+    return frame
 
 
 def _trajectory(path: Path) -> ds.Dataset:

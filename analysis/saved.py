@@ -21,16 +21,41 @@ MEASURES = (
     "kl_effect",
     "hidden_step_norm",
 )
+PROMPT_COLUMNS = (
+    "prompt_id",
+    "text",
+    "prompt_tokens",
+    "generated_tokens",
+    "generated_text",
+    "outcome",
+    "iterations",
+    "iterations_to_tolerance",
+    "reporting_tolerance",
+    "rate",
+    "lyapunov",
+    "nll",
+    "nll_plain",
+    "kl_effect",
+    "oracle_error_max",
+    "seconds",
+)
+COUNTS = ("prompt_tokens", "generated_tokens", "iterations", "iterations_to_tolerance")
 TRAJECTORY_COLUMNS = ("prompt_id", "step", "iteration", "position", "token", "log_prob")
+# where only values over all prompts were kept, they stand in for the prompts under this name
+ALL_PROMPTS = "(all prompts)"
 
 
 class SourceError(Exception):
     """A source, or a wish about it, that cannot be served; its text is one sentence."""
 
 
+class NotData(Exception):
+    """What lies here is not a finished, readable run; the text says why in a few words."""
+
+
 @dataclass(frozen=True)
 class SavedRun:
-    """One finished run: its records, its measures, and its trajectory, which is read on demand."""
+    """One saved run: its records, its measures, and its trajectory, which is read on demand."""
 
     run_id: str
     study: str
@@ -39,7 +64,8 @@ class SavedRun:
     status: Mapping[str, object]
     summary: Mapping[str, object]
     iterations: pd.DataFrame  # prompt_id, step, iteration and whichever MEASURES were recorded
-    trajectory: ds.Dataset  # TRAJECTORY_COLUMNS, lazily
+    trajectory: ds.Dataset | None  # TRAJECTORY_COLUMNS, lazily; None: it was not kept
+    lacking: str | None = None  # what was not kept, in a few words; None: the run is complete
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.load import Runs
+from analysis.runs import Runs
 
 # settings that only repeat what the model's name has said, unless they say more
 IMPLIED_BY_MODEL = ("model.path", "model.tokenizer")

@@ -9,7 +9,8 @@ import math
 
 import pandas as pd
 
-from analysis.load import COUNTS, Runs
+from analysis.runs import Runs
+from analysis.saved import ALL_PROMPTS, COUNTS
 from analysis.series import Series, number, series_of, variants_of
 
 MISSING = "–"
@@ -37,10 +38,11 @@ LEGEND = (
 def text_table(runs: Runs) -> str:
     """Sorted by study, kind and strength; each group of runs that share the rest has a heading."""
     blocks: list[tuple[str, list[tuple[str, ...]]]] = []
+    prompts = _single_prompts(runs)
     for heading, group in _groups(runs):
         rows: list[tuple[str, ...]] = []
         for one in group:
-            frame = runs.summaries[runs.summaries["run"] == one.run]
+            frame = prompts[prompts["run"] == one.run]
             rows.extend(_cells(one, str(row["prompt_id"]), row) for _, row in frame.iterrows())
             overall = runs.overall[runs.overall["run"] == one.run]
             rows.extend(_cells(one, "overall", row) for _, row in overall.iterrows())
@@ -57,7 +59,7 @@ def text_table(runs: Runs) -> str:
 def csv_table(runs: Runs) -> str:
     """Every column of every run and prompt, in full precision, with where it came from."""
     labels = {one.run: one.label for one in series_of(runs)}
-    prompts = runs.summaries.assign(row="prompt")
+    prompts = _single_prompts(runs).assign(row="prompt")
     overall = runs.overall.assign(row="overall")
     frame = pd.concat([prompts, overall.dropna(axis="columns", how="all")], ignore_index=True)
     frame = frame.assign(order=frame["row"].eq("overall"))
@@ -70,6 +72,11 @@ def csv_table(runs: Runs) -> str:
     full = about.join(frame.set_index("run"), how="right")
     first = ["run_id", "study", "commit", "dirty", "kind", "strength", "label", "row", "prompt_id"]
     return full[[*first, *(name for name in full if name not in first)]].to_csv(index=False)
+
+
+def _single_prompts(runs: Runs) -> pd.DataFrame:
+    """Without the stand-in for all prompts: the row over all prompts says the same."""
+    return runs.summaries[runs.summaries["prompt_id"] != ALL_PROMPTS]
 
 
 def _groups(runs: Runs) -> list[tuple[str, tuple[Series, ...]]]:

@@ -31,7 +31,7 @@ from experiments.config import (
 )
 from experiments.measure import Recorder, in_float64, overall
 from experiments.prompts import EncodedPrompt, content_hash, encode_prompts, read_prompts
-from experiments.provenance import provenance
+from experiments.provenance import changes, provenance
 from experiments.run_folder import RunFolder, run_id
 from experiments.tracking import AGGREGATES, Tracker, publish
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, fingerprint, load_checkpoint
@@ -95,7 +95,8 @@ def _compute(
     prompts: list[EncodedPrompt],
 ) -> None:
     device = checkpoint.model.lm_head.weight.device
-    folder.begin(settings, provenance(device))
+    changed = changes()
+    folder.begin(settings, provenance(device), changes=changed.patch if changed else b"")
     tracker: Tracker | None = None
     try:
         tracker = Tracker(

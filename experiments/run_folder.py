@@ -29,6 +29,7 @@ STATUS = "status.json"
 SUMMARY = "summary.json"
 TRAJECTORY = "trajectory.parquet"
 ITERATIONS = "iterations.parquet"
+CHANGES = "changes.patch"
 TRACKER = "wandb"
 _PARTS = ".prompts"
 _LOCK = ".lock"
@@ -88,19 +89,28 @@ class RunFolder:
                     lock.unlink(missing_ok=True)
                 return
 
-    def begin(self, settings: ConvergeSettings, origin: dict[str, Any]) -> None:
-        """Say that the run is under way, and clear away what a broken-off attempt left behind."""
+    def begin(
+        self, settings: ConvergeSettings, origin: dict[str, Any], *, changes: bytes = b""
+    ) -> None:
+        """Say that the run is under way, and clear away what a broken-off attempt left behind.
+
+        ``changes``: the patch from the commit to the source that runs; empty if they agree.
+        """
         shutil.rmtree(self.path / TRACKER, ignore_errors=True)
         for leftover in self.path.glob(".*.*.*"):
             if leftover.is_file():
                 leftover.unlink()
+        if changes:
+            write_atomically(self.path / CHANGES, lambda p: p.write_bytes(changes))
+        else:
+            (self.path / CHANGES).unlink(missing_ok=True)
         content = OmegaConf.to_yaml(OmegaConf.structured(settings))
         write_atomically(self.path / CONFIG, lambda p: p.write_text(content, encoding="utf-8"))
         self._status = {
             "state": "running",
             "run_id": self.id,
             "study": settings.study,
-            "started": _now(),
+            "started": now(),
             "finished": None,
             "error": None,
             "process": os.getpid(),
@@ -112,12 +122,12 @@ class RunFolder:
         """Record why the run broke off; its finished prompts stay."""
         write_json(
             self.path / STATUS,
-            {**self._status, "state": "failed", "finished": _now(), "error": error},
+            {**self._status, "state": "failed", "finished": now(), "error": error},
         )
 
     def finish(self) -> None:
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
-        write_json(self.path / STATUS, {**self._status, "state": "finished", "finished": _now()})
+        write_json(self.path / STATUS, {**self._status, "state": "finished", "finished": now()})
 
     def kept(self, number: int, prompt_id: str) -> dict[str, Any] | None:
         """The summary of a prompt that an earlier attempt has finished, or None."""
@@ -167,5 +177,6 @@ def _is_file_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as ``status.json`` says it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

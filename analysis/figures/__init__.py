@@ -23,7 +23,9 @@ from analysis.figures.strength_map import strength_map
 from analysis.figures.style import SETTINGS
 from analysis.figures.text import visible
 from analysis.figures.tokens import heat_map, most_moved, trajectories
-from analysis.load import Runs
+from analysis.news import some
+from analysis.runs import Runs
+from analysis.saved import ALL_PROMPTS
 from analysis.series import Series, series_of
 from analysis.trainings import Group
 
@@ -40,6 +42,10 @@ def write_figures(
     runs: Runs, folder: Path, *, command: str, tell: Callable[[Path | Skipped], None]
 ) -> None:
     """Draws what these runs can fill; `tell` hears of every path written and figure skipped."""
+    runs, apart = _of_one_kind(runs)
+    if apart:
+        why = "only their measures over all prompts were kept, which do not compare with prompts"
+        tell(Skipped(f"any line of {some(apart)}", why))
     with _house_style():
         for drawn in _draw(runs, _named_series(runs)):
             if isinstance(drawn, Skipped):
@@ -93,6 +99,25 @@ def _house_style() -> Iterator[None]:
         yield
 
 
+def _of_one_kind(runs: Runs) -> tuple[Runs, tuple[str, ...]]:
+    """The runs with prompts of their own if there are any, and the ids of the others."""
+    stand_in = runs.summaries["prompt_id"] == ALL_PROMPTS
+    if stand_in.all() or not stand_in.any():
+        return runs, ()
+    apart = runs.summaries["run"][stand_in].unique()
+    ids = tuple(runs.runs.loc[apart, "run_id"])
+    whole = runs.runs.index.difference(apart)
+    frames = {
+        name: frame[frame["run"].isin(whole)]
+        for name, frame in (
+            ("summaries", runs.summaries),
+            ("overall", runs.overall),
+            ("iterations", runs.iterations),
+        )
+    }
+    return replace(runs, runs=runs.runs.loc[whole], **frames), ids
+
+
 def _named_series(runs: Runs) -> tuple[Series, ...]:
     return tuple(
         replace(
@@ -110,6 +135,9 @@ def _draw(runs: Runs, series: tuple[Series, ...]) -> Iterator[Drawing | Skipped]
     fed = tuple(one for one in series if feeds_hidden(runs, one))
     if fed:
         yield depth_of_runs(runs, fed)
+    if not any(runs.saved[one.run].trajectory for one in series):
+        yield Skipped("heat_map and trajectories", "W&B's history holds no single tokens")
+        return
     for prompt_id in runs.prompt_ids[:MOST_PROMPTS]:
         chosen = most_moved(runs, series, prompt_id)
         if chosen is None:

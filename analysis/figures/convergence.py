@@ -12,11 +12,13 @@ from matplotlib.lines import Line2D
 from analysis.figures.drawing import Drawing, Skipped
 from analysis.figures.style import INK, QUIET, LogScale, Pen, count_axis, pens, sheet
 from analysis.figures.text import opening, prompt_name
-from analysis.load import Runs
+from analysis.runs import Runs
+from analysis.saved import ALL_PROMPTS
 from analysis.series import Series
 
 MOST_PROMPTS = 4
 MOST_LINES = 18
+GUARANTEE = "Grey: guaranteed by theorem (token j is final from iteration max(j, 1), undamped)."
 MEASURES = {
     "step_max": "Step: largest change\nsince the last pass (nats)",
     "oracle_error_max": "Error: largest distance\nto the exact solution (nats)",
@@ -78,9 +80,10 @@ def settled_front(runs: Runs, series: tuple[Series, ...]) -> Drawing | Skipped:
     prompts = runs.prompt_ids[:MOST_PROMPTS]
     drawn = _spread(series)
     title = "How many leading tokens have settled after each pass" + _alone(drawn)
+    bounded = any(_token_counts(runs, prompt_id, drawn) for prompt_id in prompts)
     notes = [
-        "A token counts once it and all before it are within tolerance of their final values. "
-        "Grey: guaranteed by theorem (token j is final from iteration max(j, 1), undamped). "
+        "A token counts once it and all before it are within tolerance of their final values.",
+        *([GUARANTEE] if bounded else []),
         "A dot: all tokens settled.",
         *_choices(runs, prompts, series, drawn),
         *_unrecorded(runs, drawn, ["settled_prefix"]),
@@ -91,7 +94,7 @@ def settled_front(runs: Runs, series: tuple[Series, ...]) -> Drawing | Skipped:
         width=_width(len(prompts), drawn),
         height=4.6,
         columns=len(prompts),
-        legend=_legend_width(drawn, "guaranteed"),
+        legend=_legend_width(drawn, *(["guaranteed"] if bounded else [])),
     )
     styles = pens(drawn)
     for column, prompt_id in enumerate(prompts):
@@ -109,7 +112,8 @@ def settled_front(runs: Runs, series: tuple[Series, ...]) -> Drawing | Skipped:
             if not len(x):
                 continue
             pen = styles[one.run]
-            walking = np.flatnonzero(y < runs.token_count(one.run, prompt_id))
+            count = runs.token_count(one.run, prompt_id)
+            walking = np.flatnonzero(y < (np.inf if count is None else count))
             # once all tokens have settled for good, the line ends in a dot
             end = int(walking[-1]) + 1 if len(walking) else 0
             axes.plot(x[: end + 1], y[: end + 1], color=pen.colour, linestyle=pen.dash)
@@ -119,7 +123,7 @@ def settled_front(runs: Runs, series: tuple[Series, ...]) -> Drawing | Skipped:
         count_axis(axes, 1, last, label="Iteration (pass)")
     grid[0, 0].set_ylabel("Settled tokens from the start (count)")
     guarantee = Line2D([], [], color=QUIET, linewidth=1.0, linestyle=(0, (4, 2)))
-    _legend(figure, drawn, extra=((guarantee, "guaranteed"),))
+    _legend(figure, drawn, extra=((guarantee, "guaranteed"),) if bounded else ())
     return Drawing("settled_front", title, figure, tuple(one.run_id for one in drawn))
 
 
@@ -171,7 +175,7 @@ def _token_counts(runs: Runs, prompt_id: str, drawn: Sequence[Series]) -> list[i
     """The different text lengths T among undamped runs: tokenizers may differ within a study."""
     having = runs.summaries["run"][runs.summaries["prompt_id"] == prompt_id]
     bounded = [one.run for one in drawn if one.ends_by_theorem and one.run in set(having)]
-    return sorted({runs.token_count(run, prompt_id) for run in bounded} - {0})
+    return sorted({count for run in bounded if (count := runs.token_count(run, prompt_id))})
 
 
 def _reach(runs: Runs, prompt_id: str, drawn: Sequence[Series]) -> int:
@@ -223,6 +227,8 @@ def _choices(
     drawn: Sequence[Series],
 ) -> list[str]:
     notes = []
+    if ALL_PROMPTS in prompts:
+        notes.append("From W&B's history: the largest step and error of all prompts, mean front.")
     if any(runs.last_step(one.run, prompt) > 0 for one in drawn for prompt in prompts):
         notes.append("Generated text: the passes of the last generation step.")
     if len(runs.prompt_ids) > len(prompts):

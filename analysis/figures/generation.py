@@ -15,7 +15,7 @@ from analysis.figures.tokens import (
     estimate_image,
     token_rows,
 )
-from analysis.load import Runs
+from analysis.runs import Runs
 from analysis.series import Series
 
 # light for no change, so that changes stand out: blue less expected, warm more expected

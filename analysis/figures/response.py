@@ -27,7 +27,7 @@ from analysis.figures.style import (
     wrap,
 )
 from analysis.figures.text import prompt_name
-from analysis.load import Runs
+from analysis.runs import Runs
 from analysis.series import Series
 
 MOST_PROMPTS = 6
@@ -35,7 +35,8 @@ MOST_PROMPTS = 6
 
 def response(runs: Runs, series: tuple[Series, ...]) -> Drawing | Skipped:
     """Iterations to tolerance, nll and effect by strength: a line per prompt, and their mean."""
-    groups = comparable(series)
+    ended = set(runs.summaries.dropna(subset=["outcome"])["run"])  # others broke off in W&B's log
+    groups = comparable(tuple(one for one in series if one.run in ended))
     if not groups:
         return Skipped("response", "it needs two runs that differ in strength alone")
     shown = dict(list(groups.items())[:MOST_VARIANTS])

@@ -26,7 +26,7 @@ from analysis.figures.style import (
     power_text,
     sheet,
 )
-from analysis.load import Runs
+from analysis.runs import Runs
 from analysis.series import Series
 
 MOST_ROWS = 32

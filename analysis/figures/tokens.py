@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from analysis.figures.drawing import Drawing, Skipped, file_name
 from analysis.figures.style import ABSENT, ACCENT, INK, TEN, count_axis, count_ticks, sheet
 from analysis.figures.text import prompt_name, token_label
-from analysis.load import Grid, Runs
+from analysis.runs import Grid, Runs
 from analysis.series import Series
 
 MOST_TOKENS = 96
@@ -30,7 +30,7 @@ def most_moved(
     having = set(runs.summaries["run"][runs.summaries["prompt_id"] == prompt_id])
     best: tuple[float, Series, Grid] | None = None
     for one in series:
-        if one.run not in having:
+        if one.run not in having or runs.saved[one.run].trajectory is None:
             continue
         grid = runs.grid(one.run, prompt_id)
         moved = float(grid.movement.mean()) if grid.log_prob.size else -1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -231,7 +232,9 @@ def test_the_csv_keeps_full_precision_and_provenance(study: Path, tmp_path: Path
     frame = pd.read_csv(path, dtype=str)
     assert len(frame) == 6 * 4
     assert set(frame["commit"]) == {"0a1b2c3"}
-    assert list(path.parent.iterdir()) == [path]
+    assert {beside.name for beside in path.parent.iterdir()} == {"table.csv", "table.csv.json"}
+    about = json.loads((tmp_path / "table.csv.json").read_text(encoding="utf-8"))
+    assert about["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     summary = pd.read_json(study / "run_0p5" / "summary.json", typ="series", precise_float=True)
     row = frame[(frame["run_id"] == "run_0p5") & (frame["prompt_id"] == "harbour")].iloc[0]
     assert float(row["nll"]) == summary["prompts"][0]["nll"]

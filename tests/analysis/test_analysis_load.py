@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.load import describe_left_out, load
+from analysis.load import load
+from analysis.news import left_out_line
 from analysis.saved import SourceError
 from analysis.series import series_of
 
@@ -42,7 +43,7 @@ def test_only_finished_and_whole_runs_are_data(make_run: MakeRun, tmp_path: Path
         (run / name).unlink()
     runs = load([str(tmp_path)])
     assert list(runs.runs["run_id"]) == ["good"]
-    line = describe_left_out(runs.left_out)
+    line = left_out_line(runs.left_out)
     assert "\n" not in line
     assert line.startswith("Left out 10 runs")
     assert "going (running)" in line
@@ -68,8 +69,9 @@ def test_folders_of_hydra_and_of_the_tracker_are_not_runs(
         ("empty", "no run folder"),
         ("unfinished", "no finished run"),
         ("notes.txt", "this is a file"),
-        ("offline-run-1", "offline W&B run is not supported"),
-        ("wandb:someone/project", "W&B server is not supported"),
+        ("offline-run-1", "its W&B log breaks off before the run begins"),
+        ("offline-run-1/run-1.wandb", "its W&B log breaks off before the run begins"),
+        ("wandb:someone", "give wandb:ENTITY/PROJECT"),
     ],
 )
 def test_a_source_that_is_no_good_is_one_sentence(

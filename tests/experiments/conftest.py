@@ -25,6 +25,12 @@ Compute = Callable[..., Path]
 Command = Callable[..., list[str]]
 
 
+@pytest.fixture(autouse=True)
+def committed_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run stores does not depend on whether somebody edits the source just now."""
+    monkeypatch.setattr(experiments.converge, "changes", lambda: None)
+
+
 @pytest.fixture
 def in_process(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
