@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from analysis.figures.drawing import Drawing, Skipped
 from analysis.figures.style import DASHES, DISTINCT, INK, QUIET, LogScale, count_axis, sheet
-from analysis.load import Runs
+from analysis.runs import Runs
 from analysis.series import Series
 
 MOST_LINES = 10
