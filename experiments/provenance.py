@@ -1,14 +1,14 @@
 """Where a result came from: commit, versions, device, command."""
 
 import platform
-import shlex
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from experiments.command import command_line
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("stateful_gpt", "torch", "tiktoken", "hydra-core", "wandb", "pandas", "pyarrow")
@@ -24,7 +24,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | _versions(),
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
-        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": command_line(),
     }
 
 
@@ -62,8 +62,3 @@ def _processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _module() -> str:
-    main = sys.modules["__main__"].__spec__
-    return main.name if main is not None else Path(sys.argv[0]).name
