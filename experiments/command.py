@@ -104,37 +104,39 @@ def run_command(job: Callable[[], Any], *, after: Callable[[DictConfig], int | N
     code = 0
     try:
         with redirect_stderr(_WithoutJobLine(sys.stderr)):
-            _out_of_callbacks(job)
-    except (HydraException, OmegaConfBaseException) as error:
-        return _say(sentence(error), 2)
-    except LauncherError as error:
-        code = _say(str(error), 1)
+            job()
+    except Escape as escape:
+        if escape.error is not None:
+            return _never_began(escape.error)
     except ConfigError:
         code = 2
     except RunError:
         code = 1
+    except LauncherError as error:
+        code = _say(str(error), 1)
+    except KeyboardInterrupt:
+        code = _say("interrupted; the same command carries on", 130)
     except ValueError as error:
         if Remember.config is not None:
             raise
         return _say(f"an override cannot be read: {error}", 2)  # Hydra's, on ``=1``
-    except OSError as error:
-        return _say(f"runs_dir: {error.filename!r} cannot be written ({error.strerror})", 1)
-    except KeyboardInterrupt:
-        code = _say("interrupted; the same command carries on", 130)
+    except Exception as error:
+        return _never_began(error)
     if Remember.config is not None:
         found = after(Remember.config)
         code = code or found or 0
     return code
 
 
-def _out_of_callbacks(job: Callable[[], Any]) -> None:
-    try:
-        job()
-    except Escape as escape:
-        if escape.error is not None:
-            if isinstance(escape.error, (ConfigError, RunError)):
-                print(f"error: {escape.error}", file=sys.stderr)
-            raise escape.error from None
+def _never_began(error: Exception) -> int:
+    """One sentence for what is wrong before the first job."""
+    if isinstance(error, ConfigError):
+        return _say(str(error), 2)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _say(sentence(error), 2)
+    if isinstance(error, OSError):
+        return _say(f"runs_dir: {error.filename!r} cannot be written ({error.strerror})", 1)
+    raise error
 
 
 def _say(message: str, code: int) -> int:

@@ -28,6 +28,7 @@ from experiments.provenance import provenance
 from experiments.run_folder import RunFolder
 from experiments.study import survey
 from experiments.sweep import Sweep
+from experiments.sweeper import prefer_our_sweeper
 from experiments.tracking import AGGREGATES, Tracker, publish
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
@@ -243,7 +244,7 @@ def _checkpoint(
 def _why(error: BaseException, folder: Path) -> str:
     if isinstance(error, OSError):
         return _disk_sentence(error, folder)
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):  # Slurm's jobs exit to be queued again
         return "interrupted"
     if isinstance(error, torch.OutOfMemoryError):
         return "the device's memory does not hold the run: use a shorter prompts.max_tokens"
@@ -269,7 +270,7 @@ def _job(config: DictConfig) -> None:
 def main() -> int:
     register_schemas()
     launchers.prefer_our_settings()
-    sweep.prefer_our_sweeper()
+    prefer_our_sweeper()
     Sweep.current = None
     Sweep.rehearsal = "--dry-run" in sys.argv[1:]
     if Sweep.rehearsal:

@@ -3,7 +3,6 @@
 Reads files only, and never more of a run than its status, settings and summary.
 """
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -99,13 +98,17 @@ def survey_cells(path: Path, cells: Iterable[Cell]) -> Study:
     return Study(path, tuple(look(path, name, cell) for name, cell in distinct.items()), ())
 
 
-def look(path: Path, name: str, cell: Cell | None) -> Run:
-    """The state of one run: of a folder, of a planned cell, or of both."""
+def look(path: Path, name: str, cell: Cell | None, *, probe: bool = True) -> Run:
+    """The state of one run: of a folder, of a planned cell, or of both.
+
+    ``probe`` asks whether somebody holds the folder, which takes hold of it for a moment; without
+    it, a run that was killed seems to be running.
+    """
     folder = path / name
     status = read_json(folder / STATUS)
     status = status if isinstance(status, dict) else {}
-    known = cell is not None and cell.run_id is None
-    state, error, when = _state(folder, status)
+    nameless = cell is not None and cell.run_id is None
+    state, error, when = _state(folder, status, probe=probe)
     overall = None
     if state is State.FINISHED:
         summary = read_json(folder / SUMMARY)
@@ -115,7 +118,7 @@ def look(path: Path, name: str, cell: Cell | None) -> Run:
         if note is not None:
             state, error, when = State.FAILED, note["error"], note.get("when")
     return Run(
-        run_id=None if known else name,
+        run_id=None if nameless else name,
         state=state,
         error=error,
         when=when,
@@ -125,15 +128,13 @@ def look(path: Path, name: str, cell: Cell | None) -> Run:
     )
 
 
-def command_to_see(path: Path) -> str:
-    return f"python -m experiments.status {shlex.quote(str(path))}"
-
-
-def _state(folder: Path, status: dict[str, Any]) -> tuple[State, str | None, str | None]:
+def _state(
+    folder: Path, status: dict[str, Any], *, probe: bool
+) -> tuple[State, str | None, str | None]:
     said, when = status.get("state"), status.get("finished")
     if said == "finished":
         return State.FINISHED, None, when
-    held = is_held(folder)
+    held = is_held(folder) if probe else None
     if held or (held is None and said == "running"):
         return State.RUNNING, None, None
     if said == "failed":

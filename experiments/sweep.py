@@ -8,8 +8,8 @@ other: its job says why in the study folder, and the exit code comes from what i
 import copy
 import os
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, open_dict, read_write
 
 from experiments import launchers, plan
@@ -28,10 +26,9 @@ from experiments.command import Escape, LauncherError, Remember, RunError, comma
 from experiments.config import ConfigError, ConvergeSettings, to_settings
 from experiments.identity import Located, cell_key
 from experiments.plan import Cell
-from experiments.report import names_of, plain_list
+from experiments.report import plain_list
 from experiments.study import Run, State, look, survey_cells
-
-WATCH_SECONDS = 0.5
+from experiments.watch import Watch
 
 
 class Sweep(Remember):
@@ -75,8 +72,6 @@ class Sweep(Remember):
         self.command = command_line()
         self.directory = os.getcwd()
         self.parallel = launcher != launchers.BASIC
-        for study in self.studies():
-            plan.record(study, self.command, self.cells_of(study))
         workers = launchers.workers(
             launcher,
             config.hydra.launcher,
@@ -84,6 +79,8 @@ class Sweep(Remember):
             jobs=len(self.cells),
         )
         self.threads = launchers.threads(launcher, config.hydra.launcher, workers=workers)
+        for study in self.studies():
+            plan.record(study, self.command, self.cells_of(study))
         Sweep.current = self
         if not self.parallel:
             return
@@ -112,8 +109,8 @@ class Sweep(Remember):
         return [cell for cell in self.cells if Path(cell.study) == study]
 
     def runs(self) -> list[Run]:
-        """How each cell stands."""
-        return [look(Path(cell.study), cell.name, cell) for cell in self.cells]
+        """Which cells are finished; of the others, what their files say."""
+        return [look(Path(cell.study), cell.name, cell, probe=False) for cell in self.cells]
 
     def remaining(self) -> list[bool]:
         """Whether each cell has something left to compute."""
@@ -164,76 +161,6 @@ class Sweep(Remember):
                 f"the folder {self.directory!r}, from which the sweep was started, is not on"
                 f" {os.uname().nodename}: all machines of a sweep must see it"
             ) from None
-
-
-class Remaining(BasicSweeper):
-    """Hydra's sweeper, that starts no worker for a run that is finished already."""
-
-    @staticmethod
-    def split_arguments(
-        overrides: list[Override], max_batch_size: int | None
-    ) -> list[list[list[str]]]:
-        (jobs,) = BasicSweeper.split_arguments(overrides, None)
-        current = Sweep.current
-        if current is not None and current.parallel:
-            wanted = current.remaining()
-            jobs = [job for job, needed in zip(jobs, wanted, strict=True) if needed]
-        return list(BasicSweeper.split_overrides_to_chunks(jobs, max_batch_size))
-
-
-def prefer_our_sweeper() -> None:
-    """Hydra looks for plugins in packages of its own only: take the place of its sweeper."""
-    name = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
-    Plugins.instance().class_name_to_class[name] = Remaining
-
-
-class Watch(threading.Thread):
-    """Says in one line what became of each cell, as its files appear; a launcher's workers may
-    have no way to the terminal.
-    """
-
-    def __init__(self, cells: list[Cell]) -> None:
-        super().__init__(daemon=True)
-        self._cells = list({cell.name: cell for cell in cells}.values())
-        names = names_of([cell.config for cell in self._cells])
-        self._left = {
-            cell.name: (cell, name, self._mark(cell))
-            for cell, name in zip(self._cells, names, strict=True)
-        }
-        self._said = 0
-        for name in [n for n, (_, _, mark) in self._left.items() if mark[0] is State.FINISHED]:
-            del self._left[name]
-            self._said += 1
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        while not self._ended.wait(WATCH_SECONDS):
-            self._look()
-
-    def stop(self) -> None:
-        self._ended.set()
-        self.join()
-        self._look()
-
-    def _look(self) -> None:
-        for key, (cell, name, before) in list(self._left.items()):
-            run = look(Path(cell.study), cell.name, cell)
-            if run.state not in (State.FINISHED, State.FAILED) or (run.state, run.when) == before:
-                continue
-            del self._left[key]
-            self._said += 1
-            total = len(self._cells)
-            where = f"[{self._said:{len(str(total))}}/{total}]"
-            if run.state is State.FINISHED:
-                print(f"{where} {run.run_id}  {name}: {_outcome(run)}", flush=True)
-            else:
-                print(f"{where} {run.run_id or '–'}  {name}: failed", flush=True)
-                print(f"error: {run.error} ({name})", file=sys.stderr, flush=True)
-
-    @staticmethod
-    def _mark(cell: Cell) -> tuple[State, str | None]:
-        run = look(Path(cell.study), cell.name, cell)
-        return run.state, run.when
 
 
 def run_cell(config: DictConfig, compute: Callable[[ConvergeSettings], Any]) -> bool:
@@ -320,19 +247,10 @@ def _opening(launcher: str, count: int, done: int, workers: int | None, threads:
     return ", ".join(words)
 
 
-def _outcome(run: Run) -> str:
-    overall = run.overall or {}
-    passes = overall.get("iterations_to_tolerance")
-    settled = "" if passes is None else f", {passes} passes to tolerance"
-    return f"{overall.get('outcome', 'finished')}{settled}"
-
-
-class _escaping:
-    """Around what a callback does: errors leave it."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
-            raise Escape(error) from error
+@contextmanager
+def _escaping() -> Iterator[None]:
+    """Around what a callback does: its errors get past Hydra."""
+    try:
+        yield
+    except Exception as error:
+        raise Escape(error) from error
