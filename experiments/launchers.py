@@ -10,10 +10,11 @@ from hydra.core.plugins import Plugins
 from experiments.config import ConfigError
 
 BASIC = "basic"
+SUBMITIT_LOCAL = "submitit_local"
 # hydra/launcher=: the extra that installs it, and the plugin that this brings
 EXTRAS = {
     "joblib": ("joblib", "hydra_plugins.hydra_joblib_launcher"),
-    "submitit_local": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
+    SUBMITIT_LOCAL: ("submitit", "hydra_plugins.hydra_submitit_launcher"),
     "submitit_slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
     "ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
 }
@@ -44,10 +45,11 @@ def check_installed(launcher: str) -> None:
         )
 
 
-def workers(launcher: str, options: Any, *, batch: int | None, jobs: int) -> int | None:
+def workers(launcher: str, options: Any, *, batch: int | None) -> int | None:
     """How many jobs run at a time on this machine; None where others decide.
 
-    ``options`` are those of ``hydra.launcher``, ``batch`` is ``hydra.sweeper.max_batch_size``.
+    ``options`` are those of ``hydra.launcher``, ``batch`` is ``hydra.sweeper.max_batch_size``: left
+    alone, submitit_local would start all runs at the same moment.
     """
     if launcher == BASIC:
         return 1
@@ -56,10 +58,10 @@ def workers(launcher: str, options: Any, *, batch: int | None, jobs: int) -> int
         if asked == 0:
             raise ConfigError("hydra.launcher.n_jobs must be above 0, or -1 for all cores, got 0")
         return max(1, asked if asked > 0 else cores() + 1 + asked)
-    if launcher == "submitit_local":
+    if launcher == SUBMITIT_LOCAL:
         if batch is not None and _whole("hydra.sweeper.max_batch_size", batch) < 1:
             raise ConfigError(f"hydra.sweeper.max_batch_size must be at least 1, got {batch}")
-        return batch or jobs
+        return batch or cores()
     return None
 
 

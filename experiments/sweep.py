@@ -43,6 +43,7 @@ class Sweep(Remember):
         self.directory = ""
         self.parallel = False
         self.threads: int | None = None
+        self.batch: int | None = None  # jobs to hand to the launcher together; None: all
         self.watch: Watch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,8 +77,8 @@ class Sweep(Remember):
             launcher,
             config.hydra.launcher,
             batch=config.hydra.sweeper.get("max_batch_size"),
-            jobs=len(self.cells),
         )
+        self.batch = workers if launcher == launchers.SUBMITIT_LOCAL else None
         self.threads = launchers.threads(launcher, config.hydra.launcher, workers=workers)
         for study in self.studies():
             plan.record(study, self.command, self.cells_of(study))

@@ -20,6 +20,7 @@ class Remaining(_Basic):
         if current is not None and current.parallel:
             wanted = current.remaining()
             jobs = [job for job, needed in zip(jobs, wanted, strict=True) if needed]
+            size = size or current.batch
         return list(_Basic.split_overrides_to_chunks(jobs, size))
 
 

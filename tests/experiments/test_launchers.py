@@ -281,15 +281,14 @@ def test_cores_are_divided_among_workers_unless_the_user_says_how_many(
 
     def divided(launcher: str, batch: int | None = None) -> tuple[int | None, int | None]:
         options = OmegaConf.load(ROOT / "conf" / "hydra" / "launcher" / f"{launcher}.yaml")
-        options = options.get("launcher", options)
-        found = launchers.workers(launcher, options, batch=batch, jobs=24)
+        found = launchers.workers(launcher, options, batch=batch)
         return found, launchers.threads(launcher, options, workers=found)
 
     monkeypatch.setattr(launchers, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert divided("joblib") == (8, 1)
     assert divided("submitit_local", batch=3) == (3, 2)
-    assert divided("submitit_local") == (24, 1)
+    assert divided("submitit_local") == (8, 1)
     assert divided("submitit_slurm") == (None, 4)
     assert divided("ray") == (None, 1)
     assert launchers.threads("basic", None, workers=1) is None
