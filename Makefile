@@ -17,7 +17,7 @@ study: .venv/run-ready
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-slow: .venv/test-ready
+test-slow: .venv/slow-ready
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/test-ready
@@ -37,6 +37,10 @@ lint: .venv/test-ready
 .venv/test-ready: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ .venv/run-ready
+
+.venv/slow-ready: .venv/test-ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	@touch $@
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

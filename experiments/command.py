@@ -4,6 +4,7 @@ Exit codes: 0 all done, 1 a run failed, 2 the settings are wrong, 130 interrupte
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -22,6 +23,21 @@ CONF = str(Path(__file__).resolve().parent.parent / "conf")
 
 class RunError(RuntimeError):
     """A run that broke off; the message is one sentence for the user."""
+
+
+class LauncherError(RuntimeError):
+    """A launcher broke off with jobs unfinished."""
+
+
+class Escape(BaseException):
+    """Carries an error out of a Hydra callback, where Hydra makes a warning of any Exception.
+
+    Without an error, nothing is left to do.
+    """
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class Remember(Callback):
@@ -46,6 +62,24 @@ def saying_why() -> Iterator[None]:
         raise
 
 
+_started_with: str | None = None
+
+
+def command_line() -> str:
+    """The command that a user typed, also in a worker process that a launcher has started."""
+    if _started_with is not None:
+        return _started_with
+    main = sys.modules["__main__"].__spec__
+    module = main.name if main is not None else Path(sys.argv[0]).name
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+
+
+def work_for(command: str) -> None:
+    """This process is a worker of that command."""
+    global _started_with
+    _started_with = command
+
+
 class _WithoutJobLine:
     """A stream without the line in which Hydra repeats the overrides of a job that failed."""
 
@@ -61,30 +95,48 @@ class _WithoutJobLine:
         return getattr(self._stream, name)
 
 
-def run_command(job: Callable[[], Any], *, after: Callable[[DictConfig], None]) -> int:
-    """Run a Hydra main function; then ``after``, also when jobs of a sweep failed."""
+def run_command(job: Callable[[], Any], *, after: Callable[[DictConfig], int | None]) -> int:
+    """Run a Hydra main function; then ``after``, also when jobs of a sweep failed.
+
+    ``after`` may say with a code of its own that not all is done.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them
     code = 0
     try:
         with redirect_stderr(_WithoutJobLine(sys.stderr)):
             job()
-    except (HydraException, OmegaConfBaseException) as error:
-        return _say(sentence(error), 2)
+    except Escape as escape:
+        if escape.error is not None:
+            return _never_began(escape.error)
     except ConfigError:
         code = 2
     except RunError:
         code = 1
+    except LauncherError as error:
+        code = _say(str(error), 1)
+    except KeyboardInterrupt:
+        code = _say("interrupted; the same command carries on", 130)
     except ValueError as error:
         if Remember.config is not None:
             raise
         return _say(f"an override cannot be read: {error}", 2)  # Hydra's, on ``=1``
-    except OSError as error:
-        return _say(f"runs_dir: {error.filename!r} cannot be written ({error.strerror})", 1)
-    except KeyboardInterrupt:
-        return _say("interrupted; the same command carries on", 130)
+    except Exception as error:
+        return _never_began(error)
     if Remember.config is not None:
-        after(Remember.config)
+        found = after(Remember.config)
+        code = code or found or 0
     return code
+
+
+def _never_began(error: Exception) -> int:
+    """One sentence for what is wrong before the first job."""
+    if isinstance(error, ConfigError):
+        return _say(str(error), 2)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _say(sentence(error), 2)
+    if isinstance(error, OSError):
+        return _say(f"runs_dir: {error.filename!r} cannot be written ({error.strerror})", 1)
+    raise error
 
 
 def _say(message: str, code: int) -> int:

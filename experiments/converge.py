@@ -7,8 +7,6 @@ One run is one configuration and one folder, ``<runs_dir>/<study>/<run_id>/``. A
 not computed again; a failed or killed one carries on with its first unfinished prompt.
 """
 
-import hashlib
-import shlex
 import sys
 from dataclasses import asdict
 from functools import lru_cache
@@ -20,21 +18,19 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from experiments import report
+from experiments import launchers, report, sweep
 from experiments.command import CONF, RunError, run_command, saying_why
-from experiments.config import (
-    ConfigError,
-    ConvergeSettings,
-    ModelSettings,
-    register_schemas,
-    to_settings,
-)
+from experiments.config import ConfigError, ConvergeSettings, register_schemas, to_settings
+from experiments.identity import Located
 from experiments.measure import Recorder, in_float64, overall
-from experiments.prompts import EncodedPrompt, content_hash, encode_prompts, read_prompts
+from experiments.prompts import EncodedPrompt, encode_prompts
 from experiments.provenance import changes, provenance
-from experiments.run_folder import RunFolder, run_id
+from experiments.run_folder import RunFolder
+from experiments.study import survey
+from experiments.sweep import Sweep
+from experiments.sweeper import prefer_our_sweeper
 from experiments.tracking import AGGREGATES, Tracker, publish
-from stateful_gpt.checkpoint import Checkpoint, CheckpointError, fingerprint, load_checkpoint
+from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import Full, Sampling, Solver, Start, generate
@@ -56,15 +52,18 @@ def converge(settings: ConvergeSettings) -> Path:
         device = choose_device(settings.device.name)
     except ValueError as error:
         raise ConfigError(f"device.name: {error}") from None
-    identity = _identity(settings.model)
-    prompts = read_prompts(settings.prompts)
-    folder = RunFolder(settings, run_id(settings, model=identity, prompts=content_hash(prompts)))
+    located = Located(settings)
+    folder, prompts = located.folder, located.prompts
     if folder.finished:
         print(f"{folder.path} is finished: nothing to compute")
         return folder.path
     try:
         checkpoint = _checkpoint(
-            settings.model.path, settings.model.tokenizer, settings.device.dtype, device, identity
+            settings.model.path,
+            settings.model.tokenizer,
+            settings.device.dtype,
+            device,
+            located.model,
         )
     except CheckpointError as error:
         raise ConfigError(f"model.path: {error}") from None
@@ -77,7 +76,10 @@ def converge(settings: ConvergeSettings) -> Path:
         vocab_size=checkpoint.model.config.vocab_size,
     )
     try:
-        with folder.locked(lambda: print(f"{folder.path} is being computed elsewhere: waiting")):
+        with folder.locked(
+            lambda: print(f"{folder.path} is being computed elsewhere: waiting", flush=True),
+            lambda: _warn(f"{folder.path} is where files have no locks: never start a run twice"),
+        ):
             if folder.finished:
                 print(f"{folder.path} was finished meanwhile: nothing to compute")
                 return folder.path
@@ -150,7 +152,7 @@ def _run_prompts(
         total=passes * len(prompts),
         unit="pass",
         desc=report.feedback_of(asdict(settings)),
-        disable=None,
+        disable=None if sweep.alone() else True,  # None: off where nobody watches
     ) as bar:
         for number, prompt in enumerate(prompts):
             summary = folder.kept(number, prompt.id)
@@ -239,29 +241,6 @@ def _feedback(settings: ConvergeSettings, model: GPT) -> Feedback:
     return feedback
 
 
-def _identity(model: ModelSettings) -> str:
-    """A hash of the model, and of the tokenizer where that is not the model's own."""
-    try:
-        weights = fingerprint(model.path)
-    except CheckpointError as error:
-        raise ConfigError(f"model.path: {error}") from None
-    except OSError as error:
-        raise ConfigError(
-            f"model.path {model.path!r} cannot be read ({error.strerror or error})"
-        ) from None
-    if model.tokenizer is None:
-        return weights
-    try:
-        named = model.tokenizer in ("gpt2", "byte")
-        content = model.tokenizer.encode() if named else Path(model.tokenizer).read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"model.tokenizer must be gpt2, byte or a readable file, got {model.tokenizer!r}"
-            f" ({error.strerror or error})"
-        ) from None
-    return f"{weights} {hashlib.sha256(content).hexdigest()}"
-
-
 def _solver(settings: ConvergeSettings) -> Solver:
     if settings.recompute.solver == "windowed":
         return Windowed(settings.recompute.window)
@@ -279,7 +258,7 @@ def _checkpoint(
 def _why(error: BaseException, folder: Path) -> str:
     if isinstance(error, OSError):
         return _disk_sentence(error, folder)
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):  # Slurm's jobs exit to be queued again
         return "interrupted"
     if isinstance(error, torch.OutOfMemoryError):
         return "the device's memory does not hold the run: use a shorter prompts.max_tokens"
@@ -297,24 +276,43 @@ def _warn(message: str) -> None:
 
 @hydra.main(config_path=CONF, config_name="converge", version_base="1.3")
 def _job(config: DictConfig) -> None:
-    with saying_why():
-        converge(to_settings(config, ConvergeSettings))
+    if not sweep.run_cell(config, converge):
+        with saying_why():
+            converge(to_settings(config, ConvergeSettings))
 
 
 def main() -> int:
     register_schemas()
-    return run_command(_job, after=_after)
+    launchers.prefer_our_settings()
+    prefer_our_sweeper()
+    Sweep.current = None
+    Sweep.rehearsal = "--dry-run" in sys.argv[1:]
+    if Sweep.rehearsal:
+        sys.argv.remove("--dry-run")
+    return run_command(_launch, after=_after)
 
 
-def _after(config: DictConfig) -> None:
-    """What is shown once all jobs are done: their study as a table, and what to type next."""
-    study = Path(config.runs_dir) / config.study
-    if not study.is_dir():
-        return
-    print(f"\n{report.table(study)}")
-    figures = shlex.quote(str(Path("figures") / config.study))
-    print(f"\nDraw it:  python -m analysis figures {shlex.quote(str(study))} --out {figures}")
+def _launch() -> None:
+    try:
+        _job()
+    except Exception as error:
+        if Sweep.current is None or not Sweep.current.parallel:
+            raise
+        raise sweep.break_off(error) from error
+
+
+def _after(config: DictConfig) -> int:
+    """How the study stands once all jobs are done, and what to type next."""
+    current = Sweep.current
+    code = current.close() if current is not None else 0
+    studies = current.studies() if current else [Path(config.runs_dir) / config.study]
+    for path in studies:
+        if path.is_dir():
+            print(f"\n{report.report(survey(path))}")
+    return code
 
 
 if __name__ == "__main__":
+    from experiments.converge import main  # by its real name, which workers can import
+
     sys.exit(main())

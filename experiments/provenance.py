@@ -6,7 +6,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+
+from experiments.command import command_line
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
@@ -65,7 +66,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | _versions(),
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
-        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": command_line(),
         "command_of_this_run": _this_run(),
     }
 
@@ -165,11 +166,6 @@ def _processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _module() -> str:
-    main = sys.modules["__main__"].__spec__
-    return main.name if main is not None else Path(sys.argv[0]).name
 
 
 def _this_run() -> str | None:

@@ -5,11 +5,13 @@ is done; then the files of the run are put together and ``status.json`` says ``f
 computes a run holds the lock of its folder, so that two processes never write the same one.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,6 +35,7 @@ CHANGES = "changes.patch"
 TRACKER = "wandb"
 _PARTS = ".prompts"
 _LOCK = ".lock"
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without them say
 
 
 def run_id(settings: ConvergeSettings, *, model: str, prompts: str) -> str:
@@ -70,8 +73,14 @@ class RunFolder:
         return isinstance(status, dict) and status.get("state") == "finished"
 
     @contextmanager
-    def locked(self, on_wait: Callable[[], object]) -> Iterator[None]:
-        """Hold the folder; waits while another process does. A killed holder lets go."""
+    def locked(
+        self, on_wait: Callable[[], object], on_no_locks: Callable[[], object]
+    ) -> Iterator[None]:
+        """Hold the folder; waits while another process does. A killed holder lets go.
+
+        On a file system without locks the folder is not held: two processes may then compute the
+        same run, each into whole files.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / _LOCK
         while True:
@@ -81,6 +90,10 @@ class RunFolder:
                 except BlockingIOError:
                     on_wait()
                     fcntl.flock(stream, fcntl.LOCK_EX)
+                except OSError as error:
+                    if error.errno not in _NO_LOCKS:
+                        raise
+                    on_no_locks()
                 if not _is_file_at(stream.fileno(), lock):
                     continue  # the holder before us has removed what we waited for
                 try:
@@ -114,12 +127,15 @@ class RunFolder:
             "finished": None,
             "error": None,
             "process": os.getpid(),
+            "host": socket.gethostname(),
             **origin,
         }
         write_json(self.path / STATUS, self._status)
 
     def fail(self, error: str) -> None:
         """Record why the run broke off; its finished prompts stay."""
+        if self.finished:  # by another process, where there are no locks
+            return
         write_json(
             self.path / STATUS,
             {**self._status, "state": "failed", "finished": now(), "error": error},
@@ -164,6 +180,20 @@ class RunFolder:
 
     def _part(self, number: int, name: str) -> Path:
         return self.path / _PARTS / f"{number:05d}.{name}"
+
+
+def is_held(folder: Path) -> bool | None:
+    """Whether a living process holds the run folder; None where there are no locks to ask."""
+    try:
+        with (folder / _LOCK).open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 
 from analysis.figures.convergence import convergence, settled_front
-from analysis.figures.depth import MOST_LINES, Curve, depth_of_runs, draw, feeds_hidden
+from analysis.figures.depth import MOST_LINES, Curve, depth_of_runs, draw_depths, feeds_hidden
 from analysis.figures.drawing import Drawing, Skipped, save
 from analysis.figures.generation import generation
 from analysis.figures.response import response
@@ -72,10 +72,10 @@ def write_depths(groups: Sequence[Group], folder: Path, *, command: str) -> list
     if len(seeds) == 1:
         note = note.replace("the seeds", f"{min(seeds)} seeds") if seeds != {1} else "One seed."
     if len(groups) > MOST_LINES:
-        note += f" The last {MOST_LINES} of {len(groups)} rows of the table; name others to see them."
+        note += f" The last {MOST_LINES} of {len(groups)} rows; name others to see them."
     names = tuple(one.name for group in groups[-MOST_LINES:] for one in group.trainings)
     with _house_style():
-        drawing = draw(curves, note=note, run_ids=names, band=True)
+        drawing = draw_depths(curves, note=note, run_ids=names, band=True)
         return save(drawing, folder, command=command)
 
 

@@ -54,10 +54,12 @@ def depth_of_runs(runs: Runs, series: tuple[Series, ...]) -> Drawing | Skipped:
     if len(several) > MOST_LINES:
         note += f" The first {MOST_LINES} of {len(several)} runs; --run chooses others."
     ids = tuple(one.run_id for one, _ in shown)
-    return draw([curve for _, curve in shown], note=note, run_ids=ids, band=False)
+    return draw_depths([curve for _, curve in shown], note=note, run_ids=ids, band=False)
 
 
-def draw(curves: Sequence[Curve], *, note: str, run_ids: tuple[str, ...], band: bool) -> Drawing:
+def draw_depths(
+    curves: Sequence[Curve], *, note: str, run_ids: tuple[str, ...], band: bool
+) -> Drawing:
     """Two panels side by side; ``band`` shades from the smallest to the largest row."""
     title = "What each further pass of hidden-state feedback does"
     any_full = any(len(curve.full) for curve in curves)

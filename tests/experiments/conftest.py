@@ -142,7 +142,7 @@ def runs(tmp_path: Path) -> Callable[[], list[Path]]:
     """The run folders of the study, by name."""
 
     def find() -> list[Path]:
-        return sorted(path for path in (tmp_path / "runs" / "s").glob("*") if path.is_dir())
+        return sorted(path for path in (tmp_path / "runs" / "s").glob("[!.]*") if path.is_dir())
 
     return find
 

@@ -362,7 +362,7 @@ def test_a_job_that_fails_stops_no_other_and_each_failure_is_said(
     outside.write_text(json.dumps({"id": "a", "tokens": [999]}) + "\n")
     words = [f"prompts.file={tmp_path / 'nowhere.txt'},{outside},{good}"]
     code, out, err = in_process("converge", "-m", *settings, *words)
-    assert code == 2
+    assert code == 1
     assert len(err.splitlines()) == 2
     assert "nowhere.txt" in err
     assert "999" in err

@@ -12,17 +12,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import ConvergeSettings, TrainSettings, register_schemas, to_settings
+from experiments.launchers import prefer_our_settings
 
 CONF = Path(__file__).parents[2] / "conf"
 PRIMARY = {"converge": ConvergeSettings, "train": TrainSettings}
 FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml"))
-GROUPS = [name for name in FILES if "/" in name]
+GROUPS = [name for name in FILES if "/" in name and not name.startswith("hydra/")]
+LAUNCHERS = [name for name in FILES if name.startswith("hydra/launcher/")]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def composer() -> Iterator[None]:
     GlobalHydra.instance().clear()
     register_schemas()
+    prefer_our_settings()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 
@@ -71,7 +74,9 @@ def test_every_file_shows_a_command_that_composes_and_uses_it(name: str) -> None
     overrides = [word for word in words[3:] if word != "-m"]
     for job in swept([*overrides, *overlay_sweep(name)]):
         settings_of(runner, job).check()
-    if "/" in name:
+    if name in LAUNCHERS:
+        assert f"hydra/launcher={Path(name).stem}" in overrides
+    elif "/" in name:
         group, choice = Path(name).parent.name, Path(name).stem
         default = OmegaConf.load(CONF / f"{runner}.yaml").defaults
         uses = {key: value for entry in default if isinstance(entry, DictConfig)
@@ -92,7 +97,9 @@ def test_every_group_choice_names_every_field_of_its_group(name: str) -> None:
     assert isinstance(settings, ConvergeSettings)
 
 
-@pytest.mark.parametrize("name", [n for n in GROUPS if not n.startswith("experiment/")])
+@pytest.mark.parametrize(
+    "name", [*LAUNCHERS, *(n for n in GROUPS if not n.startswith("experiment/"))]
+)
 def test_every_setting_in_a_file_is_explained_beside_it(name: str) -> None:
     lines = (CONF / name).read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if ":" in line and "#" not in line] == []

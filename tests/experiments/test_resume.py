@@ -235,9 +235,9 @@ def sweep_until_done(
 
 
 def compare_studies(study: Path, undisturbed: Path, *, count: int) -> None:
-    found = sorted(path.name for path in study.iterdir() if path.is_dir())
+    found = sorted(path.name for path in study.glob("[!.]*") if path.is_dir())
     assert len(found) == count
-    assert found == sorted(path.name for path in undisturbed.iterdir() if path.is_dir())
+    assert found == sorted(path.name for path in undisturbed.glob("[!.]*") if path.is_dir())
     for name in found:
         assert_same_numbers(study / name, undisturbed / name)
         assert not list((study / name).glob(".prompts/*"))

@@ -96,8 +96,8 @@ def test_a_finished_run_is_exactly_the_documented_files(
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
-def test_a_sweep_leaves_only_run_folders_and_hydras_one_note(
-    converge: Converge, runs: Runs, command: Callable[..., list[str]], in_process: Converge
+def test_a_sweep_leaves_run_folders_and_its_plan(
+    runs: Runs, command: Callable[..., list[str]], in_process: Converge
 ) -> None:
     code, _, _ = in_process("converge", "-m", *command("feedback.strength=0,1")[3:])
     assert code == 0
@@ -105,7 +105,7 @@ def test_a_sweep_leaves_only_run_folders_and_hydras_one_note(
     for folder in runs():
         assert {path.name for path in folder.iterdir()} == FILES
     others = {path.name for path in runs()[0].parent.iterdir()} - {path.name for path in runs()}
-    assert others == {"multirun.yaml"}
+    assert others == {".sweep"}
 
 
 def test_the_saved_configuration_is_the_resolved_one(converge: Converge, runs: Runs) -> None:

@@ -1,0 +1,44 @@
+"""How a study stands: its runs, why some are not finished, and the command that completes it.
+
+    python -m experiments.status runs/mine
+
+Exit codes: 0 all that was begun or planned is finished, 1 something is not, 2 there is no study.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments.report import report
+from experiments.study import survey
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.status",
+        description="How a study stands, and the command that completes it.",
+        epilog="Exit codes: 0 complete, 1 something is not finished, 2 there is no study.",
+    )
+    parser.add_argument("study", metavar="STUDY", type=Path, help="its folder, such as runs/mine")
+    path: Path = parser.parse_args().study
+    if not path.is_dir():
+        return _refuse(path, "is not a folder")
+    try:
+        study = survey(path)
+    except OSError as error:
+        return _refuse(path, f"cannot be read ({error.strerror or error})")
+    if not study.runs:
+        return _refuse(path, "holds no run and no plan")
+    print(report(study))
+    return 0 if study.complete else 1
+
+
+def _refuse(path: Path, what: str) -> int:
+    beside = Path("runs") / path
+    hint = f" (did you mean {beside}?)" if not path.is_absolute() and beside.is_dir() else ""
+    print(f"error: STUDY must be a study's folder; {str(path)!r} {what}{hint}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

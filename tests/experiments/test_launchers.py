@@ -1,0 +1,323 @@
+"""Sweeps on every launcher: killed as often as you like, they end as if nothing had happened."""
+
+import importlib.util
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from experiments import launchers
+from experiments.config import ConfigError
+
+Command = Callable[..., list[str]]
+Start = Callable[..., "subprocess.Popen[str]"]
+Sweep = Callable[..., "subprocess.Popen[str]"]
+
+ROOT = Path(__file__).parents[2]
+DEADLINE = 1800.0  # seconds; on an idle machine nothing here takes a tenth of it
+# what float32 sums of a few dozen terms of size 10 can differ by when threads divide them anew
+ACROSS_LAUNCHERS = 1e-4
+
+needs = {
+    name: pytest.mark.skipif(
+        importlib.util.find_spec(package) is None, reason=f"the extra {extra} is not installed"
+    )
+    for name, extra, package in (
+        ("joblib", "joblib", "joblib"),
+        ("submitit_local", "submitit", "submitit"),
+        ("ray", "ray", "ray"),
+    )
+}
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Callable[[int], list[str]]:
+    """Prompt files for a sweep of so many cells, two of which can only fail.
+
+    One file is not there, the other holds an id that the model does not know.
+    """
+
+    def make(count: int) -> list[str]:
+        chance = random.Random(count)
+        files = []
+        for number in range(count - 2):
+            path = tmp_path / f"text_{number}.jsonl"
+            lines = [
+                {"id": f"p{i}", "tokens": [chance.randrange(256) for _ in range(16)]}
+                for i in range(4)
+            ]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            files.append(path)
+        outside = tmp_path / "outside.jsonl"
+        outside.write_text(json.dumps({"id": "a", "tokens": [999]}) + "\n")
+        files[1:1] = [tmp_path / "nowhere.jsonl", outside]
+        return [f"prompts.file={','.join(map(str, files))}", "prompts.limit=4"]
+
+    return make
+
+
+@pytest.fixture
+def sweep(command: Command, start: Start, tmp_path: Path) -> Sweep:
+    """Start a sweep on a launcher into a study, as a process that leads a group of its own."""
+
+    def run(launcher: str, study: str, *words: str) -> "subprocess.Popen[str]":
+        call = command(f"hydra/launcher={launcher}", f"study={study}", *words)
+        call.insert(3, "-m")
+        return start(call, PYTHONPATH=str(ROOT))
+
+    return run
+
+
+def finished(study: Path) -> dict[str, bytes]:
+    """The status of every finished run: who computed it, and when."""
+    found = {}
+    for path in study.glob("[!.]*/status.json"):
+        content = path.read_bytes()
+        if json.loads(content)["state"] == "finished":
+            found[path.parent.name] = content
+    return found
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=DEADLINE)
+    return process.returncode, out, err
+
+
+def kill_in_the_midst(process: "subprocess.Popen[str]", study: Path, chance: random.Random) -> bool:
+    """Kill a sweep once it has made some more progress; whether it was still at work."""
+
+    def progress() -> int:
+        return sum(len(names) for _, _, names in os.walk(study))  # at ease with vanishing ones
+
+    before, wanted = progress(), chance.randint(1, 25)
+    deadline = time.monotonic() + DEADLINE
+    while abs(progress() - before) < wanted and process.poll() is None:
+        assert time.monotonic() < deadline, "it neither got there nor ended"
+        time.sleep(0.002)
+    alive = process.poll() is None
+    if alive:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return alive
+
+
+def assert_ended_well(
+    launcher: str, code: int, out: str, err: str, *, good: int, status: "Status", study: Path
+) -> None:
+    assert code == 1, out + err
+    assert "Traceback" not in out + err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2, err
+    assert "nowhere.jsonl" in errors[0] + errors[1]
+    assert "999" in errors[0] + errors[1]
+    count = f"{good + 2} runs: {good} finished, 2 failed"
+    assert count in out
+    shown = status(study)
+    assert shown[0] == 1
+    assert count in shown[1]
+    assert f"hydra/launcher={launcher}" in shown[1], "the command that completes it"
+
+
+Status = Callable[[Path], tuple[int, str]]
+
+
+@pytest.fixture
+def ask() -> Status:
+    """``python -m experiments.status``"""
+
+    def call(study: Path) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.status", str(study)],
+            cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    return call
+
+
+def kill_and_carry_on(
+    sweep: Sweep, ask: Status, launcher: str, words: list[str], runs: Path, *, good: int, kills: int
+) -> None:
+    """The promise of this file, on one launcher."""
+    seed = random.randrange(10_000)
+    print(f"seed of the kills: {seed}")
+    chance = random.Random(seed)
+    done: dict[str, bytes] = {}
+    for _ in range(kills):
+        assert kill_in_the_midst(sweep(launcher, "killed", *words), runs / "killed", chance)
+        now = finished(runs / "killed")
+        assert now.items() >= done.items(), "a finished run is never begun again"
+        done = now
+    code, out, err = ended(sweep(launcher, "killed", *words))
+    final = finished(runs / "killed")
+    assert len(final) == good
+    assert final.items() >= done.items()
+    assert_ended_well(launcher, code, out, err, good=good, status=ask, study=runs / "killed")
+
+    code, out, err = ended(sweep(launcher, "killed", *words))
+    assert finished(runs / "killed") == final, "nothing but the two failed ones was left to do"
+
+    code, out, err = ended(sweep(launcher, "undisturbed", *words))
+    assert_ended_well(launcher, code, out, err, good=good, status=ask, study=runs / "undisturbed")
+    assert finished(runs / "undisturbed").keys() == final.keys()
+    for run_id in final:
+        folder = runs / "killed" / run_id
+        for name in ("trajectory.parquet", "iterations.parquet"):
+            killed, undisturbed = (pq.read_table(runs / study / run_id / name)
+                                   for study in ("killed", "undisturbed"))  # fmt: skip
+            assert killed.equals(undisturbed), "bit for bit"
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@needs["joblib"]
+def test_a_parallel_sweep_that_is_killed_ends_as_if_undisturbed(
+    sweep: Sweep, ask: Status, grid: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    kill_and_carry_on(sweep, ask, "joblib", grid(4), tmp_path / "runs", good=2, kills=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    ["basic", *(pytest.param(name, marks=mark) for name, mark in needs.items())],
+)
+def test_24_runs_killed_three_times_end_as_if_undisturbed(
+    sweep: Sweep, ask: Status, grid: Callable[[int], list[str]], tmp_path: Path, launcher: str
+) -> None:
+    kill_and_carry_on(sweep, ask, launcher, grid(24), tmp_path / "runs", good=22, kills=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher", [pytest.param(name, marks=mark) for name, mark in needs.items()]
+)
+def test_every_launcher_computes_the_same_up_to_rounding(
+    sweep: Sweep, grid: Callable[[int], list[str]], tmp_path: Path, launcher: str
+) -> None:
+    words = grid(4)
+    ended(sweep("basic", "basic", *words, "device.dtype=float32"))
+    ended(sweep(launcher, "other", *words, "device.dtype=float32"))
+    runs = tmp_path / "runs"
+    assert len(finished(runs / "basic")) == 2
+    for run_id in finished(runs / "basic"):
+        one, other = (
+            pq.read_table(runs / study / run_id / "trajectory.parquet").to_pandas()
+            for study in ("basic", "other")
+        )
+        assert (one["log_prob"] - other["log_prob"]).abs().max() <= ACROSS_LAUNCHERS
+
+
+@needs["joblib"]
+def test_workers_say_nothing_but_one_line_a_run_and_know_the_command(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    process = sweep("joblib", "s", "feedback.strength=0,1", "hydra.launcher.n_jobs=1")
+    code, out, err = ended(process)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "2 runs, launcher joblib, 1 at a time, 1 thread each"
+    assert re.fullmatch(r"\[1/2\] [0-9a-f]{10}  log_prob β=\d n=12: .*", lines[1])
+    assert re.fullmatch(r"\[2/2\] [0-9a-f]{10}  log_prob β=\d n=12: .*", lines[2])
+    assert lines[3] == ""
+    for path in (tmp_path / "runs" / "s").glob("[!.]*/status.json"):
+        status: dict[str, Any] = json.loads(path.read_text())
+        assert status["command"].startswith("python -m experiments.converge -m model=checkpoint")
+        assert status["threads"] == 1
+        assert status["process"] != process.pid
+
+
+@needs["joblib"]
+def test_a_killed_worker_ends_in_one_sentence_the_report_and_a_code(
+    sweep: Sweep, ask: Status, tmp_path: Path
+) -> None:
+    study = tmp_path / "runs" / "s"
+    process = sweep(
+        *("joblib", "s", "feedback.strength=0,1,2", "hydra.launcher.n_jobs=1"),
+        *("prompts.limit=12", "prompts.max_tokens=32", "recompute.iterations=400"),
+    )
+    deadline = time.monotonic() + DEADLINE
+    while not (statuses := list(study.glob("[!.]*/status.json"))):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.kill(json.loads(statuses[0].read_text())["process"], signal.SIGKILL)
+    code, out, err = ended(process)
+    assert code == 1
+    assert "Traceback" not in err
+    (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "the launcher broke off" in error
+    assert "the same command carries on" in error
+    assert "1 interrupted, 2 missing" in out
+    assert "Complete it:  python -m experiments.converge -m " in out
+    code, shown = ask(study)
+    assert code == 1
+    assert "3 runs: 1 interrupted, 2 missing" in shown
+
+
+# --- what is asked of launchers -----------------------------------------------------------------
+
+
+def test_a_launcher_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers, "find_spec", lambda name: None)
+    for launcher, (extra, _) in launchers.EXTRAS.items():
+        with pytest.raises(ConfigError, match=rf"^hydra/launcher={launcher} .*\[{extra}\]'$"):
+            launchers.check_installed(launcher)
+
+
+def test_cores_are_divided_among_workers_unless_the_user_says_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from omegaconf import OmegaConf
+
+    def divided(launcher: str, batch: int | None = None) -> tuple[int | None, int | None]:
+        options = OmegaConf.load(ROOT / "conf" / "hydra" / "launcher" / f"{launcher}.yaml")
+        found = launchers.workers(launcher, options, batch=batch)
+        return found, launchers.threads(launcher, options, workers=found)
+
+    monkeypatch.setattr(launchers, "cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert divided("joblib") == (8, 1)
+    assert divided("submitit_local", batch=3) == (3, 2)
+    assert divided("submitit_local") == (8, 1)
+    assert divided("submitit_slurm") == (None, 4)
+    assert divided("ray") == (None, 1)
+    assert launchers.threads("basic", None, workers=1) is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert divided("submitit_local", batch=3) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs must be above 0"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=x"], "n_jobs must be a whole number"),
+        (["hydra/launcher=joblib", "hydra.launcher.jobs=2"], "jobs"),
+        (["hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=0"], "at least 1"),
+        (["hydra/launcher=nonsense"], "nonsense"),
+        (["study=a/b"], "study must be"),
+        (["recompute.damping=0.5,0"], "recompute.damping"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_in_one_sentence_before_anything_is_written(
+    in_process: Callable[..., tuple[int, str, str]],
+    settings: list[str],
+    tmp_path: Path,
+    words: list[str],
+    said: str,
+) -> None:
+    code, out, err = in_process("converge", "-m", *settings, "feedback.strength=0,1", *words)
+    assert code == 2
+    assert re.fullmatch(r"error: .+\n", err), err
+    assert said in err
+    assert out == ""
+    assert not (tmp_path / "runs").exists()
