@@ -98,7 +98,7 @@ class RunFolder:
             "state": "running",
             "run_id": self.id,
             "study": settings.study,
-            "started": _now(),
+            "started": now(),
             "finished": None,
             "error": None,
             "process": os.getpid(),
@@ -110,12 +110,12 @@ class RunFolder:
         """Record why the run broke off; its finished prompts stay."""
         write_json(
             self.path / STATUS,
-            {**self._status, "state": "failed", "finished": _now(), "error": error},
+            {**self._status, "state": "failed", "finished": now(), "error": error},
         )
 
     def finish(self) -> None:
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
-        write_json(self.path / STATUS, {**self._status, "state": "finished", "finished": _now()})
+        write_json(self.path / STATUS, {**self._status, "state": "finished", "finished": now()})
 
     def kept(self, number: int, prompt_id: str) -> dict[str, Any] | None:
         """The summary of a prompt that an earlier attempt has finished, or None."""
@@ -165,5 +165,6 @@ def _is_file_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as ``status.json`` says it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -5,6 +5,7 @@ A tracker can lose nothing and stop nothing: whatever goes wrong with it is one 
 
 import io
 import os
+import shutil
 import socket
 import urllib.parse
 from collections.abc import Callable, Collection
@@ -15,11 +16,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from experiments.config import TrackingSettings
-from experiments.run_folder import ITERATIONS, SUMMARY, TRAJECTORY
+from experiments.files import read_json, write_json
+from experiments.run_folder import CONFIG, ITERATIONS, STATUS, SUMMARY, TRAJECTORY, now
 
 PROBE_SECONDS = 2.0
 INIT_SECONDS = 5.0
 FINISH_SECONDS = 5.0
+RUN_FOLDER = "run_folder"  # in the files of a W&B run: a copy of the run's own
 
 # how the measures of several prompts (and steps) become one history row an iteration
 AGGREGATES = {
@@ -112,6 +115,17 @@ class Tracker:
 
         self._attempt(send, f"lost the artifact {name}")
 
+    def keep_files(self, name: str, fill: Callable[[Path], object]) -> None:
+        """Files that belong to the W&B run itself; ``fill`` puts them into the folder ``name``."""
+
+        def send() -> None:
+            place = Path(self._run.dir) / name
+            place.mkdir()
+            fill(place)
+            self._run.save(str(place / "*"), base_path=self._run.dir, policy="now")
+
+        self._attempt(send, f"lost the files {name}")
+
     def finish(self, *, failed: bool = False) -> None:
         self._attempt(lambda: self._run.finish(exit_code=int(failed)), "could not finish")
         self._run = None
@@ -201,12 +215,29 @@ def publish(tracker: Tracker, folder: Path, summary: dict[str, Any]) -> None:
     for row in history_rows(folder):
         tracker.log(row)
     tracker.summarize(summary["overall"])
+    tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place))
     tracker.image("heat_map", lambda: _heat_map(folder))
     tracker.artifact(
         f"run-{folder.name}",
         "run",
         [folder / name for name in (TRAJECTORY, ITERATIONS, SUMMARY)],
     )
+
+
+def _copy_run(folder: Path, place: Path) -> None:
+    """What a reader needs of a run, so that a W&B run copied elsewhere is complete by itself.
+
+    The copy says that the run is finished: it is told when there is nothing left to be computed.
+    """
+    for name in (CONFIG, TRAJECTORY, ITERATIONS, SUMMARY):
+        try:
+            os.link(folder / name, place / name)  # the same bytes: files of a run are never edited
+        except OSError:
+            shutil.copyfile(folder / name, place / name)
+    status = read_json(folder / STATUS)
+    if status["state"] == "running":
+        status |= {"state": "finished", "finished": now()}
+    write_json(place / STATUS, status)
 
 
 def _heat_map(folder: Path) -> bytes:

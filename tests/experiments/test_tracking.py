@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -154,6 +155,31 @@ def test_an_offline_run_holds_configuration_history_summary_image_and_artifact(
 
     (end,) = [r.exit for r in found if r.WhichOneof("record_type") == "exit"]
     assert end.exit_code == 0
+
+
+def test_a_wandb_run_copied_from_its_place_holds_all_files_of_the_run(
+    converge: Converge, runs: Runs, tmp_path: Path, status: Callable[[Path], dict[str, Any]]
+) -> None:
+    code, _, err = converge("tracking.mode=offline", "prompts.limit=1")
+    assert (code, err) == (0, "")
+    (folder,) = runs()
+    (wandb_run,) = folder.glob("wandb/offline-run-*")
+    shutil.copytree(wandb_run, tmp_path / "copied", symlinks=True)
+    shutil.move(folder, tmp_path / "moved")
+    copied = tmp_path / "copied" / "files" / "run_folder"
+    names = {"config.yaml", "summary.json", "iterations.parquet", "trajectory.parquet"}
+    assert {path.name for path in copied.iterdir()} == names | {"status.json"}
+    for name in names:
+        assert (copied / name).read_bytes() == (tmp_path / "moved" / name).read_bytes()
+    said, kept = status(copied), status(tmp_path / "moved")
+    assert said["state"] == "finished"
+    del said["finished"], kept["finished"]
+    assert said == kept
+
+    (path,) = (tmp_path / "copied").glob("*.wandb")
+    sent = [entry.path for r in records(path) for entry in r.files.files]
+    for name in names | {"status.json"}:
+        assert f"run_folder/{name}" in sent, "uploaded with the run"
 
 
 def test_every_run_of_a_sweep_is_a_run_of_its_own_with_its_own_configuration(
