@@ -325,6 +325,7 @@ def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
         axis="step",
         measures=("train_loss", "held_out_loss", "held_out_nats_per_character"),
         warn=lambda message: tqdm.write(f"warning: {message}", file=sys.stderr),
+        later=f"wandb sync {shlex.quote(str(output))}/wandb/*run-*",
     )
 
 

@@ -136,7 +136,8 @@ def runs(tmp_path: Path) -> Callable[[], list[Path]]:
     """The run folders of the study, by name."""
 
     def find() -> list[Path]:
-        return sorted(path for path in (tmp_path / "runs" / "s").glob("*") if path.is_dir())
+        study = tmp_path / "runs" / "s"
+        return sorted(p for p in study.glob("*") if p.is_dir() and p.name != "wandb")
 
     return find
 
