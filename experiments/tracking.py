@@ -63,6 +63,8 @@ class Tracker:
         self._artifacts: list[Callable[[], object]] = []
         if settings.mode == "disabled":
             return
+        # what W&B stages outside a run's files stays with the run
+        os.environ["WANDB_DATA_DIR"] = str((folder / "wandb" / "data").resolve())
         described = {
             **{"project": settings.project, "entity": settings.entity, "id": run_id},
             **{"name": name, "group": group, "tags": [tag[:64] for tag in tags]},
@@ -219,8 +221,8 @@ class Tracker:
             else:
                 within(seconds, action, longer=lambda: self._patient and not server_trouble())
         except Exception as error:  # W&B raises many kinds; none of them may end a study
-            self._run = None
-            let_go()
+            run, self._run = self._run, None
+            let_go(run)
             late = isinstance(error, TimeoutError)
             trouble = server_trouble() if self.online and not late else None
             refused = consequence == "could not start" and not isinstance(error, OSError)

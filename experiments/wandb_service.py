@@ -111,10 +111,12 @@ def _reason(error: Exception) -> str:
     return " ".join(str(getattr(error, "reason", error)).split())[:120] or type(error).__name__
 
 
-def let_go() -> None:
-    """End W&B's helper process, whatever it is doing; the next run gets another one."""
+def let_go(run: Any = None) -> None:
+    """End W&B's helper process, whatever it does for ``run``; the next run gets another one."""
     import wandb
 
+    with suppress(Exception):  # the run's own threads would complain that nobody listens
+        run._run_status_checker.stop()
     with suppress(Exception):  # no public way to end it without waiting for its uploads
         wandb.setup()._connection._proc._process.kill()  # type: ignore[union-attr]
     with suppress(BaseException):  # it raises whatever the helper died of, even SystemExit

@@ -22,7 +22,6 @@ class StoredRun:
     """What the server has of one run."""
 
     fields: dict[str, Any] = field(default_factory=dict)  # as last told: config, groupName …
-    created: int = 0  # how often the client said that the run begins
     streams: dict[str, dict[int, str]] = field(default_factory=dict)  # file to lines by number
     files: dict[str, bytes] = field(default_factory=dict)
     artifacts: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -43,6 +42,8 @@ class WandbServer:
         self.die: Callable[[str], bool] = lambda operation: False
         self.dead = threading.Event()
         self.closing = threading.Event()
+        self.key = KEY
+        self.code = 200  # of every answer, if it is another
         self.url = ""
         self._uploads: dict[str, Callable[[bytes], None]] = {}
         self._artifacts: list[tuple[str, dict[str, Any], dict[str, bytes]]] = []
@@ -59,8 +60,10 @@ class WandbServer:
 
     def answer(self, method: str, path: str, body: bytes, key: str | None) -> tuple[int, Any]:
         with self._lock:
+            if self.code != 200:
+                return self.code, {}
             if path == "/graphql":
-                if key != KEY:
+                if key != self.key:
                     return 401, {"errors": [{"message": "user is not logged in"}]}
                 request = json.loads(body)
                 found = re.search(r"(?:query|mutation)\s*(\w*)", request["query"])
@@ -199,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         wandb = self.server.wandb
         body = self._body()
-        operation = self.path + " " + body[:200].decode(errors="replace")
+        operation = self.path + " " + body[:300].decode(errors="replace")
         if wandb.die(operation):
             wandb.dead.set()
         if wandb.dead.is_set():
