@@ -25,11 +25,12 @@ from experiments.identity import Located
 from experiments.measure import Recorder, in_float64, overall
 from experiments.prompts import EncodedPrompt, encode_prompts
 from experiments.provenance import changes, provenance
+from experiments.publish import open_tracker, publish
 from experiments.run_folder import RunFolder
 from experiments.study import survey
 from experiments.sweep import Sweep
 from experiments.sweeper import prefer_our_sweeper
-from experiments.tracking import AGGREGATES, Tracker, publish
+from experiments.tracking import Tracker
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
 from stateful_gpt.feedback import Feedback
@@ -101,17 +102,13 @@ def _compute(
     folder.begin(settings, provenance(device), changes=changed.patch if changed else b"")
     tracker: Tracker | None = None
     try:
-        tracker = Tracker(
-            settings.tracking,
-            run_id=folder.id,
-            name=report.name_of(asdict(settings)),
-            group=settings.study,
-            tags=[settings.model.name, settings.feedback.kind],
-            config=asdict(settings),
-            folder=folder.path,
-            axis="iteration",
-            measures=tuple(AGGREGATES),
+        tracker = open_tracker(
+            asdict(settings),
+            folder.id,
+            folder.path,
+            tracking=settings.tracking,
             warn=_warn,
+            study=folder.path.parent,
         )
         summaries = _run_prompts(settings, folder, checkpoint, feedback, prompts)
         summary = {

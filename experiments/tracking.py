@@ -1,47 +1,39 @@
 """Tells Weights & Biases about a run that is already safe in its own files.
 
-A tracker can lose nothing and stop nothing: whatever goes wrong with it is one warning.
+A tracker can lose nothing and stop nothing: whatever goes wrong with it is one warning, and once
+its server has failed, the other runs of the process go on offline without asking it again.
 """
 
-import io
 import os
 import shutil
-import socket
-import urllib.parse
+import tempfile
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from experiments.config import TrackingSettings
-from experiments.files import read_json, write_json
-from experiments.run_folder import CONFIG, ITERATIONS, STATUS, SUMMARY, TRAJECTORY, now
+from experiments.files import write_json
+from experiments.wandb_service import let_go, server_trouble, server_url, within
 
-PROBE_SECONDS = 2.0
+# with the two seconds of a probe, all that a study ever waits for a server that fails it
 INIT_SECONDS = 5.0
-FINISH_SECONDS = 5.0
-RUN_FOLDER = "run_folder"  # in the files of a W&B run: a copy of the run's own
+FINISH_SECONDS = 8.0
+HELPER_SECONDS = 60.0  # for W&B's own process, on a machine with other things to do
 
-# how the measures of several prompts (and steps) become one history row an iteration
-AGGREGATES = {
-    "step_max": "max",
-    "step_rms": "mean",
-    "settled_prefix": "mean",
-    "oracle_error_max": "max",
-    "nll": "mean",
-    "kl_step": "mean",
-    "kl_effect": "mean",
-    "hidden_step_norm": "mean",
-}
+SYNCED = "synced.json"  # beside W&B's files of a run: where it has been uploaded to
 
 
 class Tracker:
     """One W&B run, or nothing when tracking is disabled or broken.
 
-    ``axis`` is the column of a row that its ``measures`` are drawn over.
+    ``axis`` is the column of a row that its ``measures`` are drawn over; it is W&B's step too, so
+    that a row which W&B's server has already is not added a second time.
+
+    ``patient``: for whoever has nothing else to do than to upload. It never goes offline, and
+    waits as long as the server answers.
     """
+
+    server_failed = False  # what this process has learned about W&B's server
 
     def __init__(
         self,
@@ -56,110 +48,156 @@ class Tracker:
         axis: str,
         measures: Collection[str],
         warn: Callable[[str], object],
+        later: str,
+        patient: bool = False,
     ) -> None:
+        self.online = False
         self._warn = warn
         self._run: Any = None
         self._folder = folder
         self._axis = axis
         self._measures = measures
+        self._later = later
+        self._patient = patient
+        self._step = 0
+        self._artifacts: list[Callable[[], object]] = []
         if settings.mode == "disabled":
             return
-        os.environ.setdefault("WANDB_SILENT", "true")
-        # staged artifacts stay with the run; each run sets its own place
+        # what W&B stages outside a run's files stays with the run
         os.environ["WANDB_DATA_DIR"] = str((folder / "wandb" / "data").resolve())
-        mode = settings.mode
-        if mode == "online" and not reachable():
-            self._warn_offline("the server does not answer")
-            mode = "offline"
-        self._attempt(
-            lambda: self._open(settings, mode, run_id, name, group, tags, config), "could not start"
-        )
-        if self._run is None and mode == "online":
-            self._warn_offline("the server refuses the run")
-            self._attempt(
-                lambda: self._open(settings, "offline", run_id, name, group, tags, config),
-                "could not start",
-            )
+        described = {
+            **{"project": settings.project, "entity": settings.entity, "id": run_id},
+            **{"name": name, "group": group, "tags": [tag[:64] for tag in tags]},
+            **{"config": config, "dir": str(folder)},
+        }
+        if settings.mode == "online" and not Tracker.server_failed:
+            trouble = None if patient else server_trouble()
+            self.online = trouble is None
+            if trouble is not None:
+                self._give_server_up(trouble)
+        if not self._attempt(_start_helper, "could not start", seconds=HELPER_SECONDS):
+            return
+        if self.online:
+            self._attempt(lambda: self._open(described), "could not start", seconds=INIT_SECONDS)
+            if self._run is None and Tracker.server_failed and not patient:
+                self.online = False
+                shutil.rmtree(folder / "wandb", ignore_errors=True)  # what it began online
+        if not self.online and not patient:
+            self._attempt(lambda: self._open(described), "could not start", seconds=HELPER_SECONDS)
 
     @property
     def active(self) -> bool:
         """Whether there is still somebody to tell."""
         return self._run is not None
 
+    @property
+    def where(self) -> dict[str, Any] | None:
+        """Where the run is on W&B's server, as it is remembered beside it; None when nowhere."""
+        if self._run is None or not self.online:
+            return None
+        return {
+            **{"server": server_url(), "entity": self._run.entity},
+            **{"project": self._run.project, "id": self._run.id},
+        }
+
+    @property
+    def files(self) -> Path:
+        """The folder of the files that belong to the W&B run. Only while it is active."""
+        return Path(self._run.dir)
+
     def log(self, row: dict[str, Any]) -> None:
         """One history row; missing values are left out."""
+        self._step = int(row[self._axis])
         known = {key: value for key, value in row.items() if value is not None}
-        self._attempt(lambda: self._run.log(known), "lost a row")
+        self._attempt(lambda: self._run.log(known, step=self._step), "lost a row")
 
     def summarize(self, values: dict[str, Any]) -> None:
         self._attempt(lambda: self._run.summary.update(values), "lost the summary")
 
-    def image(self, key: str, draw: Callable[[], bytes]) -> None:
-        """A picture; ``draw`` makes its PNG, and only where somebody will see it."""
+    def image(self, key: str, png: Callable[[], bytes]) -> None:
+        """A picture, in the row after the last; it is drawn only where somebody will see it."""
 
         def send() -> None:
             import wandb
-            from PIL import Image
 
-            self._run.log({key: wandb.Image(Image.open(io.BytesIO(draw())))})
+            with tempfile.TemporaryDirectory(dir=self.files.parent) as place:
+                path = Path(place) / "image.png"
+                path.write_bytes(png())
+                self._run.log({key: wandb.Image(str(path))}, step=self._step + 1)
 
         self._attempt(send, f"lost the figure {key}")
 
-    def artifact(self, name: str, kind: str, files: list[Path]) -> None:
+    def lines(
+        self,
+        key: str,
+        *,
+        xs: list[int],
+        ys: list[list[float | None]],
+        names: list[str],
+        title: str,
+    ) -> None:
+        """Some curves over the axis, in the row after the last."""
+
         def send() -> None:
             import wandb
 
-            artifact = wandb.Artifact(name, type=kind)
-            for file in files:
-                artifact.add_file(str(file))
-            self._run.log_artifact(artifact)
+            chart = wandb.plot.line_series(xs, ys, keys=names, title=title, xname=self._axis)
+            self._run.log({key: chart}, step=self._step + 1)
 
-        self._attempt(send, f"lost the artifact {name}")
+        self._attempt(send, f"lost the curves {key}")
 
     def keep_files(self, name: str, fill: Callable[[Path], object]) -> None:
         """Files that belong to the W&B run itself; ``fill`` puts them into the folder ``name``."""
 
         def send() -> None:
-            place = Path(self._run.dir) / name
+            place = self.files / name
             place.mkdir()
             fill(place)
             self._run.save(str(place / "*"), base_path=self._run.dir, policy="now")
 
         self._attempt(send, f"lost the files {name}")
 
-    def finish(self, *, failed: bool = False) -> None:
-        self._attempt(lambda: self._run.finish(exit_code=int(failed)), "could not finish")
-        self._run = None
+    def artifact(self, name: str, kind: str, files: list[Path]) -> None:
+        """Files that nobody will change; they are handed over when the run finishes."""
 
-    def _open(
-        self,
-        settings: TrackingSettings,
-        mode: str,
-        run_id: str,
-        name: str,
-        group: str,
-        tags: list[str],
-        config: dict[str, Any],
-    ) -> None:
+        def send() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, type=kind)
+            for file in files:
+                artifact.add_file(str(file), policy="immutable", skip_cache=True)
+            self._run.log_artifact(artifact)
+
+        self._artifacts.append(send)
+
+    def finish(self, *, failed: bool = False) -> bool:
+        """Hand over what is left; returns whether W&B has got everything."""
+
+        def end() -> None:
+            for send in self._artifacts:
+                send()
+            where = self.where
+            self._run.finish(exit_code=int(failed))
+            if where is not None and not failed:
+                write_json(self._folder / "wandb" / SYNCED, where)
+
+        seconds = FINISH_SECONDS if self.online else HELPER_SECONDS
+        delivered = self._attempt(end, "could not finish", seconds=seconds)
+        self._run = None
+        return delivered
+
+    def _open(self, described: dict[str, Any]) -> None:
         import wandb  # takes a second: only where it is used
 
+        in_sweep = bool(os.environ.get("WANDB_SWEEP_ID"))  # W&B names the runs of its own sweeps
         self._run = wandb.init(
-            project=settings.project,
-            entity=settings.entity,
-            id=run_id,
-            name=name,
-            group=group,
-            tags=[tag[:64] for tag in tags],
-            config=config,
-            dir=str(self._folder),
-            mode=mode,
-            resume="allow" if mode == "online" else None,
+            **described,
+            mode="online" if self.online else "offline",
+            resume="allow" if self.online and not in_sweep else None,
             reinit="create_new",
             settings=wandb.Settings(
                 silent=True,
                 console="off",
-                init_timeout=INIT_SECONDS,
-                finish_timeout=FINISH_SECONDS,
                 disable_code=True,
                 disable_git=True,
                 x_disable_stats=True,
@@ -171,97 +209,42 @@ class Tracker:
         if not any((self._folder / "wandb").glob("*run-*")):
             raise OSError(f"W&B does not write to {self._folder}")
 
-    def _attempt(self, action: Callable[[], object], consequence: str) -> None:
+    def _attempt(
+        self, action: Callable[[], None], consequence: str, *, seconds: float | None = None
+    ) -> bool:
+        """Whether it was done; if not, this run is told nothing any more."""
         if self._run is None and consequence != "could not start":
-            return
+            return False
         try:
-            action()
+            if seconds is None:
+                action()
+            else:
+                within(seconds, action, longer=lambda: self._patient and not server_trouble())
         except Exception as error:  # W&B raises many kinds; none of them may end a study
-            self._run = None
-            if isinstance(error, ConnectionError):
-                _let_go()
+            run, self._run = self._run, None
+            let_go(run)
+            late = isinstance(error, TimeoutError)
+            trouble = server_trouble() if self.online and not late else None
+            refused = consequence == "could not start" and not isinstance(error, OSError)
             reason = " ".join(str(error).split())[:160] or type(error).__name__
-            self._warn(f"W&B {consequence} ({reason}); the run folder is complete without it")
+            if self.online and (late or trouble or refused):
+                self._give_server_up(trouble or reason)
+            else:
+                self._warn(f"W&B {consequence} ({reason}); the run folder is complete without it")
+            return False
+        return True
 
-    def _warn_offline(self, reason: str) -> None:
-        self._warn(
-            f"W&B goes on offline: {reason}; later, upload with: wandb sync"
-            f" {self._folder}/wandb/offline-run-*"
-        )
+    def _give_server_up(self, reason: str) -> None:
+        Tracker.server_failed = True
+        if self._patient:
+            self._warn(reason)
+        else:
+            self._warn(f"W&B goes on offline: {reason}; upload later with: {self._later}")
 
 
-def _let_go() -> None:
-    """W&B's helper process has died: the next run gets another, and the exit is quiet."""
+def _start_helper() -> None:
+    """Import W&B and start its process, which takes as long as the machine takes."""
+    os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
-    with suppress(Exception, SystemExit):
-        wandb.teardown()
-
-
-def reachable() -> bool:
-    """Whether something accepts connections where W&B's server should be."""
-    url = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    port = url.port or (443 if url.scheme == "https" else 80)
-    try:
-        with socket.create_connection((url.hostname or "", port), timeout=PROBE_SECONDS):
-            return True
-    except OSError:
-        return False
-
-
-def publish(tracker: Tracker, folder: Path, summary: dict[str, Any]) -> None:
-    """Log a run from its own files: a history row an iteration, summary, heat map, Parquet."""
-    if not tracker.active:
-        return
-    for row in history_rows(folder):
-        tracker.log(row)
-    tracker.summarize(summary["overall"])
-    tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place))
-    tracker.image("heat_map", lambda: _heat_map(folder))
-    tracker.artifact(
-        f"run-{folder.name}",
-        "run",
-        [folder / name for name in (TRAJECTORY, ITERATIONS, SUMMARY)],
-    )
-
-
-def _copy_run(folder: Path, place: Path) -> None:
-    """What a reader needs of a run, so that a W&B run copied elsewhere is complete by itself.
-
-    The copy says that the run is finished: it is told when there is nothing left to be computed.
-    """
-    for name in (CONFIG, TRAJECTORY, ITERATIONS, SUMMARY):
-        try:
-            os.link(folder / name, place / name)  # the same bytes: files of a run are never edited
-        except OSError:
-            shutil.copyfile(folder / name, place / name)
-    status = read_json(folder / STATUS)
-    if status["state"] == "running":
-        status |= {"state": "finished", "finished": now()}
-    write_json(place / STATUS, status)
-
-
-def _heat_map(folder: Path) -> bytes:
-    from analysis.figures import heat_map_png  # Matplotlib takes a second: only where it draws
-    from analysis.load import load_unfinished
-
-    return heat_map_png(load_unfinished(folder))
-
-
-def history_rows(folder: Path) -> list[dict[str, Any]]:
-    """One row an iteration over all prompts, each at its last generation step.
-
-    A prompt that ended early counts on with the values it ended with.
-    """
-    frame = pq.read_table(folder / ITERATIONS).to_pandas()
-    last = frame["step"] == frame.groupby("prompt_id")["step"].transform("max")
-    frame = frame[last].set_index(["iteration", "prompt_id"])
-    filled = frame[list(AGGREGATES)].unstack("prompt_id").sort_index().ffill()
-    rows = []
-    for iteration in filled.index:
-        row: dict[str, Any] = {"iteration": int(iteration)}
-        for measure, how in AGGREGATES.items():
-            values = filled.loc[iteration, measure].dropna()
-            row[measure] = float(getattr(values, how)()) if len(values) else None
-        rows.append(row)
-    return rows
+    wandb.setup().ensure_service()

@@ -8,6 +8,7 @@ Killed at any moment, the same command carries on from the last saved state.
 
 import json
 import pickle
+import shlex
 import shutil
 import sys
 import time
@@ -421,6 +422,7 @@ def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
         axis="step",
         measures=_measures(settings),
         warn=lambda message: tqdm.write(f"warning: {message}", file=sys.stderr),
+        later=f"wandb sync {shlex.quote(str(output))}/wandb/*run-*",
     )
 
 

@@ -14,8 +14,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import experiments.converge
+from experiments import tracking, wandb_service
 from experiments.command import Remember
 from experiments.config import ConvergeSettings, to_settings
+from experiments.tracking import Tracker
+from experiments.wandb_service import let_go
+from tests.wandb_server import KEY, WandbServer, serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,7 +146,8 @@ def runs(tmp_path: Path) -> Callable[[], list[Path]]:
     """The run folders of the study, by name."""
 
     def find() -> list[Path]:
-        return sorted(path for path in (tmp_path / "runs" / "s").glob("[!.]*") if path.is_dir())
+        study = tmp_path / "runs" / "s"
+        return sorted(p for p in study.glob("[!.]*") if p.is_dir() and p.name != "wandb")
 
     return find
 
@@ -154,3 +159,29 @@ def status() -> Callable[[Path], dict[str, Any]]:
         return content
 
     return read
+
+
+@pytest.fixture
+def quiet_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """W&B without an account, a key or settings of the user's, and nothing known of its server."""
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("CONFIG", "CACHE"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
+    monkeypatch.setattr(Tracker, "server_failed", False)
+    yield
+    let_go()  # it read the environment when it was started
+
+
+@pytest.fixture
+def wandb_server(quiet_wandb: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A server that takes runs, and patience for a machine with other things to do."""
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 60.0)
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 60.0)
+    monkeypatch.setattr(wandb_service, "PROBE_SECONDS", 30.0)
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield server

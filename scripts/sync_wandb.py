@@ -1,0 +1,130 @@
+"""Upload the finished runs of a study that W&B's server does not have yet.
+
+    python -m scripts.sync_wandb runs/mine
+    python -m scripts.sync_wandb runs/mine --project other --entity my-team
+
+Everything is read from the run folders, so W&B's own files may be lost. A run goes to the W&B run
+with its id: what is there already is not added again. Called twice, nothing is uploaded twice.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments.config import TrackingSettings
+from experiments.files import read_json, write_json
+from experiments.publish import open_tracker, publish
+from experiments.run_folder import CONFIG, STATUS, SUMMARY
+from experiments.tracking import SYNCED
+from experiments.wandb_service import let_go, server_trouble, server_url
+
+
+class SyncError(RuntimeError):
+    """Why not everything could be uploaded, as one sentence."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("study", type=Path, help="a study folder, or one run folder")
+    parser.add_argument("--project", help="instead of the tracking.project that the runs have")
+    parser.add_argument("--entity", help="instead of the tracking.entity that the runs have")
+    arguments = parser.parse_args()
+    try:
+        sync(arguments.study, project=arguments.project, entity=arguments.entity)
+    except SyncError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        let_go()
+        print("error: interrupted; the same command carries on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def sync(study: Path, *, project: str | None, entity: str | None) -> None:
+    """Upload what is missing; says what became of it.
+
+    Raises:
+        SyncError: there are no runs, the server is not there, or it failed on the way.
+    """
+    folders = sorted(path.parent for path in (*study.glob(STATUS), *study.glob(f"*/{STATUS}")))
+    if not folders:
+        raise SyncError(f"{study} holds no runs: give a study folder, runs/STUDY")
+    finished = [folder for folder in folders if _is_finished(folder)]
+    missing = [folder for folder in finished if not _is_uploaded(folder, project, entity)]
+    if missing and (trouble := server_trouble()):
+        raise SyncError(f"nothing is uploaded: {trouble}; the runs wait in {study}")
+    for number, folder in enumerate(missing):
+        try:
+            where = _upload(folder, project, entity)
+        except SyncError as error:
+            raise SyncError(
+                f"{number} of {len(missing)} runs are uploaded, {folder.name} is not: {error};"
+                " the same command carries on"
+            ) from None
+        print(f"{folder.name} is uploaded to {where['entity']}/{where['project']}")
+    print(
+        f"{len(missing)} uploaded, {len(finished) - len(missing)} were there already,"
+        f" {len(folders) - len(finished)} left out (not finished)"
+    )
+
+
+def _is_finished(folder: Path) -> bool:
+    status = read_json(folder / STATUS)
+    return isinstance(status, dict) and status.get("state") == "finished"
+
+
+def _is_uploaded(folder: Path, project: str | None, entity: str | None) -> bool:
+    where = read_json(folder / "wandb" / SYNCED)
+    if isinstance(where, dict):
+        return (
+            where.get("server") == server_url()
+            and project in (None, where.get("project"))
+            and entity in (None, where.get("entity"))
+        )
+    by_hand = any(folder.glob("wandb/*run-*/*.wandb.synced"))  # what `wandb sync` leaves
+    return by_hand and project is None and entity is None
+
+
+def _upload(folder: Path, project: str | None, entity: str | None) -> dict[str, Any]:
+    """Tell W&B of one run again; returns where it is now."""
+    problems: list[str] = []
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+        summary = read_json(folder / SUMMARY)
+        told = config["tracking"]
+        tracking = TrackingSettings(
+            mode="online",
+            project=project or told["project"],
+            entity=entity or told["entity"],
+        )
+        # W&B's new files are not kept: all that they would hold is in the run folder
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+            tracker = open_tracker(
+                config,
+                folder.name,
+                Path(place),
+                tracking=tracking,
+                warn=problems.append,
+                study=folder.parent,
+                patient=True,
+            )
+            publish(tracker, folder, summary)
+            where = tracker.where
+            if not tracker.finish() or where is None:
+                raise SyncError(problems[0] if problems else "W&B did not take it")
+        (folder / "wandb").mkdir(exist_ok=True)
+        write_json(folder / "wandb" / SYNCED, where)
+        for stored in folder.glob("wandb/*run-*/*.wandb"):
+            Path(f"{stored}.synced").touch()  # so that `wandb sync` leaves it alone, too
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise SyncError(f"its folder cannot be used ({type(error).__name__}: {error})") from None
+    return where
+
+
+if __name__ == "__main__":
+    sys.exit(main())

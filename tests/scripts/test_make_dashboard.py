@@ -1,0 +1,68 @@
+"""The W&B workspace as code: what it shows, and what is said where it cannot be saved."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.publish import AGGREGATES
+from scripts import make_dashboard
+
+pytest.importorskip("wandb_workspaces")
+
+Called = tuple[int, str, str]
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Called]:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+
+    def run(*words: str) -> Called:
+        monkeypatch.setattr(sys, "argv", ["make_dashboard", *words])
+        code = make_dashboard.main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_dashboard_shows_curves_front_response_heat_map_and_runs(
+    call: Callable[..., Called],
+) -> None:
+    code, out, err = call("--print", "--study", "mine")
+    assert (code, err) == (0, "")
+    section = json.loads(out)["section"]
+    panels: dict[str, list[dict[str, Any]]] = {
+        one["name"]: one["panels"] for one in section["panelBankConfig"]["sections"]
+    }
+    curves = panels["How the estimates settle, by strength"] + panels["The settled front"]
+    for curve in curves:
+        config = curve["config"]
+        assert curve["viewType"] == "Run History Line Plot"
+        assert config["xAxis"] == "iteration"
+        assert set(config["metrics"]) <= set(AGGREGATES)
+        assert "feedback.strength" in json.dumps(config["groupBy"])
+    assert curves[0]["config"]["yLogScale"] is True
+    responses = panels["Response to strength"]
+    assert all("feedback.strength" in one["config"]["xAxis"] for one in responses)
+    heat_map, tokens = panels["Tokens"]
+    assert heat_map["config"]["mediaKeys"] == ["heat_map"]
+    assert "token_trajectories_table" in json.dumps(tokens["config"])
+    (runs,) = panels["Table of runs"]
+    assert runs["viewType"] == "Run Comparer"
+    assert "mine" in json.dumps(section["runSets"])
+
+
+def test_without_a_login_it_is_one_sentence(call: Callable[..., Called]) -> None:
+    assert call("--entity", "team") == (
+        1,
+        "",
+        "error: the dashboard cannot be saved: there is no API key (wandb login makes one known)\n",
+    )
+    assert call()[2] == "error: --entity must name the W&B user or team whose project it is\n"

@@ -1,0 +1,147 @@
+"""Uploading later: with the real client, to a server on the loopback that keeps what arrives."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiments import tracking, wandb_service
+from experiments.config import ConvergeSettings, to_settings
+from experiments.converge import converge
+from experiments.tracking import Tracker
+from scripts import sync_wandb
+from tests.wandb_server import KEY, WandbServer, serving
+
+Sync = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
+    """A server, and a W&B that knows of nothing else."""
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(Tracker, "server_failed", False)
+    monkeypatch.setattr(wandb_service, "PROBE_SECONDS", 30.0)
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 3.0)  # asked again while the server answers
+    with serving() as wandb_server:
+        monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield wandb_server
+    wandb_service.let_go()
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            del os.environ[name]
+
+
+@pytest.fixture
+def study(tiny_checkpoint: Path, tmp_path: Path, server: WandbServer) -> Path:
+    """Two finished runs that W&B's server has never heard of; one of them without W&B's files."""
+    for strength, mode in ((0.5, "offline"), (1.0, "disabled")):
+        told = {
+            "model": {"name": "checkpoint", "path": str(tiny_checkpoint)},
+            "feedback": {"strength": strength},
+            "recompute": {"iterations": 6},
+            "prompts": {"limit": 1, "max_tokens": 8},
+            "device": {"name": "cpu"},
+            "tracking": {"mode": mode},
+            "runs_dir": str(tmp_path / "runs"),
+            "study": "s",
+        }
+        merged = OmegaConf.merge(OmegaConf.structured(ConvergeSettings), told)
+        converge(to_settings(merged, ConvergeSettings))  # type: ignore[arg-type]
+    return tmp_path / "runs" / "s"
+
+
+@pytest.fixture
+def sync(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sync:
+    """``python -m scripts.sync_wandb`` with these words: exit code, output, error."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sync_wandb", *words])
+        monkeypatch.setattr(Tracker, "server_failed", False)  # as in a process of its own
+        capsys.readouterr()
+        code = sync_wandb.main()
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def run_folders(study: Path) -> list[Path]:
+    return sorted(path.parent for path in study.glob("*/status.json"))
+
+
+def test_every_finished_run_is_uploaded_once_and_a_second_call_uploads_nothing(
+    study: Path, sync: Sync, server: WandbServer
+) -> None:
+    folders = run_folders(study)
+    unfinished = study / "0123456789"
+    unfinished.mkdir()
+    (unfinished / "status.json").write_text('{"state": "failed"}')
+    code, out, err = sync(str(study))
+    assert (code, err) == (0, "")
+    assert out.endswith("2 uploaded, 0 were there already, 1 left out (not finished)\n")
+    assert sorted(server.runs) == [folder.name for folder in folders]
+    for folder in folders:
+        run = server.runs[folder.name]
+        assert run.exit_code == 0
+        assert [row["iteration"] for row in run.history if "iteration" in row] == [*range(1, 7)]
+        stored = run.artifacts[f"run-{folder.name}"]
+        assert stored["trajectory.parquet"] == (folder / "trajectory.parquet").read_bytes()
+
+    asked = len(server.operations)
+    code, out, err = sync(str(study))
+    assert (code, err) == (0, "")
+    assert out == "0 uploaded, 2 were there already, 1 left out (not finished)\n"
+    assert len(server.operations) == asked, "the server is not even asked"
+
+
+def test_a_run_whose_files_of_wandb_are_lost_adds_nothing_to_what_the_server_has(
+    study: Path, sync: Sync, server: WandbServer
+) -> None:
+    sync(str(study))
+    before = {name: run.history for name, run in server.runs.items()}
+    for folder in run_folders(study):
+        shutil.rmtree(folder / "wandb")
+    code, out, _ = sync(str(study))
+    assert (code, out.splitlines()[-1][:10]) == (0, "2 uploaded")
+    assert {name: run.history for name, run in server.runs.items()} == before
+
+
+def test_a_dead_server_is_one_sentence_and_the_same_command_carries_on(
+    study: Path, sync: Sync, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_service, "PROBE_SECONDS", 2.0)
+    first, second = run_folders(study)
+    server.die = lambda request: second.name in request  # it takes the first run only
+    code, out, err = sync(str(study))
+    assert code == 1
+    assert out.startswith(f"{first.name} is uploaded to team/stateful_gpt\n")
+    assert err.startswith(f"error: 1 of 2 runs are uploaded, {second.name} is not: ")
+    assert err.count("\n") == 1
+    code, _, err = sync(str(study))
+    assert (code, err) == (
+        1,
+        f"error: nothing is uploaded: the server does not answer; the runs wait in {study}\n",
+    )
+
+    server.die = lambda request: False
+    server.dead.clear()
+    code, out, _ = sync(str(study))
+    assert (code, out.splitlines()[-1]) == (
+        0,
+        "1 uploaded, 1 were there already, 0 left out (not finished)",
+    )
+
+
+def test_a_folder_without_runs_is_one_sentence(tmp_path: Path, sync: Sync) -> None:
+    assert sync(str(tmp_path)) == (
+        1,
+        "",
+        f"error: {tmp_path} holds no runs: give a study folder, runs/STUDY\n",
+    )
