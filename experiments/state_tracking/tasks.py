@@ -92,7 +92,9 @@ def swaps_of_cups() -> Tensor:
 
 def sums_modulo() -> Tensor:
     """The running sum of numbers modulo five. The order of the symbols does not matter."""
-    return torch.tensor([[(sum_ + number) % SIZE for number in range(SIZE)] for sum_ in range(SIZE)])
+    return torch.tensor(
+        [[(sum_ + number) % SIZE for number in range(SIZE)] for sum_ in range(SIZE)]
+    )
 
 
 TASKS: dict[str, Callable[[], Tensor]] = {"cups": swaps_of_cups, "modulo": sums_modulo}
