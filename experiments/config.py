@@ -315,7 +315,12 @@ def sentence(error: BaseException) -> str:
     return text
 
 
-_SCHEMAS: tuple[type, ...] = (
+def know_schemas(*schemas: type) -> None:
+    """Make the keys of more schemas known to the sentences about unknown ones."""
+    _SCHEMAS.extend(schema for schema in schemas if schema not in _SCHEMAS)
+
+
+_SCHEMAS: list[type] = [
     ConvergeSettings,
     TrainSettings,
     ModelSettings,
@@ -328,7 +333,7 @@ _SCHEMAS: tuple[type, ...] = (
     CorpusSettings,
     ArchitectureSettings,
     TrainingSettings,
-)
+]
 
 
 def _first_line(error: BaseException) -> str:

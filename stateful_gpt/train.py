@@ -134,19 +134,23 @@ def training_step(
     step: int,
     config: TrainingConfig,
     passes: int | None = None,
+    targets: Tensor | None = None,
 ) -> list[float]:
     """Train on (B, T + 1) ids, IGNORE being padding; the loss of each pass in nats per token.
 
     Args:
         passes: of this step; default: ``config.passes``.
+        targets: (B, T) ids to predict at each of (B, T) windows; default: the tokens that follow.
     """
     factor = schedule(step, config)
     peaks = (config.matrix_learning_rate, config.learning_rate)
     for optimizer, peak in zip(optimizers, peaks, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = peak * factor
-    inputs = windows[:, :-1].clamp_min(0)  # padding is on the right: causality hides it
-    targets = windows[:, 1:]
+    inputs = windows
+    if targets is None:
+        inputs = windows[:, :-1].clamp_min(0)  # padding is on the right: causality hides it
+        targets = windows[:, 1:]
     model.train()
     count = passes or config.passes
     losses: list[Tensor] = []

@@ -13,9 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import ConvergeSettings, TrainSettings, register_schemas, to_settings
 from experiments.launchers import prefer_our_settings
+from experiments.state_tracking.config import StateTrackingSettings, register
 
 CONF = Path(__file__).parents[2] / "conf"
-PRIMARY = {"converge": ConvergeSettings, "train": TrainSettings}
+PRIMARY = {
+    "converge": ConvergeSettings,
+    "train": TrainSettings,
+    "state_tracking": StateTrackingSettings,
+}
 FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml"))
 GROUPS = [name for name in FILES if "/" in name and not name.startswith("hydra/")]
 LAUNCHERS = [name for name in FILES if name.startswith("hydra/launcher/")]
@@ -26,11 +31,14 @@ def composer() -> Iterator[None]:
     GlobalHydra.instance().clear()
     register_schemas()
     prefer_our_settings()
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 
 
-def settings_of(runner: str, words: list[str]) -> ConvergeSettings | TrainSettings:
+def settings_of(
+    runner: str, words: list[str]
+) -> ConvergeSettings | TrainSettings | StateTrackingSettings:
     config = compose(runner, overrides=words)
     if "model" in config and OmegaConf.is_missing(config.model, "path"):
         config.model.path = "out/ckpt.pt"  # a group that asks for a path

@@ -1,0 +1,145 @@
+"""Train one contestant on one task, and see how far it can follow the state.
+
+Knows nothing of files, Hydra or W&B.
+
+Shapes: B batch, T positions.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.state_tracking.config import StateTrackingSettings
+from experiments.state_tracking.tasks import (
+    Target,
+    Task,
+    make_task,
+    test_batch,
+    training_batch,
+)
+from stateful_gpt.feedback import shift_right
+from stateful_gpt.model import GPT, GPTConfig
+from stateful_gpt.train import TrainingConfig, make_optimizers, passes_at, training_step
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a contestant did.
+
+    Attributes:
+        accuracy: ``accuracy[n][k]`` at depth n of the recurrence and level k + 1. Depth 0 is
+            without feedback, all there is of a plain model; the last depth is full recurrence.
+        history: rows of step, and losses in nats of the first and the last pass.
+        layer_passes: layers evaluated and differentiated in training, per window.
+        seconds: processor time of the training.
+    """
+
+    accuracy: list[list[float]]
+    history: list[dict[str, float]]
+    parameters: int
+    layer_passes: int
+    seconds: float
+
+
+def recipe(settings: StateTrackingSettings) -> TrainingConfig:
+    """The training that all contestants share, with this one's passes."""
+    chosen, contestant = settings.training, settings.contestant
+    return TrainingConfig(
+        steps=chosen.steps * contestant.times,
+        batch_size=chosen.batch_size,
+        learning_rate=chosen.learning_rate,
+        matrix_learning_rate=chosen.matrix_learning_rate,
+        warmup_steps=chosen.warmup_steps,
+        weight_decay=chosen.weight_decay,
+        passes=contestant.passes,
+        through_passes=contestant.through,
+        draw_passes=contestant.drawn,
+    )
+
+
+def compete(
+    settings: StateTrackingSettings,
+    device: torch.device,
+    *,
+    tell: Callable[[dict[str, float]], object],
+) -> Result:
+    """Train and test. ``tell`` hears of every ``training.record_every`` steps."""
+    task = make_task(settings.task.name, Target(settings.task.target))
+    config = recipe(settings)
+    stateful = settings.contestant.passes > 1
+    model = GPT(
+        GPTConfig(
+            block_size=settings.task.tested_level,
+            vocab_size=task.vocab_size,
+            n_layer=settings.contestant.layers,
+            n_head=settings.size.n_head,
+            n_embd=settings.size.n_embd,
+            hidden_feedback=stateful,
+        )
+    )
+    model.initialize(generator=torch.Generator().manual_seed(settings.seed))
+    model.to(device)
+    optimizers = make_optimizers(model, config)
+    history = []
+    passes_made = 0
+    started = time.process_time()
+    for step in range(config.steps):
+        batch = training_batch(
+            task,
+            step=step,
+            size=config.batch_size,
+            level=settings.task.trained_level,
+            length=settings.task.tested_level,
+            seed=settings.seed,
+        )
+        passes = passes_at(step, config, seed=settings.seed)
+        losses = training_step(
+            model,
+            optimizers,
+            batch.tokens.to(device),
+            step=step,
+            config=config,
+            passes=passes,
+            targets=batch.targets.to(device),
+        )
+        passes_made += passes
+        if (step + 1) % settings.training.record_every == 0 or step + 1 == config.steps:
+            row = {"step": step + 1, "loss_first": losses[0], "loss_last": losses[-1]}
+            history.append(row)
+            tell(row)
+    seconds = time.process_time() - started
+    return Result(
+        accuracy=accuracy_by_depth(
+            model,
+            task,
+            words=settings.test_words,
+            depth=settings.task.tested_level - 1 if stateful else 0,
+        ),
+        history=history,
+        parameters=model.count_parameters(),
+        layer_passes=passes_made * settings.contestant.layers,
+        seconds=seconds,
+    )
+
+
+@torch.no_grad()
+def accuracy_by_depth(model: GPT, task: Task, *, words: int, depth: int) -> list[list[float]]:
+    """The share of right answers at depths 0 ... ``depth`` and every level of the block.
+
+    With T positions, depth T - 1 is the fixed point, which reading from left to right has.
+    """
+    model.eval()
+    batch = test_batch(task, size=words, length=model.config.block_size)
+    device = model.lm_head.weight.device
+    tokens, targets = batch.tokens.to(device), batch.targets.to(device)
+    accuracy: list[list[float]] = []
+    fed: Tensor | None = None
+    for _ in range(depth + 1):
+        hidden = model(tokens, hidden=fed)
+        said = model.lm_head(hidden).argmax(dim=-1)  # (B, T), of all ids
+        accuracy.append((said == targets).double().mean(dim=0).tolist())
+        fed = shift_right(hidden)
+    return accuracy

@@ -1,0 +1,149 @@
+"""Tasks with a state that every symbol changes, as batches that a seed makes.
+
+A task is a finite automaton. A word of n symbols takes it from state 0 through n states, and the
+model says after each symbol where it is (``Target.STATE``), or only whether it is in the first half
+of the states (``Target.HALF``), which is not enough to go on from: then the state has to be kept
+without ever being said. Level n is the answer after n symbols.
+
+Ids: 0 is the quiet token, which stands before and behind a word; then the G symbols; then the
+answers.
+
+Shapes: B batch, T positions, N symbols of a word, S states, G symbols there are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from stateful_gpt.train import IGNORE
+
+QUIET = 0
+SIZE = 5  # states of both tasks: cups, or the modulus
+
+
+class Target(Enum):
+    """What is asked after each symbol."""
+
+    STATE = "state"
+    HALF = "half"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A finite automaton, and what is asked about it.
+
+    Attributes:
+        transitions: (S, G), the state after each symbol in each state.
+    """
+
+    name: str
+    transitions: Tensor
+    target: Target
+
+    @property
+    def symbols(self) -> int:
+        return self.transitions.size(1)
+
+    @property
+    def answers(self) -> int:
+        return len(self.transitions) if self.target is Target.STATE else 2
+
+    @property
+    def vocab_size(self) -> int:
+        return 1 + self.symbols + self.answers
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of always giving the most frequent answer, all states being as likely."""
+        counts = self.answer_of(torch.arange(len(self.transitions))).bincount()
+        return counts.max().item() / len(self.transitions)
+
+    def answer_of(self, states: Tensor) -> Tensor:
+        """The answers, from 0, that (...) states call for."""
+        if self.target is Target.STATE:
+            return states
+        return (states >= len(self.transitions) // 2).long()
+
+    def states_of(self, words: Tensor) -> Tensor:
+        """(B, N) states after each symbol of (B, N) words; symbols count from 0."""
+        state = torch.zeros(len(words), dtype=torch.long)
+        states = []
+        for symbol in words.unbind(dim=1):
+            state = self.transitions[state, symbol]
+            states.append(state)
+        return torch.stack(states, dim=1)
+
+
+def swaps_of_cups() -> Tensor:
+    """A ball lies under one of five cups, and each symbol swaps two of them: where is the ball?
+
+    The symbols are the ten transpositions, which generate S5, and the ball is a pointer that is
+    chased through the product of all permutations so far. No solvable group contains S5, so a
+    transformer of fixed depth is not expected to do it at every length (arXiv 2404.08819).
+    """
+    swaps = list(combinations(range(SIZE), 2))
+    return torch.tensor([[{i: j, j: i}.get(ball, ball) for i, j in swaps] for ball in range(SIZE)])
+
+
+def sums_modulo() -> Tensor:
+    """The running sum of numbers modulo five. The order of the symbols does not matter."""
+    return torch.tensor(
+        [[(sum_ + number) % SIZE for number in range(SIZE)] for sum_ in range(SIZE)]
+    )
+
+
+TASKS: dict[str, Callable[[], Tensor]] = {"cups": swaps_of_cups, "modulo": sums_modulo}
+
+
+@cache
+def make_task(name: str, target: Target) -> Task:
+    return Task(name, TASKS[name](), target)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """(B, T) ids to read, and (B, T) ids to say at each of them, IGNORE where nothing is asked."""
+
+    tokens: Tensor
+    targets: Tensor
+
+
+def lay_out(task: Task, words: Tensor, starts: Tensor, *, length: int) -> Batch:
+    """Put (B, N) words at (B,) starts into windows of ``length`` tokens, quiet around them."""
+    places = starts[:, None] + torch.arange(words.size(1))  # (B, N)
+    tokens = torch.full((len(words), length), QUIET)
+    tokens.scatter_(1, places, 1 + words)
+    targets = torch.full((len(words), length), IGNORE)
+    targets.scatter_(1, places, 1 + task.symbols + task.answer_of(task.states_of(words)))
+    return Batch(tokens, targets)
+
+
+def draw_words(task: Task, size: int, level: int, *, generator: torch.Generator) -> Tensor:
+    """(size, level) symbols, all as likely."""
+    return torch.randint(task.symbols, (size, level), generator=generator)
+
+
+def training_batch(
+    task: Task, *, step: int, size: int, level: int, length: int, seed: int
+) -> Batch:
+    """Words of ``level`` symbols, each at a random place of its window.
+
+    A function of seed and step alone. Every position of a window is trained that way, though no
+    word fills it.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    words = draw_words(task, size, level, generator=generator)
+    starts = torch.randint(length - level + 1, (size,), generator=generator)
+    return lay_out(task, words, starts, length=length)
+
+
+def test_batch(task: Task, *, size: int, length: int) -> Batch:
+    """Words that fill their windows, the same for every contestant: position n - 1 is level n."""
+    generator = torch.Generator().manual_seed(2**60)  # no training step's
+    words = draw_words(task, size, length, generator=generator)
+    return lay_out(task, words, torch.zeros(size, dtype=torch.long), length=length)

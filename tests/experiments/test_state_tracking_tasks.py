@@ -1,0 +1,114 @@
+"""The tasks ask what they say they ask, checked by playing them out by hand."""
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from experiments.state_tracking.tasks import (
+    QUIET,
+    Target,
+    Task,
+    draw_words,
+    lay_out,
+    make_task,
+    test_batch,
+    training_batch,
+)
+from stateful_gpt.train import IGNORE
+
+test_batch.__test__ = False  # type: ignore[attr-defined]  # a batch of test words, not a test
+
+
+def words_of(task: Task, count: int = 200, level: int = 9) -> torch.Tensor:
+    return draw_words(task, count, level, generator=torch.Generator().manual_seed(3))
+
+
+def test_the_ball_is_where_it_lies_after_the_cups_were_swapped() -> None:
+    task = make_task("cups", Target.STATE)
+    pairs = list(combinations(range(5), 2))
+    words = words_of(task)
+    states = task.states_of(words)
+    for word, said in zip(words.tolist(), states.tolist(), strict=True):
+        cups = ["ball", "", "", "", ""]
+        for symbol, state in zip(word, said, strict=True):
+            i, j = pairs[symbol]
+            cups[i], cups[j] = cups[j], cups[i]
+            assert cups.index("ball") == state
+
+
+def test_the_symbols_of_the_cups_reach_every_permutation() -> None:
+    transitions = make_task("cups", Target.STATE).transitions.T.tolist()  # a permutation a symbol
+    reached = {tuple(range(5))}
+    fresh = set(reached)
+    while fresh:
+        fresh = {tuple(p[s] for s in seen) for seen in fresh for p in transitions} - reached
+        reached |= fresh
+    assert len(reached) == 120
+
+
+def test_sums_are_sums_modulo_five() -> None:
+    task = make_task("modulo", Target.STATE)
+    words = words_of(task)
+    for word, said in zip(words.tolist(), task.states_of(words).tolist(), strict=True):
+        assert said == [sum(word[: n + 1]) % 5 for n in range(len(word))]
+
+
+@pytest.mark.parametrize("name", ["cups", "modulo"])
+def test_half_of_the_state_is_not_enough_to_go_on_from(name: str) -> None:
+    half = make_task(name, Target.HALF)
+    states = make_task(name, Target.STATE).states_of(words_of(half))
+    assert half.answer_of(states).tolist() == (states > 1).long().tolist()
+    assert (half.answers, half.chance) == (2, 3 / 5)
+    after = {  # answers that may follow an answer and a symbol
+        (int(half.answer_of(torch.tensor(state))), symbol): {
+            int(half.answer_of(half.transitions[other, symbol]))
+            for other in range(5)
+            if half.answer_of(torch.tensor(other)) == half.answer_of(torch.tensor(state))
+        }
+        for state in range(5)
+        for symbol in range(half.symbols)
+    }
+    assert sum(len(answers) == 2 for answers in after.values()) > len(after) / 4
+
+
+@pytest.mark.parametrize("name", ["cups", "modulo"])
+@pytest.mark.parametrize("target", list(Target))
+def test_a_word_lies_in_a_quiet_window_with_its_answers_below_it(name: str, target: Target) -> None:
+    task = make_task(name, target)
+    words = words_of(task, 3, 4)
+    batch = lay_out(task, words, torch.tensor([0, 2, 5]), length=9)
+    for row, start in enumerate((0, 2, 5)):
+        inside = slice(start, start + 4)
+        assert batch.tokens[row, inside].tolist() == (words[row] + 1).tolist()
+        answers = task.answer_of(task.states_of(words[row : row + 1]))[0]
+        said = (answers + 1 + task.symbols).tolist()
+        assert batch.targets[row, inside].tolist() == said
+        assert max(said) < task.vocab_size
+        outside = [t for t in range(9) if not start <= t < start + 4]
+        assert set(batch.tokens[row, outside].tolist()) == {QUIET}
+        assert set(batch.targets[row, outside].tolist()) == {IGNORE}
+
+
+def test_training_words_depend_on_seed_and_step_alone_and_reach_every_position() -> None:
+    task = make_task("cups", Target.STATE)
+
+    def batch(step: int, seed: int) -> torch.Tensor:
+        made = training_batch(task, step=step, size=32, level=8, length=16, seed=seed)
+        assert ((made.targets != IGNORE).sum(dim=1) == 8).all()
+        assert ((made.tokens != QUIET) == (made.targets != IGNORE)).all()
+        return made.tokens
+
+    assert torch.equal(batch(5, 1), batch(5, 1))
+    assert not torch.equal(batch(5, 1), batch(6, 1))
+    assert not torch.equal(batch(5, 1), batch(5, 2))
+    many = torch.cat([batch(step, 0) for step in range(8)])
+    assert (many != QUIET).any(dim=0).all()
+
+
+def test_all_are_tested_on_the_same_words_which_fill_the_window() -> None:
+    task = make_task("modulo", Target.HALF)
+    one, other = test_batch(task, size=64, length=16), test_batch(task, size=64, length=16)
+    assert torch.equal(one.tokens, other.tokens)
+    assert (one.tokens != QUIET).all()
+    assert (one.targets != IGNORE).all()
