@@ -21,7 +21,11 @@ PRIMARY = {
     "train": TrainSettings,
     "state_tracking": StateTrackingSettings,
 }
-FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml"))
+FILES = sorted(
+    str(path.relative_to(CONF))
+    for path in CONF.rglob("*.yaml")
+    if path.name != "wandb_sweep.yaml"  # W&B reads it, not Hydra
+)
 GROUPS = [name for name in FILES if "/" in name and not name.startswith("hydra/")]
 LAUNCHERS = [name for name in FILES if name.startswith("hydra/launcher/")]
 
