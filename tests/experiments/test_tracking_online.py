@@ -126,10 +126,7 @@ SERVERS = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name == "refusing" else pytest.mark.slow)
-        for name in SERVERS
-    ],
+    [pytest.param(name, marks=[] if name == "refusing" else pytest.mark.slow) for name in SERVERS],
 )
 def test_a_study_with_a_bad_server_goes_on_offline_with_one_warning_within_15_seconds(
     name: str,
