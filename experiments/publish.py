@@ -77,7 +77,6 @@ def publish(tracker: Tracker, folder: Path, summary: dict[str, Any]) -> None:
         return
     for row in history_rows(folder):
         tracker.log(row)
-    tracker.summarize(summary["overall"])
     tracker.image("heat_map", lambda: _heat_map(folder))
     names, xs, ys, among = moving_tokens(folder)
     tracker.lines(
@@ -87,6 +86,7 @@ def publish(tracker: Tracker, folder: Path, summary: dict[str, Any]) -> None:
         names=names,
         title=f"log_prob of the {len(names)} of {among} tokens that move most",
     )
+    tracker.summarize(summary["overall"])  # last: a row overwrites what it shares with it
     tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place))
     if tracker.active:
         kept = [tracker.files / RUN_FOLDER / name for name in (TRAJECTORY, ITERATIONS, SUMMARY)]

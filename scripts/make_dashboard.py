@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 NAME = "How estimates settle"
 COLUMNS = (
-    *("run:group", "run:state", "config:feedback.kind.value", "config:feedback.strength.value"),
-    *("config:recompute.iterations.value", "summary:outcome", "summary:iterations_to_tolerance"),
+    *("run:group", "run:state", "config:feedback.value.kind", "config:feedback.value.strength"),
+    *("config:recompute.value.iterations", "summary:outcome", "summary:iterations_to_tolerance"),
     *("summary:nll", "summary:nll_plain", "summary:kl_effect", "summary:rate", "summary:lyapunov"),
 )
 
@@ -95,7 +95,7 @@ def workspace(*, entity: str, project: str, study: str | None = None) -> "Worksp
         sections=[ws.Section(name=name, panels=own, is_open=True) for name, own in sections],
         settings=ws.WorkspaceSettings(x_axis="iteration", max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=[] if study is None else [expr.Metric("Group") == study],
+            filters="" if study is None else expr.And(expr.Metric("Group") == study),
             order=[expr.Ordering(expr.Config("feedback.strength"), ascending=True)],
             pinned_columns=["run:displayName", *COLUMNS],
         ),

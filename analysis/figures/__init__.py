@@ -87,7 +87,7 @@ def heat_map_png(runs: Runs) -> bytes:
         drawn = heat_map(runs, one, prompt_id, runs.grid(one.run, prompt_id), among=1)
         assert isinstance(drawn, Drawing)
         content = io.BytesIO()
-        drawn.figure.savefig(content, format="png")
+        drawn.figure.savefig(content, format="png", dpi=90)  # small: it is drawn for every run
     return content.getvalue()
 
 

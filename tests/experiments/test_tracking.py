@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from experiments.run_folder import RunFolder
+
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -220,6 +222,68 @@ def test_a_folder_that_the_tracker_cannot_write_is_one_warning(
     assert code == 0
     assert_finished_with_one_warning(folder, err)
     assert (folder / "wandb").read_text() == "in the way"
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of its own with room for a few kilobytes."""
+    place = tmp_path / "full"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("only root may mount a small file system")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_under_the_tracker_is_one_warning(
+    compute: Callable[..., Path],
+    full_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    begin = RunFolder.begin
+
+    def begin_with_a_full_disk(self: RunFolder, *arguments: Any) -> None:
+        begin(self, *arguments)
+        (self.path / "wandb").symlink_to(full_disk)
+
+    monkeypatch.setattr(RunFolder, "begin", begin_with_a_full_disk)
+    folder = compute("tracking.mode=offline")
+    assert_finished_with_one_warning(folder, capfd.readouterr().err)
+
+
+def test_a_study_folder_that_takes_no_view_for_the_terminal_is_no_trouble(
+    compute: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs" / "s").mkdir(parents=True)
+    (tmp_path / "runs" / "s" / "wandb").write_text("in the way")
+    folder = compute("tracking.mode=offline")
+    assert capfd.readouterr().err == ""
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_the_view_for_the_terminal_shows_each_run_once_by_a_name_that_people_read(
+    compute: Callable[..., Path],
+) -> None:
+    folder = compute("tracking.mode=offline")
+    compute("tracking.mode=offline", "feedback.strength=1")
+    (folder / "status.json").unlink()
+    compute("tracking.mode=offline")  # computed again: W&B's folder has another name now
+    view = folder.parent / "wandb"
+    names = sorted(re.sub(r"run-\d{8}_\d{6}-", "", path.name) for path in view.iterdir())
+    assert [name.rpartition(" ")[0] for name in names] == [
+        "log_prob β=0.5 n=12",
+        "log_prob β=1 n=12",
+    ]
+    (shown,) = view.glob(f"run-*-log_prob β=0.5 n=12 {folder.name}")
+    (stored,) = folder.glob("wandb/offline-run-*/*.wandb")
+    (link,) = shown.glob(f"run-log_prob β=0.5 n=12 {folder.name}.wandb")
+    assert link.samefile(stored)
+    assert not link.readlink().is_absolute(), "the study can be moved"
+    assert (shown / "files" / "run_folder" / "config.yaml").exists()
 
 
 def children_of(parent: int, name: str) -> list[int]:

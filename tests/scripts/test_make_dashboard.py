@@ -47,10 +47,10 @@ def test_the_dashboard_shows_curves_front_response_heat_map_and_runs(
         assert curve["viewType"] == "Run History Line Plot"
         assert config["xAxis"] == "iteration"
         assert set(config["metrics"]) <= set(AGGREGATES)
-        assert "feedback.strength" in json.dumps(config["groupBy"])
+        assert config["groupBy"] == "feedback.value.strength"
     assert curves[0]["config"]["yLogScale"] is True
     responses = panels["Response to strength"]
-    assert all("feedback.strength" in one["config"]["xAxis"] for one in responses)
+    assert all(one["config"]["xAxis"] == "config:feedback.value.strength" for one in responses)
     heat_map, tokens = panels["Tokens"]
     assert heat_map["config"]["mediaKeys"] == ["heat_map"]
     assert "token_trajectories_table" in json.dumps(tokens["config"])

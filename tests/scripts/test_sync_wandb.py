@@ -40,11 +40,11 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbSer
 
 
 @pytest.fixture
-def study(tiny_checkpoint: Path, tmp_path: Path, server: WandbServer) -> Path:
+def study(checkpoint_folder: Path, tmp_path: Path, server: WandbServer) -> Path:
     """Two finished runs that W&B's server has never heard of; one of them without W&B's files."""
     for strength, mode in ((0.5, "offline"), (1.0, "disabled")):
         told = {
-            "model": {"name": "checkpoint", "path": str(tiny_checkpoint)},
+            "model": {"name": "checkpoint", "path": str(checkpoint_folder)},
             "feedback": {"strength": strength},
             "recompute": {"iterations": 6},
             "prompts": {"limit": 1, "max_tokens": 8},
