@@ -1,5 +1,6 @@
 """Nothing hides: what is done, running, failed and missing, and how to complete it."""
 
+import errno
 import fcntl
 import json
 import re
@@ -166,6 +167,25 @@ def test_a_dry_run_says_what_cannot_be(sweep: Call, tmp_path: Path) -> None:
     assert code == 2
     assert re.fullmatch(r"error: prompts.file .*nowhere.txt.*\n", err)
     assert "1 run: 1 missing" in out
+
+
+def test_where_files_have_no_locks_a_run_is_computed_with_one_warning(
+    compute: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")  # as Lustre without -o flock says
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    folder = compute()
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert not (folder / ".lock").exists()
+    assert re.fullmatch(r"warning: .* no locks: .*\n", capfd.readouterr().err)
+    content = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**content, "state": "running"}))
+    (folder / ".lock").write_text("")
+    assert [run.state for run in survey(folder.parent).runs] == [State.RUNNING], "as it says itself"
 
 
 # --- on a screen --------------------------------------------------------------------------------
