@@ -1,0 +1,85 @@
+"""Prepare the names that the names model is trained on: 5,163 American first names.
+
+    python -m scripts.prepare_names [--out data/names]          (pip install 'stateful_gpt[names]')
+
+The names come from the package ``names`` (MIT), in lower case, each once, however many of its lists
+it is in. A tenth is held out: those whose hash says so, which no other name can change. They are
+written, one a line, to ``OUT/train/names.txt`` and ``OUT/held_out/names.txt``; the held-out ones
+also, in the order of their hashes, to ``OUT/prompts.jsonl``, each between two start-and-stop tokens
+of the byte tokenizer, as the model is trained on it.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from stateful_gpt.tokenizer import byte_tokenizer, end_token
+
+PACKAGE = "names"
+LISTS = ("dist.female.first", "dist.male.first")
+EVERY = 10  # one name in so many is held out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Prepare the corpus of the names model.")
+    parser.add_argument("--out", type=Path, default=Path("data/names"))
+    options = parser.parse_args()
+    try:
+        names = read_names()
+        train, held_out = split(names)
+        write(options.out / "train" / "names.txt", train)
+        write(options.out / "held_out" / "names.txt", held_out)
+        prompts = [prompt(name) for name in sorted(held_out, key=digest)]
+        write(options.out / "prompts.jsonl", prompts)
+    except metadata.PackageNotFoundError:
+        print(
+            f"prepare_names: the package {PACKAGE!r} is not installed:"
+            " pip install 'stateful_gpt[names]'",
+            file=sys.stderr,
+        )
+        return 1
+    except OSError as error:
+        print(f"prepare_names: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def read_names() -> list[str]:
+    """The first names of the package in alphabetical order, each once."""
+    package = metadata.distribution(PACKAGE)
+    names = set()
+    for name in LISTS:
+        # a line: NAME, share in per cent, cumulative share, rank
+        lines = Path(str(package.locate_file(f"{PACKAGE}/{name}"))).read_text("ascii").splitlines()
+        names |= {line.split()[0].lower() for line in lines}
+    return sorted(names)
+
+
+def digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def split(names: list[str]) -> tuple[list[str], list[str]]:
+    """Names to train on and names held out, in the order given."""
+    held_out = {name for name in names if int(digest(name), 16) % EVERY == 0}
+    return [name for name in names if name not in held_out], [n for n in names if n in held_out]
+
+
+def prompt(name: str) -> str:
+    encoding = byte_tokenizer()
+    end = end_token(encoding)
+    return json.dumps({"id": name, "tokens": [end, *encoding.encode_ordinary(name), end]})
+
+
+def write(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{line}\n" for line in lines)
+    path.write_text(text, encoding="utf-8")
+    print(f"{path}  {len(lines):,} names  sha256 {hashlib.sha256(text.encode()).hexdigest()[:12]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
