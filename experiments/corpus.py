@@ -66,7 +66,7 @@ def read_texts(key: str, folder: str) -> list[str]:
     if not paths:
         raise ConfigError(
             f"{key} must be a folder of .txt files, got {folder!r}"
-            " (python -m scripts.prepare_corpus makes data/austen, scripts.prepare_names data/names)"
+            " (scripts.prepare_corpus makes data/austen, scripts.prepare_names data/names)"
         )
     try:
         return [path.read_text(encoding="utf-8") for path in paths]

@@ -18,7 +18,7 @@ from stateful_gpt.device import DEVICES, DTYPES, choose_device
 from stateful_gpt.feedback import KINDS, Feedback
 from stateful_gpt.generate import Sampling, Start, generate
 from stateful_gpt.recompute import Outcome, RecomputeConfig
-from stateful_gpt.tokenizer import end_token, token_text
+from stateful_gpt.tokenizer import END_OF_TEXT, end_token, token_text
 from stateful_gpt.windowed import Windowed
 
 
@@ -29,7 +29,23 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         " states, back into it.",
     )
     text = parser.add_argument_group("text")
-    text.add_argument("--prompt", required=True, help="the text to continue; - reads it from stdin")
+    text.add_argument(
+        "--prompt",
+        required=True,
+        help="the text to continue; - reads it from stdin; '' begins a text with <|endoftext|>",
+    )
+    text.add_argument(
+        "--begin",
+        action="store_true",
+        help="the prompt begins a text: read <|endoftext|> before it, as an empty prompt does",
+    )
+    text.add_argument(
+        "--samples",
+        type=_count(1),
+        default=1,
+        metavar="N",
+        help="so many texts, each from a state of its own; they are printed when all are done",
+    )
     text.add_argument("--max_new_tokens", type=_count(0), default=100, metavar="N")
     text.add_argument("--greedy", action="store_true", help="always the most likely token")
     text.add_argument("--temperature", type=_positive, metavar="X", help="default 0.8")
@@ -71,6 +87,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(_join_strength(sys.argv[1:] if arguments is None else arguments))
     if options.greedy and (options.temperature is not None or options.top_k is not None):
         parser.error("--greedy draws the most likely token: leave out --temperature and --top_k")
+    if options.greedy and options.samples > 1:
+        parser.error("--greedy always draws the same text: leave out --samples")
     return options
 
 
@@ -107,34 +125,45 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    if not prompt:
-        raise ValueError("the prompt is empty: give at least one character")
     checkpoint = load_checkpoint(
         options.model, tokenizer=options.tokenizer, dtype=DTYPES[options.dtype], device=device
     )
     encoding = checkpoint.tokenizer
     tokens = encoding.encode_ordinary(prompt)
+    end = end_token(encoding)
+    if options.begin or not prompt:
+        if end is None:
+            raise ValueError(
+                f"the tokenizer {encoding.name!r} has no {END_OF_TEXT} to begin a text with:"
+                " give a --prompt of at least one character, without --begin"
+            )
+        tokens = [end, *tokens]
     feedback = Feedback.of_kind(options.feedback, options.strength)
     if feedback.of_hidden and checkpoint.model.gate is None:
         raise ValueError(
             f"--feedback hidden_state needs a model with a gate for it, such as bundled_stateful;"
             f" {options.model} has none"
         )
-    writer = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    end = end_token(encoding)
+    decoder = codecs.getincrementaldecoder("utf-8")
+    writers = [decoder(errors="replace") for _ in range(options.samples)]
+    texts = [prompt] * options.samples
 
-    def show(_row: int, token: int) -> None:
+    def show(row: int, token: int) -> None:
         if token != end:
             try:
                 raw = encoding.decode_single_token_bytes(token)
             except KeyError:
                 raw = token_text(encoding, token).encode()
-            print(writer.decode(raw), end="", flush=True)
+            piece = writers[row].decode(raw)
+            texts[row] += piece
+            if options.samples == 1:
+                print(piece, end="", flush=True)
 
-    print(prompt, end="", flush=True)
+    if options.samples == 1:
+        print(prompt, end="", flush=True)
     result = generate(
         checkpoint.model,
-        [tokens],
+        [tokens] * options.samples,
         max_new_tokens=options.max_new_tokens,
         feedback=feedback,
         config=RecomputeConfig(
@@ -153,15 +182,18 @@ def _run(options: argparse.Namespace) -> int:
         generator=torch.Generator(device).manual_seed(options.seed),
         on_token=show,
     )
-    print(writer.decode(b"", final=True))
+    for text, writer in zip(texts, writers, strict=True):
+        rest = writer.decode(b"", final=True)
+        print(rest if options.samples == 1 else text + rest)
+    outcomes = [outcome for of_text in result.outcomes for outcome in of_text]
     unsettled = [
         outcome
-        for outcome in result.outcomes[0]
+        for outcome in outcomes
         if outcome not in (Outcome.SETTLED, Outcome.WITHIN_TOLERANCE)
     ]
     if feedback.active and unsettled:
         print(
-            f"generate: at {len(unsettled)} of {len(result.outcomes[0])} tokens the estimates had"
+            f"generate: at {len(unsettled)} of {len(outcomes)} tokens the estimates had"
             f" not settled after {options.iterations} passes (--iterations)",
             file=sys.stderr,
         )

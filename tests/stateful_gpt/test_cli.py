@@ -1,6 +1,7 @@
 """The command line: what it prints, how it exits, and one line for whatever is wrong."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.generate import Sampling, Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
-from stateful_gpt.tokenizer import decode
+from stateful_gpt.tokenizer import byte_tokenizer, decode, save_bpe
+from stateful_gpt.windowed import Windowed
 
 Capture = pytest.CaptureFixture[str]
 Run = Callable[..., tuple[int, str, str]]
@@ -148,6 +150,70 @@ def test_a_dash_reads_the_prompt_from_standard_input(
     assert (code, out, err) == (0, "Anna said\nno\n", "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "prompt"),
+    [
+        (["--prompt", ""], b""),
+        (["--prompt", "-"], b""),
+        (["--begin"], PROMPT.encode()),
+        (["--prompt", "", "--begin"], b""),
+    ],
+)
+def test_a_text_that_begins_follows_the_start_and_stop_token(
+    run: Run,
+    checkpoint_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    prompt: bytes,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    code, out, err = run(*arguments, "--max_new_tokens", "9", "--greedy")
+    checkpoint = load_checkpoint(checkpoint_folder)
+    result = generate(
+        checkpoint.model,
+        [[256, *prompt]],
+        max_new_tokens=9,
+        feedback=Feedback(strength=0.0),
+        config=RecomputeConfig(iterations=1),
+        sampling=Sampling(vocab_size=257, end_token=256),
+    )
+    shown = [token for token in result.tokens[0] if token != 256]
+    assert (code, err) == (0, "")
+    assert out == decode(checkpoint.tokenizer, shown) + "\n"
+
+
+@pytest.mark.parametrize("feedback", [[], ["--strength", "0.5"]])
+def test_samples_are_the_librarys_in_their_order(
+    run: Run, checkpoint_folder: Path, feedback: list[str]
+) -> None:
+    code, out, _ = run(
+        *("--samples", "3", "--max_new_tokens", "12", "--temperature", "0.4", "--seed", "3"),
+        *feedback,
+    )
+    checkpoint = load_checkpoint(checkpoint_folder)
+    strength = float(feedback[1]) if feedback else 0.0
+    result = generate(
+        checkpoint.model,
+        [list(PROMPT.encode())] * 3,
+        max_new_tokens=12,
+        feedback=Feedback(strength=strength),
+        config=RecomputeConfig(iterations=64 if feedback else 1, tolerance=1e-3),
+        solver=Windowed("all"),
+        start=Start.CARRIED,
+        sampling=Sampling(temperature=0.4, vocab_size=257, end_token=256),
+        generator=torch.Generator().manual_seed(3),
+    )
+    texts = [decode(checkpoint.tokenizer, [i for i in t if i != 256]) for t in result.tokens]
+    assert code == 0
+    assert out == "".join(f"{text}\n" for text in texts)
+    assert len(set(texts)) > 1, "they differ"
+
+
+def test_samples_that_end_are_printed_without_their_end(make_ending: Path, run: Run) -> None:
+    code, out, err = run("--samples", "3", "--prompt", "", model=make_ending)
+    assert (code, out, err) == (0, "\n\n\n", "")
+
+
 def test_a_prompt_longer_than_the_block_is_continued(run: Run) -> None:
     prompt = "a long prompt, " * 5  # 75 bytes for a block of 32
     code, out, err = run("--prompt", prompt, "--max_new_tokens", "3", "--greedy")
@@ -263,6 +329,9 @@ def test_a_prompt_that_is_no_utf8_is_one_line(checkpoint_folder: Path, by: str) 
         (["--tolerance", "nan"], "finite"),
         (["--greedy", "--temperature", "1"], "--greedy"),
         (["--greedy", "--top_k", "5"], "--greedy"),
+        (["--greedy", "--samples", "2"], "--greedy"),
+        (["--samples", "0"], "at least 1"),
+        (["--samples", "some"], "whole number"),
         (["--feedback", "magic"], "log_prob"),
         (["--start", "warm"], "carried"),
         (["--device", "tpu"], "cuda"),
@@ -293,7 +362,16 @@ def test_a_missing_prompt_is_exit_code_2(checkpoint_folder: Path, capsys: Captur
 def test_help_names_every_option(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for option in ("prompt", "max_new_tokens", "temperature", "greedy", "top_k", "model"):
+    for option in (
+        "prompt",
+        "begin",
+        "samples",
+        "max_new_tokens",
+        "temperature",
+        "greedy",
+        "top_k",
+        "model",
+    ):
         assert f"--{option}" in out
     for option in ("feedback", "strength", "iterations", "seed", "tolerance", "start"):
         assert f"--{option}" in out
@@ -312,10 +390,14 @@ def assert_one_line(result: tuple[int, str, str], words: str) -> None:
     assert words in err
 
 
-def test_an_empty_prompt_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_one_line(run("--prompt", ""), "prompt is empty")
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    assert_one_line(run("--prompt", "-"), "prompt is empty")
+@pytest.mark.parametrize("arguments", [["--prompt", ""], ["--begin"]])
+def test_a_tokenizer_that_cannot_begin_a_text_is_one_line(
+    run: Run, tmp_path: Path, arguments: list[str]
+) -> None:
+    path = tmp_path / "no_end.json"
+    save_bpe(byte_tokenizer(), path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"special_tokens": {}}))
+    assert_one_line(run("--tokenizer", str(path), *arguments), "has no <|endoftext|>")
 
 
 @pytest.mark.parametrize("name", ["/missing", "missing.pt", "x" * 5000, "a\nb"])
