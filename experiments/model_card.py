@@ -45,7 +45,7 @@ def model_card(
         ("held out", f"{_names(settings.corpus.held_out)}: {loss}"),
         (
             "measured by",
-            "`python -m scripts.held_out_loss --model THIS_FOLDER` (windows that do not overlap)",
+            _measured_by(settings),
         ),
         ("recipe", f"`{shlex.join(['python', '-m', 'experiments.train', *sys.argv[1:]])}`"),
         ("seed", settings.seed),
@@ -67,6 +67,14 @@ float16.
 |---|---|
 {table}
 """
+
+
+def _measured_by(settings: TrainSettings) -> str:
+    words = "python -m scripts.held_out_loss --model THIS_FOLDER"
+    if settings.corpus.documents == "file":
+        return f"`{words}` (windows that do not overlap)"
+    texts = shlex.quote(settings.corpus.held_out)
+    return f"`{words} --texts {texts} --documents line` (a line at a time, its end predicted too)"
 
 
 def _passes(settings: TrainSettings) -> str:
