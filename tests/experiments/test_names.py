@@ -1,5 +1,6 @@
 """One text a line: what is read, what is refused, and the names model from end to end."""
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import torch
 
 from experiments.config import ConfigError
 from experiments.corpus import documents
-from scripts import held_out_loss
+from scripts import held_out_loss, print_passes
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.cli import main as generate
 from stateful_gpt.feedback import Feedback
@@ -55,6 +56,29 @@ def test_a_line_fits_exactly_or_is_refused_by_name() -> None:
         documents("k", ["ada\nguillermina"], encoding, block_size=11)
     with pytest.raises(ConfigError, match="k must have a line of text"):
         documents("k", ["\n\n"], encoding, block_size=11)
+
+
+def test_the_passes_over_a_prompt_of_ids_are_printed_whole(
+    compute: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = [json.dumps({"id": name, "tokens": [256, *name.encode(), 256]}) for name in HELD_OUT]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    file = f"prompts.file={tmp_path / 'prompts.jsonl'}"
+    run = compute("prompts.source=file", file, "prompts.limit=3", "feedback.strength=0.5")
+    monkeypatch.setattr(sys, "argv", ["print_passes", str(run), "--prompt", "abe"])
+    assert print_passes.main() == 0
+    title, header, *rows = capsys.readouterr().out.splitlines()
+    assert title == "abe: checkpoint, log_prob, strength 0.5"
+    assert header.split() == ["pass", "a", "b", "e", "■"]
+    # four tokens to predict: settled by the fourth pass, whatever the model
+    assert [row.split()[0] for row in rows if row] in (["1", "2", "3"], ["1", "2", "3", "4"])
+
+    monkeypatch.setattr(sys, "argv", ["print_passes", str(run), "--prompt", "zoe"])
+    assert print_passes.main() == 2
+    assert "zoe" in capsys.readouterr().err
 
 
 # --- from end to end ----------------------------------------------------------------------------

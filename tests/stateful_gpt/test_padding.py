@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -71,6 +71,7 @@ def one_at_a_time(model: GPT, texts: list[Tensor], *, passes: int, mode: str) ->
 
 
 @pytest.mark.parametrize("mode", MODES)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**31),
     lengths=lengths_of_texts,
