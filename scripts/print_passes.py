@@ -11,7 +11,8 @@ import sys
 
 import numpy as np
 
-from analysis.load import Grid, load
+from analysis.load import load
+from analysis.runs import Grid
 from analysis.saved import SourceError
 
 END = ("<|endoftext|>", "■")  # a long name for what begins and ends a text

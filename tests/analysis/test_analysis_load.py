@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.load import load
@@ -105,7 +106,9 @@ def test_a_partitioned_trajectory_reads_like_a_single_file(
 
 def test_lacking_and_null_measures_are_missing(make_run: MakeRun, tmp_path: Path) -> None:
     make_run(tmp_path / "old", prompts=ONE, drop_measures=("oracle_error_max", "kl_step"))
-    make_run(tmp_path / "new", prompts=ONE, feedback__strength=0.5)
+    new = make_run(tmp_path / "new", prompts=ONE, feedback__strength=0.5)
+    null = pd.read_parquet(new / "iterations.parquet").assign(kl_step=None)
+    null.to_parquet(new / "iterations.parquet")
     runs = load([str(tmp_path)])
     old = runs.runs.index[runs.runs["run_id"] == "old"][0]
     lacking = runs.iterations["run"] == old

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.load import Grid
+from analysis.runs import Grid
 from scripts import print_passes
 
 GRID = Grid(
