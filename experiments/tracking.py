@@ -15,9 +15,9 @@ from experiments.config import TrackingSettings
 from experiments.files import write_json
 from experiments.wandb_service import let_go, server_trouble, server_url, within
 
-# with the two seconds of a probe, all that a study ever waits for a server that fails it
-INIT_SECONDS = 5.0
-FINISH_SECONDS = 8.0
+# with two probes and the end of the helper, all that a study ever waits for a server that fails
+INIT_SECONDS = 3.0
+FINISH_SECONDS = 7.0
 HELPER_SECONDS = 60.0  # for W&B's own process, on a machine with other things to do
 
 SYNCED = "synced.json"  # beside W&B's files of a run: where it has been uploaded to

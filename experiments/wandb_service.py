@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 PROBE_SECONDS = 2.0
-LET_GO_SECONDS = 2.0
+LET_GO_SECONDS = 1.0
 QUESTION = b'{"query": "query Viewer { viewer { username } }"}'
 
 

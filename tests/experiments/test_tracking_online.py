@@ -166,8 +166,9 @@ def test_a_study_with_a_bad_server_goes_on_offline_with_one_warning_within_15_se
 
 
 def test_all_that_a_bad_server_can_cost_is_less_than_15_seconds() -> None:
-    waits = (wandb_service.PROBE_SECONDS, tracking.INIT_SECONDS, tracking.FINISH_SECONDS)
-    assert sum(waits) <= 15
+    probes = 2 * wandb_service.PROBE_SECONDS  # before it is used, and once it has failed
+    waits = probes + tracking.INIT_SECONDS + tracking.FINISH_SECONDS
+    assert waits + wandb_service.LET_GO_SECONDS <= 15
 
 
 def test_online_without_a_key_is_one_warning_and_nobody_is_asked_for_one(
