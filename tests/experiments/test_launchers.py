@@ -93,8 +93,8 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def kill_in_the_midst(process: "subprocess.Popen[str]", study: Path, chance: random.Random) -> bool:
-    """Kill a sweep once it has made some more progress; whether it was still at work."""
+def kill_in_the_midst(process: "subprocess.Popen[str]", study: Path, chance: random.Random) -> None:
+    """Kill a sweep once it has made some more progress, while it is still at work."""
 
     def progress() -> int:
         return sum(len(names) for _, _, names in os.walk(study))  # at ease with vanishing ones
@@ -107,8 +107,8 @@ def kill_in_the_midst(process: "subprocess.Popen[str]", study: Path, chance: ran
     alive = process.poll() is None
     if alive:
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    return alive
+    out, err = process.communicate()
+    assert alive, f"it ended before it was killed: {out}{err}"
 
 
 def assert_ended_well(
@@ -154,7 +154,7 @@ def kill_and_carry_on(
     chance = random.Random(seed)
     done: dict[str, bytes] = {}
     for _ in range(kills):
-        assert kill_in_the_midst(sweep(launcher, "killed", *words), runs / "killed", chance)
+        kill_in_the_midst(sweep(launcher, "killed", *words), runs / "killed", chance)
         now = finished(runs / "killed")
         assert now.items() >= done.items(), "a finished run is never begun again"
         done = now
