@@ -194,7 +194,7 @@ def _read_folder(folder: Path) -> tuple[State, GPTConfig, str | Path, int | None
         raise CheckpointError(f"{weights} is damaged or not a safetensors file: {error}") from None
     if settings.get("format") == FORMAT:
         passes = settings.get("trained_passes")
-        if passes is not None and (not isinstance(passes, int) or passes < 1):
+        if passes is not None and (type(passes) is not int or passes < 1):
             raise CheckpointError(
                 f"{folder / CONFIG}: trained_passes must be a whole number of at least 1,"
                 f" got {passes!r}"

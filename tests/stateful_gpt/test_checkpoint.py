@@ -487,3 +487,28 @@ def test_a_tokenizer_that_does_not_fit_or_exist_is_one_sentence(checkpoint_folde
 
 def test_what_is_saved_next_to_it_is_the_tokenizer_it_names(folder: Path) -> None:
     assert load_checkpoint(folder).tokenizer.n_vocab == load_tokenizer("byte").n_vocab
+
+
+def test_the_bundled_stateful_model_has_a_gate_that_does_something() -> None:
+    checkpoint = load_checkpoint("bundled_stateful")
+    model = checkpoint.model
+    assert checkpoint.trained_passes == 3
+    assert model.gate is not None
+    tokens = torch.tensor([checkpoint.tokenizer.encode_ordinary("It was a truth")])
+    plain = model(tokens)
+    shifted = torch.cat([torch.zeros_like(plain[:, :1]), plain[:, :-1]], dim=1)
+    fed = model(tokens, hidden=shifted)
+    assert torch.equal(fed[:, 0], plain[:, 0]), "nothing came before the first token"
+    assert (fed[:, 1:] - plain[:, 1:]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("passes", [0, "three", True])
+def test_an_impossible_number_of_trained_passes_is_refused(
+    make_gpt: Make, tmp_path: Path, passes: object
+) -> None:
+    save_checkpoint(make_gpt(1, vocab_size=257), tmp_path / "m", tokenizer="byte", trained_passes=2)
+    assert load_checkpoint(tmp_path / "m").trained_passes == 2
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "trained_passes": passes}))
+    with pytest.raises(CheckpointError, match="trained_passes must be a whole number"):
+        load_checkpoint(tmp_path / "m")
