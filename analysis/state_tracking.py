@@ -3,7 +3,9 @@
     python -m analysis.state_tracking runs/state_tracking --out figures/state_tracking
 
 Prints one table for each task and target, and draws accuracy by level and by depth. Contestants are
-compared over the seeds they share: the mean, and in brackets or as a band the least and the most.
+compared over their seeds: the mean, and in brackets or as a band the least and the most. Of a
+contestant that was trained at several learning rates, those are shown that did best at the trained
+level.
 Exit code 2 for a source or path that is no good.
 """
 
@@ -56,6 +58,7 @@ class Run:
     target: str
     contestant: Contestant
     seed: int
+    rates: tuple[float, float]  # of AdamW, of Muon
     trained_level: int
     tested_level: int
     chance: float
@@ -108,12 +111,14 @@ def _read(folder: Path) -> Run:
     config = yaml.safe_load((folder / FILES[0]).read_text(encoding="utf-8"))
     summary = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
     task, chosen = config["task"], config["contestant"]
+    training = dict(config["training"])
+    rates = (training.pop("learning_rate"), training.pop("matrix_learning_rate"))
     rest = {
         "trained_level": task["trained_level"],
         "tested_level": task["tested_level"],
         "test_words": config["test_words"],
         **config["size"],
-        **config["training"],
+        **training,
     }
     return Run(
         run_id=folder.name,
@@ -128,6 +133,7 @@ def _read(folder: Path) -> Run:
             times=chosen["times"],
         ),
         seed=config["seed"],
+        rates=rates,
         trained_level=task["trained_level"],
         tested_level=task["tested_level"],
         chance=summary["chance"],
@@ -137,6 +143,22 @@ def _read(folder: Path) -> Run:
         rest=", ".join(f"{key}={value}" for key, value in rest.items()),
         accuracy=pd.read_parquet(folder / FILES[2]),
     )
+
+
+def at_best_rates(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Of each contestant's runs on a question, those at the rates that did best.
+
+    Best is the largest mean accuracy at the trained level; no level beyond it has a say.
+    """
+    groups: dict[tuple[str, str, Contestant], dict[tuple[float, float], list[Run]]] = {}
+    for run in runs:
+        rates = groups.setdefault((run.task, run.target, run.contestant), {})
+        rates.setdefault(run.rates, []).append(run)
+
+    def score(same: list[Run]) -> float:
+        return sum(float(run.at_full_depth()[run.trained_level]) for run in same) / len(same)
+
+    return tuple(run for rates in groups.values() for run in max(rates.values(), key=score))
 
 
 def by_contestant(runs: Sequence[Run]) -> dict[Contestant, list[Run]]:
@@ -161,12 +183,13 @@ def markdown(runs: Sequence[Run]) -> str:
     for (task, target), group in by_question(runs).items():
         one = group[0]
         levels = _shown_levels(one)
-        head = ["contestant", "seeds", *(f"level {level}" for level in levels)]
+        head = ["contestant", "rates", "seeds", *(f"level {level}" for level in levels)]
         head += ["solved to level", "layer passes", "s"]
         rows = [head, ["---"] * len(head)]
         for contestant, same in by_contestant(group).items():
             accuracies = [run.at_full_depth() for run in same]
-            cells = [contestant.name, str(len(same))]
+            rates = " / ".join(f"{rate:g}" for rate in same[0].rates)
+            cells = [contestant.name, rates, str(len(same))]
             for level in levels:
                 values = [float(series[level]) for series in accuracies]
                 cells.append(_spread(values))
@@ -207,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs, left_out = load(arguments.source)
         for one in left_out:
             print(f"Left out: {one.run_id}: {one.reason}.", file=sys.stderr)
+        runs = at_best_rates(runs)
         print(markdown(runs))
         from analysis.figures.drawing import save
         from analysis.figures.state_tracking import drawings

@@ -74,7 +74,7 @@ class RunFolder:
 
     @contextmanager
     def locked(
-        self, on_wait: Callable[[], object], on_no_locks: Callable[[], object]
+        self, on_wait: Callable[[], object], on_no_locks: Callable[[], object] = lambda: None
     ) -> Iterator[None]:
         """Hold the folder; waits while another process does. A killed holder lets go.
 

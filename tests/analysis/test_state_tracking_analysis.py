@@ -31,6 +31,7 @@ def save(tmp_path: Path) -> Save:
         target: str = "state",
         state: str = "finished",
         steps: int = 10,
+        rate: float = 0.01,
         **contestant: object,
     ) -> Path:
         folder = tmp_path / "study" / name
@@ -41,7 +42,11 @@ def save(tmp_path: Path) -> Save:
             "task": {"name": task, "target": target, "trained_level": 2, "tested_level": 4},
             "contestant": chosen,
             "size": {"n_embd": 8, "n_head": 2},
-            "training": {"steps": steps},
+            "training": {
+                "steps": steps,
+                "learning_rate": rate,
+                "matrix_learning_rate": 5 * rate,
+            },
             "test_words": 16,
             "seed": seed,
         }
@@ -77,11 +82,12 @@ def test_a_table_holds_the_mean_and_the_spread_over_seeds_at_full_depth(
     out = capsys.readouterr().out
     assert "cups, target state: accuracy at full depth, trained to level 2, chance 0.20" in out
     rows = table_rows(out)
-    head = ["contestant", "seeds", "level 1", "level 2", "level 3", "level 4"]
-    assert rows[0][:6] == head
-    assert rows[2][:4] == ["plain, 3 layers", "1", "0.50", "0.50"]
+    head = ["contestant", "rates", "seeds", "level 1", "level 2", "level 3", "level 4"]
+    assert rows[0][:7] == head
+    assert rows[2][:5] == ["plain, 3 layers", "0.01 / 0.05", "1", "0.50", "0.50"]
     assert rows[3] == [
         "stateful, 1 layer, 8 passes, through",
+        "0.01 / 0.05",
         "3",
         "0.75 [0.50, 1.00]",
         "0.75 [0.50, 1.00]",
@@ -92,6 +98,22 @@ def test_a_table_holds_the_mean_and_the_spread_over_seeds_at_full_depth(
         "2",
     ]
     assert rows[6][0] == "plain, 1 layer, 8× steps"
+
+
+def test_of_several_rates_each_contestant_shows_those_that_did_best_at_the_trained_level(
+    save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for layers, slow, fast in ((1, 0.5, 0.75), (2, 1.0, 0.25)):
+        for seed in (0, 1):
+            name = f"{layers}{seed}"
+            save(f"slow{name}", best=slow, seed=seed, rate=0.004, layers=layers)
+            study = save(f"fast{name}", best=fast, seed=seed, layers=layers)
+    assert main([str(study), "--out", str(tmp_path / "out")]) == 0
+    rows = table_rows(capsys.readouterr().out)[2:]
+    assert [row[1:4] for row in rows] == [
+        ["0.01 / 0.05", "2", "0.75 [0.75, 0.75]"],
+        ["0.004 / 0.02", "2", "1.00 [1.00, 1.00]"],
+    ]
 
 
 def test_figures_are_drawn_for_each_target_and_are_the_same_again(
@@ -122,7 +144,7 @@ def test_runs_that_are_not_finished_are_left_out_aloud(
     (study / "other" / "config.yaml").write_text("model: gpt2\n")
     assert main([str(study), "--out", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
-    assert table_rows(out)[2][1] == "1"
+    assert table_rows(out)[2][2] == "1"
     assert "Left out: busy: it is running." in err
     assert "Left out: torn: not a whole state-tracking run" in err
     assert "Left out: other: not a whole state-tracking run" in err

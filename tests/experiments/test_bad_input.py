@@ -65,7 +65,10 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         ("+feedback.nonsense=1", ["feedback.nonsense", "kind, strength, layers"]),
         ("+recompute.iteration=3", ["recompute.iteration", "did you mean iterations?"]),
         ("~feedback.strength", ["feedback.strength"]),
-        ("feedback=nonsense", ["feedback/nonsense", "allowed: log_prob, logit, none, prob\n"]),
+        (
+            "feedback=nonsense",
+            ["feedback/nonsense", "allowed: hidden_state, log_prob, logit, none, prob\n"],
+        ),
         ("experiment=nonsense", ["experiment/nonsense", "strength_sweep"]),
         ("feedback.kind=nonsense", ["feedback.kind", "log_prob, logit, prob", "'nonsense'"]),
         ("feedback.layers=[2]", ["feedback.layers", "from 0 to 1", "[2]"]),

@@ -246,8 +246,8 @@ def test_a_full_disk_under_the_tracker_is_one_warning(
 ) -> None:
     begin = RunFolder.begin
 
-    def begin_with_a_full_disk(self: RunFolder, *arguments: Any) -> None:
-        begin(self, *arguments)
+    def begin_with_a_full_disk(self: RunFolder, *arguments: Any, **named: Any) -> None:
+        begin(self, *arguments, **named)
         (self.path / "wandb").symlink_to(full_disk)
 
     monkeypatch.setattr(RunFolder, "begin", begin_with_a_full_disk)
