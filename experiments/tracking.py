@@ -4,6 +4,7 @@ A tracker can lose nothing and stop nothing: whatever goes wrong with it is one 
 its server has failed, the other runs of the process go on offline without asking it again.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -245,6 +246,9 @@ class Tracker:
 def _start_helper() -> None:
     """Import W&B and start its process, which takes as long as the machine takes."""
     os.environ.setdefault("WANDB_SILENT", "true")
+    logging.raiseExceptions = (
+        False  # W&B logs beside the run: a full disk there is said once, by us
+    )
     import wandb
 
     wandb.setup().ensure_service()

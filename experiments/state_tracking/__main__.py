@@ -105,6 +105,7 @@ def _compute(settings: StateTrackingSettings, folder: RunFolder, device: torch.d
             axis="step",
             measures=("loss_first", "loss_last"),
             warn=_warn,
+            later=f"wandb sync {shlex.quote(str(folder.path))}/wandb/*run-*",
         )
         steps = settings.training.steps * settings.contestant.times
         with tqdm(total=steps, unit="step", desc=name, disable=None) as bar:

@@ -180,6 +180,7 @@ def kill_and_carry_on(
         assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 @needs["joblib"]
 def test_a_parallel_sweep_that_is_killed_ends_as_if_undisturbed(
     sweep: Sweep, ask: Status, grid: Callable[[int], list[str]], tmp_path: Path

@@ -113,6 +113,7 @@ def test_a_run_whose_files_of_wandb_are_lost_adds_nothing_to_what_the_server_has
     assert {name: run.history for name, run in server.runs.items()} == before
 
 
+@pytest.mark.slow
 def test_a_dead_server_is_one_sentence_and_the_same_command_carries_on(
     study: Path, sync: Sync, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
