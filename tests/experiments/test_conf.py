@@ -85,7 +85,7 @@ def test_every_file_shows_a_command_that_composes_and_uses_it(name: str) -> None
     runner = words[2].removeprefix("experiments.")
     overrides = [word for word in words[3:] if word != "-m"]
     jobs = swept([*overrides, *overlay_sweep(name)])
-    for job in jobs[:: -(-len(jobs) // 40)]:  # of hundreds, enough to meet every choice
+    for job in jobs[:: -(-len(jobs) // 40)]:  # of hundreds, an even choice
         settings_of(runner, job).check()
     if name in LAUNCHERS:
         assert f"hydra/launcher={Path(name).stem}" in overrides
