@@ -118,6 +118,7 @@ def table(groups: Sequence[Group]) -> pd.DataFrame:
             "depth 0": spread(group.values(0)),
             "depth 1": spread(group.values(1)) if first.kl else "–",
             "depth D−1": spread(group.values(depth)) if depth is not None else "–",
+            "depth D": spread(group.values(depth + 1)) if depth is not None else "–",
             "depth T−1": spread(group.values(None)) if first.kl else "–",
             "nats/character": spread(
                 [t.generating / t.characters_per_token for t in group.trainings]
