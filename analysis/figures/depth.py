@@ -69,6 +69,7 @@ def draw_depths(
         "Circle: the deepest pass that was trained. "
         + ("Diamond at T − 1: the depth of generation. " if any_full else "")
         + ("Dashed level: a plain model. " if len(stateful) < len(curves) else "")
+        + "A low flat stretch is rounding. "
         + note
     )
     longest = max(len(curve.label) for curve in curves)
