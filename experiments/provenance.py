@@ -109,7 +109,8 @@ def _patch(new: list[str]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "index"
         try:
-            shutil.copyfile(ROOT / os.fsdecode((index or b"").strip()), copy)
+            # with its time: git tells by it which entries may be newer than they look
+            shutil.copy2(ROOT / os.fsdecode((index or b"").strip()), copy)
         except OSError:
             new = []
         environment = {"GIT_INDEX_FILE": str(copy)} if new else {}

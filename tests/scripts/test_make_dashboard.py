@@ -1,6 +1,8 @@
 """The W&B workspace as code: what it shows, and what is said where it cannot be saved."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from scripts import make_dashboard
 pytest.importorskip("wandb_workspaces")
 
 Called = tuple[int, str, str]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -59,7 +62,20 @@ def test_the_dashboard_shows_curves_front_response_heat_map_and_runs(
     assert "mine" in json.dumps(section["runSets"])
 
 
-def test_without_a_login_it_is_one_sentence(call: Callable[..., Called]) -> None:
+def test_without_a_login_it_is_one_sentence(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+
+    def call(*words: str) -> Called:
+        done = subprocess.run(
+            [sys.executable, "-m", "scripts.make_dashboard", *words],
+            cwd=ROOT,
+            env={**environment, "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return done.returncode, done.stdout, done.stderr
+
     assert call("--entity", "team") == (
         1,
         "",
