@@ -31,6 +31,7 @@ from experiments.study import survey
 from experiments.sweep import Sweep
 from experiments.sweeper import prefer_our_sweeper
 from experiments.tracking import Tracker
+from experiments.trouble import disk_sentence, no_locks, warn, why
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
 from stateful_gpt.feedback import Feedback
@@ -79,14 +80,14 @@ def converge(settings: ConvergeSettings) -> Path:
     try:
         with folder.locked(
             lambda: print(f"{folder.path} is being computed elsewhere: waiting", flush=True),
-            lambda: _warn(f"{folder.path} is where files have no locks: never start a run twice"),
+            lambda: warn(no_locks(folder.path)),
         ):
             if folder.finished:
                 print(f"{folder.path} was finished meanwhile: nothing to compute")
                 return folder.path
             _compute(settings, folder, checkpoint, feedback, encoded)
     except OSError as error:
-        raise RunError(_disk_sentence(error, folder.path)) from None
+        raise RunError(disk_sentence(error, folder.path)) from None
     return folder.path
 
 
@@ -107,7 +108,7 @@ def _compute(
             folder.id,
             folder.path,
             tracking=settings.tracking,
-            warn=_warn,
+            warn=warn,
             study=folder.path.parent,
         )
         summaries = _run_prompts(settings, folder, checkpoint, feedback, prompts)
@@ -125,11 +126,11 @@ def _compute(
     except BaseException as error:
         if tracker is not None:
             tracker.finish(failed=True)
-        message = _why(error, folder.path)
+        message = why(error, folder.path, shorten="prompts.max_tokens")
         try:
             folder.fail(message)
         except OSError:
-            _warn(f"{folder.path / 'status.json'} could not be written either")
+            warn(f"{folder.path / 'status.json'} could not be written either")
         if isinstance(error, Exception):
             raise RunError(message) from error
         raise
@@ -250,25 +251,6 @@ def _checkpoint(
 ) -> Checkpoint:
     """Kept between the jobs of a sweep in one process, while the files stay the same."""
     return load_checkpoint(path, tokenizer=tokenizer, dtype=DTYPES[dtype], device=device)
-
-
-def _why(error: BaseException, folder: Path) -> str:
-    if isinstance(error, OSError):
-        return _disk_sentence(error, folder)
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):  # Slurm's jobs exit to be queued again
-        return "interrupted"
-    if isinstance(error, torch.OutOfMemoryError):
-        return "the device's memory does not hold the run: use a shorter prompts.max_tokens"
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _disk_sentence(error: OSError, folder: Path) -> str:
-    place = error.filename or folder
-    return f"runs_dir: {str(place)!r} cannot be written ({error.strerror or error})"
-
-
-def _warn(message: str) -> None:
-    tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 @hydra.main(config_path=CONF, config_name="converge", version_base="1.3")

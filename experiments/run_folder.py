@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from experiments.config import ConvergeSettings
-from experiments.files import read_json, write_atomically, write_json
+from experiments.files import read_json, write_atomically, write_json, write_table
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
@@ -74,7 +74,7 @@ class RunFolder:
 
     @contextmanager
     def locked(
-        self, on_wait: Callable[[], object], on_no_locks: Callable[[], object] = lambda: None
+        self, on_wait: Callable[[], object], on_no_locks: Callable[[], object]
     ) -> Iterator[None]:
         """Hold the folder; waits while another process does. A killed holder lets go.
 
@@ -161,8 +161,8 @@ class RunFolder:
         self, number: int, summary: dict[str, Any], trajectory: pa.Table, iterations: pa.Table
     ) -> None:
         """Save a finished prompt. The summary comes last: with it, the prompt is whole."""
-        _write_table(self._part(number, TRAJECTORY), trajectory)
-        _write_table(self._part(number, ITERATIONS), iterations)
+        write_table(self._part(number, TRAJECTORY), trajectory)
+        write_table(self._part(number, ITERATIONS), iterations)
         write_json(self._part(number, "json"), summary)
 
     def assemble(self, count: int, summary: dict[str, Any]) -> None:
@@ -194,10 +194,6 @@ def is_held(folder: Path) -> bool | None:
     except OSError:
         return None
     return False
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    write_atomically(path, lambda partial: pq.write_table(table, partial))
 
 
 def _is_file_at(descriptor: int, path: Path) -> bool:

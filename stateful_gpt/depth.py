@@ -43,7 +43,8 @@ class DepthProfile:
     def broken_at(self) -> int | None:
         """The first n >= 1 at which KL(n || n + 1) < KL(n - 1 || n) fails; None if it never does.
 
-        This is the stability condition of seed 001. Where both are rounding, it holds.
+        This is the stability condition that "Stateful GPT" was proposed with. Where both are
+        rounding, it holds.
         """
         for n in range(1, len(self.kl)):
             if self.kl[n] >= self.kl[n - 1] and self.kl[n] > KL_FLOOR:

@@ -193,9 +193,8 @@ class HiddenGate(nn.Module):
     """How much of a hidden state enters a token embedding, component by component.
 
     ``sigmoid(e * (W_k h + b_k)) * (W_v h + b_v)`` for an embedding e and a hidden state h: the
-    embedding is the query, and h gives key and value (see design note 001 of the project, and
-    LSTM's input gate). A hidden state of nothing but zeros stands for none and adds nothing: no
-    layer norm makes one.
+    embedding is the query, and h gives key and value ("Stateful GPT"; compare LSTM's input gate). A
+    hidden state of nothing but zeros stands for none and adds nothing: no layer norm makes one.
     """
 
     def __init__(self, n_embd: int) -> None:

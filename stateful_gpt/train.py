@@ -28,8 +28,9 @@ class TrainingConfig:
 
     A model with a gate is trained in ``passes`` parallel passes over each batch: the first without
     feedback, each further one fed the hidden states of the one before, each with a cross-entropy
-    of its own, whose mean is the loss. The recurrence over tokens is never unrolled (the project's
-    seed 001; the Context-Ready Transformer, arXiv 2606.27538, propagates back through the passes).
+    of its own, whose mean is the loss. The recurrence over tokens is never unrolled (the
+    technique of "Stateful GPT"; the Context-Ready Transformer, arXiv 2606.27538, propagates back
+    through the passes).
 
     Attributes:
         draw_passes: draw the number of passes from 1 to ``passes`` for each batch.

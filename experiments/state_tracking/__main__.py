@@ -18,14 +18,13 @@ from typing import Any
 
 import hydra
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from experiments.command import CONF, RunError, run_command, saying_why
 from experiments.config import ConfigError, to_settings
-from experiments.files import write_atomically, write_json
+from experiments.files import write_json, write_table
 from experiments.provenance import provenance
 from experiments.run_folder import SUMMARY, RunFolder
 from experiments.state_tracking.config import (
@@ -36,6 +35,7 @@ from experiments.state_tracking.config import (
 from experiments.state_tracking.contest import Result, compete
 from experiments.state_tracking.tasks import Target, make_task
 from experiments.tracking import Tracker
+from experiments.trouble import disk_sentence, no_locks, warn, why
 from stateful_gpt.device import choose_device
 
 ACCURACY = "accuracy.parquet"
@@ -79,13 +79,16 @@ def track(settings: StateTrackingSettings) -> Path:
         print(f"{folder.path} is finished: nothing to compute")
         return folder.path
     try:
-        with folder.locked(lambda: print(f"{folder.path} is being computed elsewhere: waiting")):
+        with folder.locked(
+            lambda: print(f"{folder.path} is being computed elsewhere: waiting", flush=True),
+            lambda: warn(no_locks(folder.path)),
+        ):
             if folder.finished:
                 print(f"{folder.path} was finished meanwhile: nothing to compute")
                 return folder.path
             _compute(settings, folder, device)
     except OSError as error:
-        raise RunError(_disk_sentence(error, folder.path)) from None
+        raise RunError(disk_sentence(error, folder.path)) from None
     return folder.path
 
 
@@ -104,7 +107,7 @@ def _compute(settings: StateTrackingSettings, folder: RunFolder, device: torch.d
             folder=folder.path,
             axis="step",
             measures=("loss_first", "loss_last"),
-            warn=_warn,
+            warn=warn,
             later=f"wandb sync {shlex.quote(str(folder.path))}/wandb/*run-*",
         )
         steps = settings.training.steps * settings.contestant.times
@@ -113,8 +116,8 @@ def _compute(settings: StateTrackingSettings, folder: RunFolder, device: torch.d
                 settings, device, tell=lambda row: bar.update(int(row["step"]) - bar.n)
             )
         summary = _summary(settings, folder.id, result)
-        _write_table(folder.path / ACCURACY, _accuracy_table(result))
-        _write_table(folder.path / HISTORY, pa.Table.from_pylist(result.history))
+        write_table(folder.path / ACCURACY, _accuracy_table(result))
+        write_table(folder.path / HISTORY, pa.Table.from_pylist(result.history))
         write_json(folder.path / SUMMARY, summary)
         for row in result.history:
             tracker.log(row)
@@ -124,11 +127,11 @@ def _compute(settings: StateTrackingSettings, folder: RunFolder, device: torch.d
     except BaseException as error:
         if tracker is not None:
             tracker.finish(failed=True)
-        message = _why(error, folder.path)
+        message = why(error, folder.path, shorten="task.tested_level")
         try:
             folder.fail(message)
         except OSError:
-            _warn(f"{folder.path / 'status.json'} could not be written either")
+            warn(f"{folder.path / 'status.json'} could not be written either")
         if isinstance(error, Exception):
             raise RunError(message) from error
         raise
@@ -169,27 +172,6 @@ def _accuracy_table(result: Result) -> pa.Table:
             for level, value in enumerate(row, start=1)
         ]
     )
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    write_atomically(path, lambda partial: pq.write_table(table, partial))
-
-
-def _why(error: BaseException, folder: Path) -> str:
-    if isinstance(error, OSError):
-        return _disk_sentence(error, folder)
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _disk_sentence(error: OSError, folder: Path) -> str:
-    place = error.filename or folder
-    return f"runs_dir: {str(place)!r} cannot be written ({error.strerror or error})"
-
-
-def _warn(message: str) -> None:
-    tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 @hydra.main(config_path=CONF, config_name="state_tracking", version_base="1.3")

@@ -70,10 +70,10 @@ def grid(tmp_path: Path) -> Callable[[int], list[str]]:
 def sweep(command: Command, start: Start, tmp_path: Path) -> Sweep:
     """Start a sweep on a launcher into a study, as a process that leads a group of its own."""
 
-    def run(launcher: str, study: str, *words: str) -> "subprocess.Popen[str]":
+    def run(launcher: str, study: str, *words: str, threads: int = 1) -> "subprocess.Popen[str]":
         call = command(f"hydra/launcher={launcher}", f"study={study}", *words)
         call.insert(3, "-m")
-        return start(call, PYTHONPATH=str(ROOT))
+        return start(call, PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(threads))
 
     return run
 
@@ -207,11 +207,16 @@ def test_every_launcher_computes_the_same_up_to_rounding(
     sweep: Sweep, grid: Callable[[int], list[str]], tmp_path: Path, launcher: str
 ) -> None:
     words = grid(4)
-    ended(sweep("basic", "basic", *words, "device.dtype=float32"))
+    ended(sweep("basic", "basic", *words, "device.dtype=float32", threads=2))
     ended(sweep(launcher, "other", *words, "device.dtype=float32"))
     runs = tmp_path / "runs"
     assert len(finished(runs / "basic")) == 2
     for run_id in finished(runs / "basic"):
+        threads = [
+            json.loads((runs / study / run_id / "status.json").read_text())["threads"]
+            for study in ("basic", "other")
+        ]
+        assert threads == [2, 1]
         one, other = (
             pq.read_table(runs / study / run_id / "trajectory.parquet").to_pandas()
             for study in ("basic", "other")
