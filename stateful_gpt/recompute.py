@@ -64,6 +64,20 @@ class Front:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """What a pass has changed, where it knows that better than by comparing whole texts.
+
+    Attributes:
+        step_max, step_rms: as in ``Iteration``.
+        finite: per row, whether all it says is.
+    """
+
+    step_max: list[float] | None
+    step_rms: list[float] | None
+    finite: list[bool]
+
+
+@dataclass(frozen=True)
 class Said:
     """What one pass said.
 
@@ -73,12 +87,14 @@ class Said:
         output: (B, ...) whatever else of the pass is wanted from the last one.
         front: of a pass that leaves settled positions alone, or is not through with all the others;
             None of a pass that evaluates every position.
+        moved: None where it takes a comparison with the pass before to know.
     """
 
     state: Tensor
     log_probs: Tensor
     output: Tensor
     front: Front | None = None
+    moved: Moved | None = None
 
     def where(self, rows: Tensor, other: "Said") -> "Said":
         """This one in the rows (B,) that are True, ``other`` in the rest."""
@@ -91,6 +107,7 @@ class Said:
             choose(self.log_probs, other.log_probs),
             choose(self.output, other.output),
             self.front,
+            self.moved,
         )
 
 
@@ -177,7 +194,11 @@ def recompute(
         if min(lengths) < valid.size(1):
             # an overflow in what is fed back of padding would reach real positions as 0 * inf
             said = replace(said, state=_without_padding(said.state, valid, fill=0.0))
-        step_max, step_rms, residual, finite = _measure(said, previous, state, valid)
+        if said.moved is None:
+            step_max, step_rms, residual, finite = _measure(said, previous, state, valid)
+        else:
+            step_max, step_rms, residual = said.moved.step_max, said.moved.step_rms, None
+            finite = said.moved.finite
         cycling = cycles.see(said.log_probs, valid) if cycles is not None else None
         was_running = list(running)
         for row in range(len(lengths)):

@@ -11,22 +11,23 @@ first that a pass moves is final then, and so is all before it.
 Shapes: B batch, T tokens of a window, N estimates that a pass makes, C n_embd.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from stateful_gpt.feedback import Feedback, score_targets
+from stateful_gpt.feedback import Feedback, TokenScores, score_targets
 from stateful_gpt.generate import PassMaker, Window
 from stateful_gpt.model import GPT, Cache
-from stateful_gpt.recompute import Front, Pass, RecomputeConfig, Said
+from stateful_gpt.recompute import Front, Moved, Pass, RecomputeConfig, Said
+from stateful_gpt.stepping import Stepper, covers
+from stateful_gpt.widths import CANDIDATES, Width, costs_on
 
 # An estimate that moved by no more than this many roundings has not moved: the same sums in
 # matrices of another shape differ by as much.
 ROUNDINGS = 16
-
-FIRST_WIDTH, WIDTHS = 32, (8, 256)  # of an ``auto`` window
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class Windowed:
     while the tolerance is 0, in float32 to 1e-3 nats wherever rounding is not amplified along the
     text (a negative Lyapunov exponent).
 
-    The first and the last allowed pass over a window read to its end: no token is drawn from, and
-    nothing reported of, a position that was never evaluated. Estimates ahead of a pass keep the
-    value they had.
+    The last allowed pass over a window reads to its end, and so does the first that somebody
+    observes: no token is drawn from, and nothing reported of, a position that was never evaluated
+    (unless the text diverged before it). Estimates ahead of a pass keep the value they had.
 
     Attributes:
         window: positions that a pass evaluates from the front on. 1 reads from left to right;
-            ``all`` reads to the end, which is the full recompute pass by pass; ``auto`` widens
-            while estimates settle by contraction and narrows while the front walks.
+            ``all`` reads to the end, which is the full recompute pass by pass; ``auto`` takes the
+            width that has settled the most for its cost so far (see ``Width``).
     """
 
     window: int | Literal["all", "auto"] = "auto"
@@ -78,7 +79,7 @@ class _Text:
 
     row: int
     start: int  # of its window
-    width: int
+    width: Width
     front: int = 1  # keys and values of the positions before front - 1 are cached
     exact: bool = True
 
@@ -96,9 +97,9 @@ class _WindowedPasses:
         self.model = model
         self.feedback = feedback
         self.config = config
-        self.adaptive = window == "auto"
-        widths = {"all": model.config.block_size, "auto": FIRST_WIDTH}
-        self.first_width = window if isinstance(window, int) else widths[window]
+        self.window = window
+        self.lean = covers(model)
+        self.stepper: Stepper | None = None
         self.texts: list[_Text] = []
         self.cache: Cache | None = None
         self.hidden = torch.empty(0)  # (B, block_size, C), the newest of every position
@@ -106,32 +107,47 @@ class _WindowedPasses:
     def __call__(self, window: Window, *, log_probs: Tensor, carried: bool, observed: bool) -> Pass:
         self._move_to(window, carried=carried)
         lengths = window.lengths
-        number = 0
+        # one text of which nobody keeps the passes: its tensors may be written to, once ours
+        alone = self.lean and len(lengths) == 1 and not observed and not self.feedback.of_hidden
+        alone = alone and window.tokens.device.type == "cpu"
+        ids: list[int] = window.tokens[0].tolist() if alone else []
+        number, ours = 0, False
 
         def run(state: Tensor | None) -> Said:
-            nonlocal number, log_probs
+            nonlocal number, log_probs, ours
             number += 1
+            whole = number == self.config.iterations or (number == 1 and observed)
+            ends = [
+                length if whole else min(length, text.front - 1 + text.width.now)
+                for text, length in zip(self.texts, lengths, strict=True)
+            ]
             moving = [
                 text.front - 1
                 for text, length in zip(self.texts, lengths, strict=True)
                 if text.front <= length
             ]
-            new_state = torch.zeros_like(log_probs) if state is None else state
-            if moving:
-                whole = number in (1, self.config.iterations)
-                ends = [
-                    length if whole else min(length, text.front - 1 + text.width)
-                    for text, length in zip(self.texts, lengths, strict=True)
-                ]
+            moved: Moved | None = None
+            if not moving:
+                new_state = torch.zeros_like(log_probs) if state is None else state
+            elif alone and max(ends) - moving[0] == 1:
+                if not ours:
+                    log_probs, ours = log_probs.clone(), True
+                    state = torch.zeros_like(log_probs) if state is None else state.clone()
+                assert state is not None
+                moved = self._evaluate_one(ids, state, log_probs, first=number == 1)
+                new_state = state
+            else:
                 new_state, log_probs = self._evaluate(
                     window, state, log_probs, begin=min(moving), ends=ends
                 )
+                ours = True
             output = self.hidden[:, : window.tokens.size(1)]
             return Said(
                 state=new_state,
                 log_probs=log_probs,
                 output=output.clone() if observed else output,
                 front=Front([t.front for t in self.texts], [t.exact for t in self.texts]),
+                moved=moved,
             )
 
         return run
@@ -142,7 +158,7 @@ class _WindowedPasses:
         self.texts = [
             before[row]
             if carried and row in before and before[row].start == start
-            else _Text(row, start, self.first_width)
+            else _Text(row, start, self._width())
             for row, start in zip(window.rows, window.starts, strict=True)
         ]
         if self.cache is None:
@@ -153,7 +169,69 @@ class _WindowedPasses:
             places = list(before)
             kept = [places.index(row) for row in window.rows]
             self.cache.keep(kept)
-            self.hidden = self.hidden[kept]
+            self.hidden, self.stepper = self.hidden[kept], None
+        if self.stepper is None:
+            self.stepper = Stepper(self.model, self.cache)
+
+    def _width(self) -> Width:
+        if self.window == "auto":
+            return Width(CANDIDATES[0], costs_on(self.model.lm_head.weight.device))
+        return Width(self.model.config.block_size if self.window == "all" else self.window)
+
+    def _evaluate_one(
+        self, ids: list[int], state: Tensor, log_probs: Tensor, *, first: bool
+    ) -> Moved:
+        """:meth:`_evaluate` of one position of one text; writes to what it is given."""
+        text, length = self.texts[0], len(ids)
+        at = text.front - 1
+        hidden = self._forward(torch.tensor([ids[at : at + 1]]), state, begin=at)
+        text.front += 1  # what this position says of the next rests on settled ones alone
+        text.width.settled(1)
+        target, said, step = at + 1, 0.0, 0.0
+        if target < length:
+            assert self.stepper is not None
+            scores = self.stepper.score(hidden[0], torch.tensor(ids[target : target + 1]))
+            estimate = self.feedback.estimates(scores, hidden[0])
+            said, step = float(estimate), abs(float(scores.log_probs - log_probs[0, target]))
+            state[0, target], log_probs[0, target] = estimate[0], scores.log_probs[0]
+        return Moved(
+            step_max=None if first else [step],
+            step_rms=None if first else [step / length**0.5],
+            finite=[math.isfinite(said)],
+        )
+
+    def _forward(self, tokens: Tensor, state: Tensor | None, *, begin: int) -> Tensor:
+        """Hidden states (B, W, C) of (B, W) tokens at ``begin``, also kept in ``self.hidden``."""
+        assert self.cache is not None
+        assert self.stepper is not None
+        end = begin + tokens.size(1)
+        modulation = self.feedback.modulation(None if state is None else state[:, :end])
+        hidden = self.hidden[:, begin:end]
+        # the plain model is read as everywhere else: with nothing fed back, bit for bit
+        plain = begin == 0 and modulation.bias is None and modulation.factor is None
+        if self.lean and modulation.hidden is None and not plain:
+            self.stepper.run(
+                tokens,
+                begin=begin,
+                out=hidden,
+                key_bias=modulation.bias,
+                key_factor=modulation.factor,
+                layers=self.feedback.layers,
+            )
+            return hidden
+        self.cache.length = begin
+        hidden.copy_(
+            self.model(
+                tokens,
+                key_bias=modulation.bias,
+                key_factor=modulation.factor,
+                layers=self.feedback.layers,
+                hidden=None if modulation.hidden is None else modulation.hidden[:, begin:],
+                hidden_strength=self.feedback.hidden_strength,
+                cache=self.cache,
+            )
+        )
+        return hidden
 
     def _evaluate(
         self,
@@ -169,20 +247,8 @@ class _WindowedPasses:
         Returns:
             (B, T, ...) the new state and (B, T) the new log-probabilities; both are new tensors.
         """
-        assert self.cache is not None
         tokens, end = window.tokens, max(ends)
-        modulation = self.feedback.modulation(None if state is None else state[:, :end])
-        self.cache.length = begin
-        hidden = self.model(
-            tokens[:, begin:end],
-            key_bias=modulation.bias,
-            key_factor=modulation.factor,
-            layers=self.feedback.layers,
-            hidden=None if modulation.hidden is None else modulation.hidden[:, begin:],
-            hidden_strength=self.feedback.hidden_strength,
-            cache=self.cache,
-        )
-        self.hidden[:, begin:end] = hidden
+        hidden = self._forward(tokens[:, begin:end], state, begin=begin)
         first, behind = begin + 1, min(end + 1, tokens.size(1))  # the estimates that are read off
         old = state
         if old is None:
@@ -190,8 +256,9 @@ class _WindowedPasses:
         if first >= behind:
             self._advance(window, ends, first, None)
             return old, log_probs
-        scores = score_targets(self.model, hidden[:, : behind - first], tokens[:, first:behind])
-        said = self.feedback.estimates(scores, hidden[:, : behind - first])  # (B, N, ...)
+        before = hidden[:, : behind - first]
+        scores = self._score(before, tokens[:, first:behind])
+        said = self.feedback.estimates(scores, before)  # (B, N, ...)
         exactly, roughly = self._still(
             said, old[:, first:behind], scores.log_probs, log_probs[:, first:behind]
         )
@@ -217,6 +284,14 @@ class _WindowedPasses:
             open_, scores.log_probs, log_probs[:, first:behind]
         )
         return new_state, new_log_probs
+
+    def _score(self, hidden: Tensor, targets: Tensor) -> TokenScores:
+        if not self.lean or not self.feedback.active:
+            return score_targets(self.model, hidden, targets)
+        assert self.stepper is not None
+        scores = self.stepper.score(hidden.flatten(0, 1), targets.flatten())
+        shape = targets.shape
+        return TokenScores(scores.log_probs.view(shape), scores.logits.view(shape))
 
     def _still(
         self, said: Tensor, old: Tensor, log_probs: Tensor, old_log_probs: Tensor
@@ -245,8 +320,7 @@ class _WindowedPasses:
                     for count in counts
                 )
             text.exact = text.exact and front == exact_front
-            if self.adaptive:
-                text.width = _width(text.width, front - text.front)
+            text.width.settled(front - text.front)
             text.front = front
 
 
@@ -256,11 +330,3 @@ def _leading(exactly: Tensor, roughly: Tensor) -> list[list[int]]:
         torch.stack([exactly, roughly]).long().cumprod(dim=2).sum(dim=2).tolist()
     )
     return counts
-
-
-def _width(width: int, advance: int) -> int:
-    """The next width of an ``auto`` window, given how far the front got in one of ``width``."""
-    least, most = WIDTHS
-    if advance * 12 >= width:
-        return min(most, 2 * width)
-    return max(least, width // 2) if advance * 24 < width else width
