@@ -7,7 +7,7 @@ Shapes: B batch, T tokens of a window, C n_embd, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
@@ -207,48 +207,39 @@ def generate(
             lengths than the prompts, or a configuration that the solver cannot follow.
     """
     sampling = sampling or Sampling()
-    device = model.lm_head.weight.device
     block = model.config.block_size
     texts = [list(prompt) for prompt in prompts]
     _check(texts, previous, vocab_size=model.config.vocab_size)
-    like = torch.empty(0, model.config.n_embd, dtype=model.lm_head.weight.dtype)
-    score_dtype = wide(like.dtype)
-    estimates: list[Tensor] = [feedback.blank(len(text), like=like) for text in texts]
-    if previous is not None:
-        estimates = [values.to("cpu", score_dtype).clone() for values in previous]
-    log_probs = [torch.zeros(len(text), dtype=score_dtype) for text in texts]
+    so_far = _SoFar(texts, model, feedback, max_new_tokens=max_new_tokens, previous=previous)
     outcomes: list[list[Outcome]] = [[] for _ in texts]
     ended = [False] * len(texts)
     settled = [1] * len(texts)  # leading positions of the window whose estimates are final
     make_pass = (solver or Full()).begin(model, feedback, config)
     rows = list(range(len(texts)))
     for step in range(max_new_tokens + 1):
-        window = _window(texts, rows, step=step, block=block, device=device)
+        window = so_far.window(rows, step=step, block=block)
         carried = previous is not None if step == 0 else start is Start.CARRIED
-        first_state = _start(estimates, window) if carried else None
         observe = on_window(window) if on_window is not None else None
         result = recompute(
             make_pass(
                 window,
-                log_probs=_start(log_probs, window),
+                log_probs=so_far.of(window, so_far.log_probs),
                 carried=carried and step > 0,
                 observed=observe is not None,
             ),
             config=config,
             lengths=window.lengths,
-            start=first_state,
+            start=so_far.of(window, so_far.estimates) if carried else None,
             settled=[settled[row] for row in rows] if carried and step > 0 else None,
             triangular=feedback.triangular,
             output_too=step < max_new_tokens,
             observe=observe,
         )
         for i, row in enumerate(rows):
-            begin, length = window.starts[i], window.lengths[i]
-            estimates[row][begin:] = result.said.state[i, :length].cpu()
-            log_probs[row][begin:] = result.said.log_probs[i, :length].cpu()
             outcomes[row].append(result.outcomes[i])
             # a window about to slide loses its first token, and with it what was final
-            settled[row] = result.settled[i] if length < block else 1
+            settled[row] = result.settled[i] if window.lengths[i] < block else 1
+        so_far.take(window, result.said)
         going_on = [
             i
             for i, row in enumerate(rows)
@@ -262,16 +253,86 @@ def generate(
         logits = torch.cat(list(logit_chunks(model, hidden)))  # (B, V)
         drawn = draw(logits, sampling, generator)  # (B,)
         scores = score_logits(logits, drawn)
-        handed_on = feedback.estimates(scores, hidden)
-        drawn_ids = drawn.tolist()
-        for i, row in enumerate(rows):
-            texts[row].append(drawn_ids[i])
-            estimates[row] = torch.cat([estimates[row], handed_on[i : i + 1].cpu()])
-            log_probs[row] = torch.cat([log_probs[row], scores.log_probs[i : i + 1].cpu()])
-            ended[row] = drawn_ids[i] == sampling.end_token
+        so_far.append(rows, drawn, feedback.estimates(scores, hidden), scores.log_probs)
+        for row in rows:
+            token = texts[row][-1]
+            ended[row] = token == sampling.end_token
             if on_token is not None:
-                on_token(row, drawn_ids[i])
-    return Generation(texts, log_probs, estimates, outcomes, ended)
+                on_token(row, token)
+    return Generation(
+        texts, so_far.split(so_far.log_probs), so_far.split(so_far.estimates), outcomes, ended
+    )
+
+
+class _SoFar:
+    """Texts and their newest estimates, with room for all the tokens to come: nothing grows."""
+
+    def __init__(
+        self,
+        texts: list[list[int]],
+        model: GPT,
+        feedback: Feedback,
+        *,
+        max_new_tokens: int,
+        previous: Sequence[Tensor] | None,
+    ) -> None:
+        like = model.lm_head.weight[:0]
+        room = (len(texts), max(len(text) for text in texts) + max_new_tokens)
+        self.texts = texts
+        self.tokens = torch.zeros(room, dtype=torch.long, device=like.device)
+        self.estimates = feedback.blank(*room, like=like)
+        self.log_probs = torch.zeros(room, dtype=wide(like.dtype), device=like.device)
+        for row, text in enumerate(texts):
+            self.tokens[row, : len(text)] = torch.tensor(text)
+            if previous is not None:
+                self.estimates[row, : len(text)] = previous[row]
+
+    def window(self, rows: list[int], *, step: int, block: int) -> Window:
+        """The last ``block`` tokens of each of these rows."""
+        counts = [len(self.texts[row]) for row in rows]
+        lengths = [min(count, block) for count in counts]
+        starts = [count - length for count, length in zip(counts, lengths, strict=True)]
+        window = Window(
+            step=step, rows=list(rows), starts=starts, lengths=lengths, tokens=self.tokens[:0]
+        )
+        return replace(window, tokens=self._cut(window, self.tokens))
+
+    def of(self, window: Window, values: Tensor) -> Tensor:
+        """(B, T, ...) values of a window's tokens so far; of its first token nothing is known."""
+        state = self._cut(window, values)
+        state[:, 0] = 0.0
+        return state
+
+    def take(self, window: Window, said: Said) -> None:
+        """The newest estimates of a window's tokens."""
+        for i, (row, begin, length) in enumerate(
+            zip(window.rows, window.starts, window.lengths, strict=True)
+        ):
+            self.estimates[row, begin : begin + length] = said.state[i, :length]
+            self.log_probs[row, begin : begin + length] = said.log_probs[i, :length]
+
+    def append(self, rows: list[int], drawn: Tensor, estimates: Tensor, log_probs: Tensor) -> None:
+        """One more token of each row, with what the model said of it when it was drawn."""
+        at = [len(self.texts[row]) for row in rows]
+        self.tokens[rows, at] = drawn
+        self.estimates[rows, at] = estimates
+        self.log_probs[rows, at] = log_probs
+        for row, token in zip(rows, drawn.tolist(), strict=True):
+            self.texts[row].append(token)
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Of each text, on the CPU."""
+        return [values[row, : len(text)].cpu().clone() for row, text in enumerate(self.texts)]
+
+    def _cut(self, window: Window, values: Tensor) -> Tensor:
+        """A copy of a window's part, zeros behind the shorter rows."""
+        longest = max(window.lengths)
+        part = values.new_zeros(len(window.rows), longest, *values.shape[2:])
+        for i, (row, begin, length) in enumerate(
+            zip(window.rows, window.starts, window.lengths, strict=True)
+        ):
+            part[i, :length] = values[row, begin : begin + length]
+        return part
 
 
 def _check(texts: list[list[int]], previous: Sequence[Tensor] | None, *, vocab_size: int) -> None:
@@ -283,31 +344,6 @@ def _check(texts: list[list[int]], previous: Sequence[Tensor] | None, *, vocab_s
             raise ValueError(f"token ids must be from 0 to {vocab_size - 1}, got {worst}")
     if previous is not None and [len(p) for p in previous] != [len(text) for text in texts]:
         raise ValueError("previous must hold one estimate for every token of every prompt")
-
-
-def _window(
-    texts: list[list[int]], rows: list[int], *, step: int, block: int, device: torch.device
-) -> Window:
-    pieces = [texts[row][-block:] for row in rows]
-    longest = max(len(piece) for piece in pieces)
-    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-    for i, piece in enumerate(pieces):
-        tokens[i, : len(piece)] = torch.tensor(piece)
-    return Window(
-        step=step,
-        rows=list(rows),
-        starts=[len(texts[row]) - len(piece) for row, piece in zip(rows, pieces, strict=True)],
-        lengths=[len(piece) for piece in pieces],
-        tokens=tokens.to(device),
-    )
-
-
-def _start(values: list[Tensor], window: Window) -> Tensor:
-    """(B, T, ...) values of a window's tokens so far; of its first token nothing is known."""
-    state = values[0].new_zeros(*window.tokens.shape, *values[0].shape[1:])
-    for i, row in enumerate(window.rows):
-        state[i, 1 : window.lengths[i]] = values[row][window.starts[i] + 1 :]
-    return state.to(window.tokens.device)
 
 
 if __name__ == "__main__":
