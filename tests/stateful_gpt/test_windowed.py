@@ -17,6 +17,7 @@ from stateful_gpt.generate import Generation, Sampling, Solver, Start, Window, g
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import Iteration, Outcome, RecomputeConfig
+from stateful_gpt.stepping import Stepper
 from stateful_gpt.windowed import Windowed
 
 Make = Callable[..., GPT]
@@ -79,15 +80,20 @@ def assert_same(ours: Generation, theirs: Generation, *, within: float = EXACT) 
 
 
 def evaluated(model: GPT, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The positions that each call of the model evaluates, as they come."""
+    """The positions that each pass evaluates, by the model or on its weights, as they come."""
     counts: list[int] = []
-    forward = model.forward
+    forward, run = model.forward, Stepper.run
 
     def counting(tokens: Tensor, **options: object) -> Tensor:
         counts.append(tokens.size(1))
         return forward(tokens, **options)
 
+    def counting_too(stepper: Stepper, tokens: Tensor, **options: object) -> None:
+        counts.append(tokens.size(1))
+        run(stepper, tokens, **options)
+
     monkeypatch.setattr(model, "forward", counting)
+    monkeypatch.setattr(Stepper, "run", counting_too)
     return counts
 
 
@@ -326,12 +332,15 @@ def test_a_pass_evaluates_no_more_than_its_window(
     make_gpt: Make, make_tokens: Tokens, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     model, text = make_gpt(3, block_size=32), make_tokens(4, 1, 30).tolist()
-    counts = evaluated(model, monkeypatch)
-    study(model, text, Feedback(strength=0.5), Windowed(window), tolerance=1e-300)
-    assert counts[0] == 30  # the first pass reads the text
-    assert all(count <= window for count in counts[1:])
+    counts, options = evaluated(model, monkeypatch), {"tolerance": 1e-300}
+    study(model, text, Feedback(strength=0.5), Windowed(window), **options)
+    assert all(count <= window for count in counts)
     if window == 1:
-        assert len(counts) == 29
+        assert counts == [1] * 29
+    del counts[:]
+    study(model, text, Feedback(strength=0.5), Windowed(window), seen=Seen(), **options)
+    assert counts[0] == 30  # an observer is shown the plain model's estimates of the whole text
+    assert all(count <= window for count in counts[1:])
 
 
 def test_passes_after_the_end_evaluate_nothing(
