@@ -18,7 +18,10 @@ from torch.nn import functional as F
 
 from stateful_gpt.attention import (
     Attention,
+    KeyColumns,
     causal_mask,
+    flash_runs,
+    key_columns,
     reference_attention,
     score_mask,
     sdpa_attention,
@@ -120,7 +123,7 @@ class CausalSelfAttention(nn.Module):
         x: Tensor,
         *,
         layer: int,
-        mask: Tensor | None,
+        mask: Tensor | KeyColumns | None,
         key_factor: Tensor | None,
         cache: Cache | None,
     ) -> Tensor:
@@ -164,7 +167,7 @@ class Block(nn.Module):
         x: Tensor,
         *,
         layer: int,
-        mask: Tensor | None,
+        mask: Tensor | KeyColumns | None,
         key_factor: Tensor | None,
         cache: Cache | None,
     ) -> Tensor:
@@ -319,8 +322,14 @@ class GPT(nn.Module):
 
         # one query sees every key: of its mask only the bias is left
         one = T == 1 and attend is None
+        # and where the flash kernel runs, the bias rides on the keys
+        flash = start == 0 and attend is None and flash_runs(x)
         visible: Tensor | None = None
-        if (key_bias is not None and not one) or attend is not None or (start > 0 and T > 1):
+        if (
+            (key_bias is not None and not one and not flash)
+            or attend is not None
+            or (start > 0 and T > 1)
+        ):
             visible = causal_mask(T, end, device=tokens.device)
             if attend is not None:
                 # a hidden key still sees itself, so that no row of attention is empty
@@ -330,8 +339,11 @@ class GPT(nn.Module):
         if attend is not None or (start > 0 and T > 1):
             assert visible is not None
             plain_mask = score_mask(visible, None, dtype=x.dtype)
-        mask = plain_mask
-        if key_bias is not None and one:
+        mask: Tensor | KeyColumns | None = plain_mask
+        if key_bias is not None and flash:
+            head_size = self.config.n_embd // self.config.n_head
+            mask = key_columns(key_bias, head_size=head_size, dtype=x.dtype)
+        elif key_bias is not None and one:
             mask = key_bias[:, None, None, :].to(x.dtype)
         elif key_bias is not None:
             assert visible is not None

@@ -21,7 +21,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stateful_gpt.attention import Attention, causal_mask, score_mask, sdpa_attention
+from stateful_gpt.attention import (
+    Attention,
+    KeyColumns,
+    causal_mask,
+    flash_runs,
+    key_columns,
+    score_mask,
+    sdpa_attention,
+)
 from stateful_gpt.feedback import CHUNK, TokenScores, score_logits, wide
 from stateful_gpt.model import ACTIVATIONS, GPT, Block, Cache
 
@@ -132,7 +140,7 @@ class Stepper:
         cache.length = begin
         x = F.embedding(tokens, transformer.wte.weight) + transformer.wpe.weight[begin:end]
         x = x.view(B * W, C)
-        mask, plain = _masks(W, end, key_bias, dtype=x.dtype, device=x.device)
+        mask, plain = _masks(W, end, key_bias, C // H, x)
         linear = self._linear
         for i, layer in enumerate(self.layers):
             modulated = layers is None or i in layers
@@ -186,16 +194,18 @@ class Stepper:
 
 
 def _masks(
-    W: int, end: int, key_bias: Tensor | None, *, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
+    W: int, end: int, key_bias: Tensor | None, head_size: int, x: Tensor
+) -> tuple[Tensor | KeyColumns | None, Tensor | None]:
     """What is added to the scores of modulated and of other layers; see ``GPT.forward``."""
     if W == 1:
-        return None if key_bias is None else key_bias[:, None, None, :].to(dtype), None
-    if key_bias is None and end == W:
-        return None, None
-    visible = causal_mask(W, end, device=device)
-    plain = None if end == W else score_mask(visible, None, dtype=dtype)
-    return plain if key_bias is None else score_mask(visible, key_bias, dtype=dtype), plain
+        return None if key_bias is None else key_bias[:, None, None, :].to(x.dtype), None
+    if end == W and (key_bias is None or flash_runs(x)):
+        if key_bias is None:
+            return None, None
+        return key_columns(key_bias, head_size=head_size, dtype=x.dtype), None
+    visible = causal_mask(W, end, device=x.device)
+    plain = None if end == W else score_mask(visible, None, dtype=x.dtype)
+    return plain if key_bias is None else score_mask(visible, key_bias, dtype=x.dtype), plain
 
 
 class _One:

@@ -1,6 +1,7 @@
 """Attention with a number per key: the fused kernel against the definition, entry by entry."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,12 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import stateful_gpt.model
+import stateful_gpt.stepping
 from stateful_gpt.attention import (
     causal_mask,
+    key_columns,
     reference_attention,
     score_mask,
     sdpa_attention,
 )
+from stateful_gpt.model import GPT
 
 # float64 sums of at most a few dozen terms of order 1: rounding stays far below this
 ROUNDING = 1e-13
@@ -124,3 +129,43 @@ def test_a_bias_too_strong_for_exp_is_still_exact() -> None:
         # keys 0 and 1 are equally suppressed, so that the bias cancels; 9000 costs 4 digits
         plain = by_definition(q[:, :, :2], k[:, :, :2], v[:, :, :2])
         assert (result[:, :, :2] - plain).abs().max() <= 1e-11
+
+
+@given(seed=st.integers(0, 2**31), length=st.integers(1, 7))
+def test_a_bias_that_rides_on_the_keys_is_the_bias(seed: int, length: int) -> None:
+    q, k, v = random_qkv(seed, queries=length, keys=length)
+    bias = 3 * torch.randn(2, length, generator=torch.Generator().manual_seed(seed)).double()
+    expected = by_definition(q, k, v, bias=bias)
+    columns = key_columns(bias, head_size=4, dtype=torch.float64)
+    assert columns.values.shape == (2, 1, length, 4)  # 4 components and 4 more: a multiple of 8
+    for attention in (sdpa_attention, reference_attention):
+        ours = attention(q, k, v, mask=columns, key_factor=None)
+        assert (ours - expected).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_the_bias_keeps_the_precision_of_a_score(dtype: torch.dtype) -> None:
+    bias = -torch.linspace(0.0, 40.0, 500)[None]
+    pieces = key_columns(bias, head_size=64, dtype=dtype).values[0, 0]
+    assert pieces.dtype == dtype
+    # three pieces of at least 8 bits: 24 bits of the largest, halved by rounding
+    assert (pieces.double().sum(1) / 8 - bias[0].double()).abs().max() <= 40 * 2**-23
+
+
+def test_a_model_whose_bias_rides_on_the_keys_is_the_reference(
+    make_gpt: Callable[..., GPT],
+    make_tokens: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, tokens = make_gpt(3, n_layer=3), make_tokens(4, 2, 9)
+    bias = torch.randn(2, 9, dtype=torch.float64)
+    expected = model(tokens, key_bias=bias, layers=(0, 2))
+    for module in (stateful_gpt.model, stateful_gpt.stepping):
+        monkeypatch.setattr(module, "flash_runs", lambda _: True)  # as on CUDA in 16 bits
+    riding = model(tokens, key_bias=bias, layers=(0, 2))
+    assert (riding - expected).abs().max() <= 1e-12
+    lean = torch.empty_like(riding)
+    stepper = stateful_gpt.stepping.Stepper(model, model.new_cache(batch=2, capacity=9))
+    with torch.no_grad():
+        stepper.run(tokens, begin=0, out=lean, key_bias=bias, layers=(0, 2))
+    assert (lean - expected).abs().max() <= 1e-12

@@ -1,0 +1,74 @@
+"""Decoding on the device, run here on the CPU: the reference's numbers in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import stateful_gpt.decoding as decoding
+from stateful_gpt.decoding import Decoder
+from stateful_gpt.feedback import Feedback, FeedbackKind
+from stateful_gpt.generate import Start, generate
+from stateful_gpt.model import GPT
+from stateful_gpt.oracle import left_to_right
+from stateful_gpt.recompute import RecomputeConfig
+
+Make = Callable[..., GPT]
+Tokens = Callable[..., Tensor]
+EXACT = 1e-10  # nats, float64
+FEEDBACKS = [
+    Feedback(strength=0.6),
+    Feedback(strength=-0.4, layers=(1,)),
+    Feedback(FeedbackKind.LOGIT, 0.3),
+    Feedback(FeedbackKind.NONE),
+]
+
+
+@pytest.mark.parametrize("feedback", FEEDBACKS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_text_that_is_read_ends_at_the_oracle(
+    make_gpt: Make,
+    make_tokens: Tokens,
+    monkeypatch: pytest.MonkeyPatch,
+    feedback: Feedback,
+    bias: bool,
+) -> None:
+    monkeypatch.setattr(decoding, "BUCKET", 8)  # steps of different shapes
+    model, text = make_gpt(3, n_layer=3, bias=bias, block_size=20), make_tokens(4, 1, 20)
+    decoder = Decoder(model, feedback)
+    read = decoder.run(text[0].tolist(), max_new_tokens=0)
+    assert torch.equal(read, text[0])
+    assert (decoder.log_probs - left_to_right(model, text, feedback)[0]).abs().max() <= EXACT
+
+
+@pytest.mark.parametrize("feedback", FEEDBACKS)
+def test_what_it_draws_is_the_reference_generation(
+    make_gpt: Make, make_tokens: Tokens, feedback: Feedback
+) -> None:
+    model = make_gpt(5, block_size=24)
+    decoder = Decoder(model, feedback)
+    for seed in (1, 2):  # the second text finds nothing of the first
+        prompt = make_tokens(seed, 1, 5)[0].tolist()
+        full = generate(
+            model,
+            [prompt],
+            max_new_tokens=15,
+            feedback=feedback,
+            config=RecomputeConfig(iterations=24),
+            start=Start.CARRIED,
+        )
+        tokens = decoder.run(prompt, max_new_tokens=15)
+        assert tokens.tolist() == full.tokens[0]
+        assert (decoder.log_probs[:20] - full.log_probs[0]).abs().max() <= EXACT
+
+
+def test_what_it_does_not_cover_is_refused(make_gpt: Make) -> None:
+    model = make_gpt(1)
+    for feedback in (Feedback(FeedbackKind.PROB), Feedback(hidden_strength=1.0)):
+        with pytest.raises(ValueError, match="covers the feedback of log_prob, logit and none"):
+            Decoder(model, feedback)
+    with pytest.raises(ValueError, match=r"must have 1 to 16 tokens, got 17"):
+        Decoder(model, Feedback()).run([1], max_new_tokens=16)
+    with pytest.raises(ValueError, match=r"must have 1 to 16 tokens"):
+        Decoder(model, Feedback()).run([], max_new_tokens=1)
