@@ -52,9 +52,8 @@ def covers(model: GPT) -> bool:
 
 def row_blocks(rows: int) -> int:
     """Into how many blocks of equal size a matrix's rows are split: enough for all threads."""
-    threads = torch.get_num_threads()
-    least = max(4, threads)
-    return next((g for g in range(least, 16 * least) if rows % g == 0), 1) if threads > 1 else 1
+    least = max(4, torch.get_num_threads())
+    return next((g for g in range(least, 16 * least) if rows % g == 0), 1)
 
 
 def split_rows(weight: Tensor) -> Tensor:

@@ -34,12 +34,14 @@ class Costs:
 
 
 def costs_on(device: torch.device) -> Costs:
-    """Ratios of times of the bundled model and of GPT-2's shape (scripts/benchmark.py, --steps).
+    """Round ratios of the times of passes.
 
-    On a CPU a position alone is limited by reading the weights, and small products are slow; on a
+    On a CPU a position alone is limited by reading the weights, and products with few rows are
+    slow: with the bundled model on two cores one position takes as long as 9 further ones of a wide
+    pass when nothing else runs, as 20 when other programs keep the weights out of the caches. On a
     GPU any pass of less than some hundred positions takes as long as its launches.
     """
-    return Costs(one=6, fixed=12) if device.type == "cpu" else Costs(one=256, fixed=256)
+    return Costs(one=12, fixed=30) if device.type == "cpu" else Costs(one=256, fixed=256)
 
 
 class Width:

@@ -134,8 +134,8 @@ def test_split_rows_are_the_rows(monkeypatch: pytest.MonkeyPatch, threads: int, 
     assert (
         torch.bmm(x.expand(split.size(0), 1, 5), split).view(1, -1) - x @ weight.T
     ).abs().max() < 1e-14
-    if rows in (24, 50257) and threads > 1:
-        assert split.size(0) >= threads
+    if rows in (24, 50257):
+        assert split.size(0) >= max(4, threads)
 
 
 def test_the_stepper_holds_no_copy_of_a_weight(make_gpt: Make) -> None:
