@@ -16,7 +16,6 @@ from torch import Tensor
 
 from stateful_gpt.feedback import (
     Feedback,
-    logit_chunks,
     score_logits,
     score_tokens,
     wide,
@@ -30,6 +29,7 @@ from stateful_gpt.recompute import (
     Said,
     recompute,
 )
+from stateful_gpt.stepping import next_logits
 
 
 class Start(Enum):
@@ -250,7 +250,7 @@ def generate(
             break
         at = [window.lengths[i] - 1 for i in going_on]
         hidden = result.said.output[going_on, at]  # (B, C)
-        logits = torch.cat(list(logit_chunks(model, hidden)))  # (B, V)
+        logits = next_logits(model, hidden)  # (B, V)
         drawn = draw(logits, sampling, generator)  # (B,)
         scores = score_logits(logits, drawn)
         so_far.append(rows, drawn, feedback.estimates(scores, hidden), scores.log_probs)

@@ -30,7 +30,7 @@ from stateful_gpt.attention import (
     score_mask,
     sdpa_attention,
 )
-from stateful_gpt.feedback import CHUNK, TokenScores, score_logits, wide
+from stateful_gpt.feedback import CHUNK, TokenScores, logit_chunks, score_logits, wide
 from stateful_gpt.model import ACTIVATIONS, GPT, Block, Cache
 
 EPSILON = 1e-5  # of the layer norms
@@ -60,6 +60,15 @@ def split_rows(weight: Tensor) -> Tensor:
     """A view (G, K, N / G) of an (N, K) weight, for products of one vector with all its blocks."""
     blocks = row_blocks(weight.size(0))
     return weight.view(blocks, -1, weight.size(1)).transpose(1, 2)
+
+
+def next_logits(model: GPT, hidden: Tensor) -> Tensor:
+    """The (B, V) logits of (B, C) hidden states, at least in float32, by all threads."""
+    weight = model.lm_head.weight
+    if hidden.size(0) == 1 and weight.device.type == "cpu" and weight.dtype != torch.bfloat16:
+        split = split_rows(weight)
+        return torch.bmm(hidden[None].expand(split.size(0), 1, -1), split).view(1, -1)
+    return torch.cat(list(logit_chunks(model, hidden)))
 
 
 class _Layer:
