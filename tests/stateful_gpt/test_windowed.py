@@ -5,10 +5,11 @@ Tolerances: float64, where matrices of another shape are summed in another order
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -130,6 +131,7 @@ def test_the_fixed_point_is_that_of_the_full_recompute(
         assert (log_probs - oracle).abs().max() <= EXACT
 
 
+@example(seed=1, length=12, kind=FeedbackKind.LOG_PROB, strength=0.125, iterations=10)
 @given(
     seed=st.integers(0, 2**31),
     length=st.integers(1, 14),
@@ -151,6 +153,16 @@ def test_reading_to_the_end_is_the_full_recompute_pass_by_pass(
     ours, theirs = Seen(), Seen()
     result = study(model, text, feedback, Windowed("all"), iterations=iterations, seen=ours)
     full = study(model, text, feedback, None, iterations=iterations, seen=theirs)
+    if result.outcomes != full.outcomes:
+        # a last step within rounding is final to the one, to the other only a step of 0 is
+        assert (result.outcomes, full.outcomes) == (
+            [[Outcome.SETTLED]],
+            [[Outcome.ITERATION_LIMIT]],
+        )
+        last = theirs.passes[0][-1]
+        assert last.step_max is not None
+        assert last.step_max[0] <= 1e-12
+        full = replace(full, outcomes=result.outcomes)
     assert_same(result, full)
     assert len(ours.passes[0]) == len(theirs.passes[0]) == iterations
     for mine, other in zip(ours.passes[0], theirs.passes[0], strict=True):
