@@ -145,7 +145,7 @@ class Decoder:
         given = self.tokens[after]
         token = torch.where(given < 0, logits.argmax(dim=0, keepdim=True), given)  # (1,)
         score = logits[token]
-        log_prob = (score - logits.logsumexp(dim=0)).clamp_min(LOG_PROB_FLOOR)
+        log_prob = logits.log_softmax(dim=0)[token].clamp_min(LOG_PROB_FLOOR)
         self.tokens.index_copy_(0, after, token)
         self.log_probs.index_copy_(0, after, log_prob)
         self._ahead.index_fill_(0, after, 0.0)

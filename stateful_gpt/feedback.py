@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from stateful_gpt.model import GPT
 
@@ -200,8 +201,9 @@ def logit_chunks(model: GPT, hidden: Tensor, *, chunk: int = CHUNK) -> Iterator[
 def score_logits(logits: Tensor, targets: Tensor) -> TokenScores:
     """Score (n,) targets by the (n, V) logits that predict them."""
     score = logits.gather(1, targets[:, None]).squeeze(1)  # (n,)
-    log_probs = (score - logits.logsumexp(dim=1)).clamp_min(LOG_PROB_FLOOR)
-    return TokenScores(log_probs=log_probs, logits=score)
+    # half the time of subtracting logsumexp
+    log_probs = -F.cross_entropy(logits, targets, reduction="none")  # (n,)
+    return TokenScores(log_probs=log_probs.clamp_min(LOG_PROB_FLOOR), logits=score)
 
 
 def score_targets(

@@ -313,12 +313,12 @@ class _SoFar:
 
     def append(self, rows: list[int], drawn: Tensor, estimates: Tensor, log_probs: Tensor) -> None:
         """One more token of each row, with what the model said of it when it was drawn."""
-        at = [len(self.texts[row]) for row in rows]
-        self.tokens[rows, at] = drawn
-        self.estimates[rows, at] = estimates
-        self.log_probs[rows, at] = log_probs
-        for row, token in zip(rows, drawn.tolist(), strict=True):
+        for i, (row, token) in enumerate(zip(rows, drawn.tolist(), strict=True)):
+            at = len(self.texts[row])
             self.texts[row].append(token)
+            self.tokens[row, at] = token
+            self.estimates[row, at] = estimates[i]
+            self.log_probs[row, at] = log_probs[i]
 
     def split(self, values: Tensor) -> list[Tensor]:
         """Of each text, on the CPU."""
@@ -327,6 +327,9 @@ class _SoFar:
     def _cut(self, window: Window, values: Tensor) -> Tensor:
         """A copy of a window's part, zeros behind the shorter rows."""
         longest = max(window.lengths)
+        if len(window.rows) == 1:
+            begin = window.starts[0]
+            return values[window.rows[0], begin : begin + longest].clone()[None]
         part = values.new_zeros(len(window.rows), longest, *values.shape[2:])
         for i, (row, begin, length) in enumerate(
             zip(window.rows, window.starts, window.lengths, strict=True)

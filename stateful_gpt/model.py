@@ -80,14 +80,14 @@ class Cache:
     def __init__(self, config: GPTConfig, *, batch: int, capacity: int, like: Tensor) -> None:
         head = config.n_embd // config.n_head
         self.pairs = like.new_empty(config.n_layer, 2, batch, config.n_head, capacity, head)
-        self.keys, self.values = self.pairs.unbind(1)  # (L, B, H, capacity, D) each
+        self.keys, self.values = self.pairs[:, 0], self.pairs[:, 1]  # (L, B, H, capacity, D)
         self.capacity = capacity
         self.length = 0
 
     def keep(self, rows: list[int]) -> None:
         """Go on with some of the sequences."""
         self.pairs = self.pairs[:, :, rows]
-        self.keys, self.values = self.pairs.unbind(1)
+        self.keys, self.values = self.pairs[:, 0], self.pairs[:, 1]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, H, T, D) behind the cached tokens; return all of them, (B, H, S + T, D)."""

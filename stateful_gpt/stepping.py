@@ -15,7 +15,6 @@ D head size, L layers, V vocabulary, G blocks of rows.
 """
 
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,16 +26,14 @@ from stateful_gpt.attention import (
     causal_mask,
     flash_runs,
     key_columns,
-    score_mask,
     sdpa_attention,
 )
 from stateful_gpt.feedback import CHUNK, TokenScores, logit_chunks, score_logits, wide
 from stateful_gpt.model import ACTIVATIONS, GPT, Block, Cache
+from stateful_gpt.products import PackedProducts, Products, can_pack
 
 EPSILON = 1e-5  # of the layer norms
-LARGE = 2**19  # weights of a matrix from which oneDNN is worth its call
-
-_onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+PACK_AFTER = 3  # wide passes: a text that takes no more is done before packing pays
 
 
 def covers(model: GPT) -> bool:
@@ -100,12 +97,9 @@ class Stepper:
             torch.float32,
             torch.float64,
         )
-        self.onednn = (
-            _onednn is not None
-            and weight.device.type == "cpu"
-            and weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()
-        )
+        self._use(Products(self.form))
+        self._wide_passes = 0
+        self._future = torch.empty(0, 0, dtype=torch.bool)
         self.head = split_rows(weight)
         self._one: _One | None = None
 
@@ -142,41 +136,71 @@ class Stepper:
         layers: Collection[int] | None,
         out: Tensor,
     ) -> None:
-        transformer, cache, form = self.model.transformer, self.cache, self.form
+        transformer, cache = self.model.transformer, self.cache
         (B, W), C = tokens.shape, self.model.config.n_embd
         H, end = self.model.config.n_head, begin + W
-        cache.length = begin
         x = F.embedding(tokens, transformer.wte.weight) + transformer.wpe.weight[begin:end]
         x = x.view(B * W, C)
-        mask, plain = _masks(W, end, key_bias, C // H, x)
-        linear = self._linear
-        for i, layer in enumerate(self.layers):
+        mask, plain = self._masks(W, end, key_bias, C // H, x)
+        self._prepare()
+        products = self.products
+        for i, (layer, weights) in enumerate(zip(self.layers, self._weights, strict=True)):
             modulated = layers is None or i in layers
             n1, b1, n2, b2 = layer.norms
-            w_qkv, w_out, w_in, w_back = layer.weights
+            w_qkv, w_out, w_in, w_back = weights
             b_qkv, b_out, b_in, b_back = layer.biases
-            qkv = linear(torch.layer_norm(x, (C,), n1, b1, EPSILON), w_qkv, b_qkv)
-            q, k, v = qkv.view(B, W, 3, H, C // H).permute(2, 0, 3, 1, 4)  # (B, H, W, D) each
-            k, v = cache.extend(i, k, v)  # (B, H, S, D)
+            h = torch.layer_norm(x, (C,), n1, b1, EPSILON)
+            qkv = products.linear(h, w_qkv, b_qkv).view(B, W, 3, H, C // H)
+            qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, W, D)
+            cached = cache.pairs[i, :, :, :, :end]  # (2, B, H, S, D)
+            cached[:, :, :, begin:].copy_(qkv[1:])
+            k, v = cached
             y = sdpa_attention(
-                q,
+                qkv[0],
                 k,
                 v,
                 mask=mask if modulated else plain,
                 key_factor=key_factor if modulated else None,
             )
-            x += linear(y.transpose(1, 2).reshape(B * W, C), w_out, b_out)
-            inner = linear(torch.layer_norm(x, (C,), n2, b2, EPSILON), w_in, b_in)
-            x += linear(F.gelu(inner, approximate=form), w_back, b_back)
+            x = products.onto(y.transpose(1, 2).reshape(B * W, C), w_out, b_out, x)
+            h = torch.layer_norm(x, (C,), n2, b2, EPSILON)
+            x = products.onto(products.gelu(h, w_in, b_in), w_back, b_back, x)
         norm = transformer.ln_f
         out.copy_(torch.layer_norm(x, (C,), norm.weight, norm.bias, EPSILON).view(B, W, C))
 
-    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(M, K) times the transpose of (N, K), plus (N,)."""
-        if self.onednn and weight.numel() >= LARGE:
-            y: Tensor = _onednn(x, weight, bias, "none", [], "")
-            return y
-        return F.linear(x, weight, bias)
+    def _masks(
+        self, W: int, end: int, key_bias: Tensor | None, head_size: int, x: Tensor
+    ) -> tuple[Tensor | KeyColumns | None, Tensor | None]:
+        """What is added to the scores of modulated and of other layers; see ``GPT.forward``."""
+        if W == 1:
+            return None if key_bias is None else key_bias[:, None, None, :].to(x.dtype), None
+        if end == W and key_bias is None:
+            return None, None
+        if end == W and key_bias is not None and flash_runs(x):
+            return key_columns(key_bias, head_size=head_size, dtype=x.dtype), None
+        if self._future.size(0) != W:
+            self._future = ~causal_mask(W, W, device=x.device)
+        plain = None if end == W else x.new_zeros(1, 1, W, end)
+        if plain is not None:
+            plain[..., end - W :].masked_fill_(self._future, -torch.inf)
+        if key_bias is None:
+            return plain, plain
+        mask = key_bias[:, None, None, :].to(x.dtype).repeat(1, 1, W, 1)
+        mask[..., end - W :].masked_fill_(self._future, -torch.inf)
+        return mask, plain
+
+    def _prepare(self) -> None:
+        """Lay the weights out for wide passes, once there have been a few."""
+        self._wide_passes += 1
+        if self._wide_passes == PACK_AFTER and can_pack(self.model.lm_head.weight):
+            self._use(PackedProducts(self.form))
+
+    def _use(self, products: Products) -> None:
+        self.products = products
+        self._weights = [
+            tuple(products.weight(weight) for weight in layer.weights) for layer in self.layers
+        ]
+        self._head = products.weight(self.model.lm_head.weight)
 
     @torch.inference_mode()
     def score(self, hidden: Tensor, targets: Tensor) -> TokenScores:
@@ -197,23 +221,8 @@ class Stepper:
         if hidden.size(0) == 1 and self.one_at_a_time:
             blocks = self.head.size(0)
             return torch.bmm(hidden.view(1, 1, -1).expand(blocks, 1, -1), self.head).view(1, -1)
-        logits = self._linear(hidden, self.model.lm_head.weight, None)
+        logits = self.products.linear(hidden, self._head, None)
         return logits.to(wide(logits.dtype))
-
-
-def _masks(
-    W: int, end: int, key_bias: Tensor | None, head_size: int, x: Tensor
-) -> tuple[Tensor | KeyColumns | None, Tensor | None]:
-    """What is added to the scores of modulated and of other layers; see ``GPT.forward``."""
-    if W == 1:
-        return None if key_bias is None else key_bias[:, None, None, :].to(x.dtype), None
-    if end == W and (key_bias is None or flash_runs(x)):
-        if key_bias is None:
-            return None, None
-        return key_columns(key_bias, head_size=head_size, dtype=x.dtype), None
-    visible = causal_mask(W, end, device=x.device)
-    plain = None if end == W else score_mask(visible, None, dtype=x.dtype)
-    return plain if key_bias is None else score_mask(visible, key_bias, dtype=x.dtype), plain
 
 
 class _One:
@@ -248,7 +257,7 @@ class _One:
                     ),
                 )
             )
-        self.qkv, self.inner_row = qkv, inner
+        self.qkv, self.share = qkv, torch.empty_like(inner)
 
     def run(
         self,
@@ -260,7 +269,7 @@ class _One:
         out: Tensor,
     ) -> None:
         bmm, layer_norm, softmax = torch.bmm, torch.layer_norm, torch.softmax
-        baddbmm, gelu_ = torch.baddbmm, torch.ops.aten.gelu_.default
+        baddbmm, inner = torch.baddbmm, self.inner
         C, shape, end = self.C, (self.C,), at + 1
         x, q, kv, y, scale = self.x, self.q, self.kv, self.y, self.scale
         transformer = self.transformer
@@ -295,10 +304,18 @@ class _One:
             h = layer_norm(x, shape, n2, b2, EPSILON)
             bmm(h.view(1, 1, C).expand(in_w.size(0), 1, C), in_w, out=in_o)
             if b_in is not None:
-                self.inner += b_in
-            gelu_(self.inner, approximate=self.form)
+                inner += b_in
+            self._gelu(inner)
             back_o.baddbmm_(back_x, back_w)
             if b_back is not None:
                 x += b_back
         norm = transformer.ln_f
         out.copy_(layer_norm(x, shape, norm.weight, norm.bias, EPSILON))
+
+    def _gelu(self, x: Tensor) -> None:
+        if self.form == "tanh":
+            x.copy_(F.gelu(x, approximate="tanh"))
+        else:
+            # x (1 + erf(x / sqrt 2)) / 2; for a single row, torch's own takes thrice as long
+            torch.mul(x, 0.5**0.5, out=self.share).erf_().add_(1.0)
+            x.mul_(self.share).mul_(0.5)

@@ -1,20 +1,20 @@
-"""How many positions a pass should evaluate: the width that settles the most for its cost.
+"""How many positions a pass should evaluate: as many as settle for what they cost.
 
-A pass over many positions at once is cheaper for each, but does not settle most of them. Which
-width is best depends on how fast estimates settle, and that is only known by trying. Costs are
-those of a model of the hardware, not measured while running: the same text takes the same passes
-on every run.
+A pass over many positions costs less for each, but does not settle most of them. Which width is
+best depends on how fast estimates settle, and that shows only while they do. Costs are those of a
+model of the hardware, not measured while running: the same text takes the same passes on every
+run.
 
 Knows nothing of GPT or of estimates.
 """
 
+import math
 from dataclasses import dataclass
 
-import torch
-
-CANDIDATES = (32, 64, 128, 256)  # besides one position at a time
-ROUND = 3  # passes of one width before it is judged: the first ones over new positions settle few
-FIRST_REST = 128  # positions read one at a time before wider passes are tried again
+PATIENCE = 48  # positions read one at a time that wide passes may cost in vain
+FIRST_REST = 256  # positions read one at a time before wide passes are tried again
+WIDEST = 16  # times the first width
+WIDEN, NARROW = 1 / 8, 1 / 24  # of a window, settled by a pass
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,47 @@ class Costs:
     def of(self, width: int) -> float:
         return self.one if width == 1 else self.fixed + width
 
+    @property
+    def width(self) -> int:
+        """Where to begin: the power of two at which most of a pass's cost is its positions'."""
+        return max(8, 2 ** round(math.log2(1.5 * self.fixed)))
 
-def costs_on(device: torch.device) -> Costs:
-    """Round ratios of the times of passes.
 
-    On a CPU a position alone is limited by reading the weights, and products with few rows are
-    slow: with the bundled model on two cores one position takes as long as 9 further ones of a wide
-    pass when nothing else runs, as 20 when other programs keep the weights out of the caches. On a
-    GPU any pass of less than some hundred positions takes as long as its launches.
+@dataclass(frozen=True)
+class Hardware:
+    """Round numbers of a kind of machine.
+
+    Attributes:
+        launch, launch_one: seconds a layer takes at least, of a wide pass and of one position.
+        bandwidth: bytes a second at which weights are read.
+        rate: floating-point operations a second of matrix products.
     """
-    return Costs(one=12, fixed=30) if device.type == "cpu" else Costs(one=256, fixed=256)
+
+    launch: float
+    launch_one: float
+    bandwidth: float
+    rate: float
+
+    def costs(self, *, layers: int, parameters: int, bytes_each: int) -> Costs:
+        """Of passes of a model: each reads all weights once, two operations a position on each."""
+        read = parameters * bytes_each / self.bandwidth
+        position = 2 * parameters / self.rate
+        return Costs(
+            one=(layers * self.launch_one + read) / position,
+            fixed=(layers * self.launch + read) / position,
+        )
+
+
+# two cores of a server; a laptop has the same ratios
+CPU = Hardware(launch=2e-4, launch_one=1e-4, bandwidth=25e9, rate=150e9)
+GPU = Hardware(launch=1e-4, launch_one=1e-4, bandwidth=2e12, rate=100e12)
 
 
 class Width:
     """The width of the next pass over one text.
+
+    Wide passes go on as long as they have not cost much more than reading the same positions one
+    at a time would have. So no text costs much more than that, and a slow beginning is forgiven.
 
     Attributes:
         now: positions that the next pass evaluates from the front on.
@@ -53,10 +80,9 @@ class Width:
 
     def __init__(self, start: int, costs: Costs | None = None) -> None:
         """Begin with ``start``; without costs, stay there."""
-        self.now = start
+        self.now = self._start = start
         self._costs = costs
-        self._rates: dict[int, float] = {}  # positions settled per cost, of the widths tried
-        self._passes, self._gained = 0, 0
+        self._passes, self._gained, self._excess = 0, 0, 0.0
         self._rest = FIRST_REST
 
     def settled(self, positions: int) -> None:
@@ -65,21 +91,25 @@ class Width:
             return
         self._passes += 1
         self._gained += positions
-        if self._passes < (ROUND if self.now > 1 else self._rest):
-            return
         if self.now == 1:
-            self._rest *= 2
-            self._rates.clear()
-            self._begin(CANDIDATES[0])
+            if self._passes >= self._rest:
+                self._rest *= 2
+                self._begin(self._start)
             return
-        self._rates[self.now] = self._gained / (self._passes * self._costs.of(self.now))
-        best = max(self._rates, key=lambda width: self._rates[width])
-        if self._rates[best] <= 1 / self._costs.one:
+        # while it is negative, there is nothing to make up for
+        self._excess += self._costs.of(self.now) - positions * self._costs.one
+        self._excess = max(0.0, self._excess)
+        if self._excess > PATIENCE * self._costs.one:
+            self._excess = 0.0
             self._begin(1)
-            return
-        wider = next((w for w in CANDIDATES if w > best), None)
-        # a width that was the best of its neighbours so far may have a better one
-        self._begin(wider if wider is not None and wider not in self._rates else best)
+        elif self._gained >= self.now:
+            rate = self._gained / self._passes
+            if rate >= WIDEN * self.now:
+                self._begin(min(2 * self.now, WIDEST * self._start))
+            elif rate < NARROW * self.now:
+                self._begin(max(self.now // 2, self._start))
+            else:
+                self._begin(self.now)
 
     def _begin(self, width: int) -> None:
         self.now, self._passes, self._gained = width, 0, 0

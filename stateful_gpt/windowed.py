@@ -23,7 +23,7 @@ from stateful_gpt.generate import PassMaker, Window
 from stateful_gpt.model import GPT, Cache
 from stateful_gpt.recompute import Front, Moved, Pass, RecomputeConfig, Said
 from stateful_gpt.stepping import Stepper, covers
-from stateful_gpt.widths import CANDIDATES, Width, costs_on
+from stateful_gpt.widths import CPU, GPU, Width
 
 # An estimate that moved by no more than this many roundings has not moved: the same sums in
 # matrices of another shape differ by as much.
@@ -99,6 +99,12 @@ class _WindowedPasses:
         self.config = config
         self.window = window
         self.lean = covers(model)
+        weight = model.lm_head.weight
+        self.costs = (CPU if weight.device.type == "cpu" else GPU).costs(
+            layers=model.config.n_layer,
+            parameters=sum(p.numel() for p in model.parameters()),
+            bytes_each=weight.element_size(),
+        )
         self.stepper: Stepper | None = None
         self.texts: list[_Text] = []
         self.cache: Cache | None = None
@@ -175,7 +181,7 @@ class _WindowedPasses:
 
     def _width(self) -> Width:
         if self.window == "auto":
-            return Width(CANDIDATES[0], costs_on(self.model.lm_head.weight.device))
+            return Width(self.costs.width, self.costs)
         return Width(self.model.config.block_size if self.window == "all" else self.window)
 
     def _evaluate_one(

@@ -180,7 +180,7 @@ def test_zero_strength_is_the_plain_model_bit_for_bit(
     with torch.no_grad():
         logits = model.lm_head(model(plain_prompts[:, -8:])[:, :-1].flatten(0, 1))
     wanted = plain_prompts[:, -7:].flatten()
-    plain = logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(dim=1)
+    plain = logits.log_softmax(dim=1).gather(1, wanted[:, None]).squeeze(1)
 
     outputs: list[Tensor] = []
     result = generate(
@@ -675,8 +675,7 @@ def test_what_padding_would_say_cannot_make_a_text_diverge(make_gpt: Make) -> No
     text, longer = expected[:4], expected[:6]
     alone = generate(model, [text], max_new_tokens=0, **DIVERGING)
     together = generate(model, [text, longer], max_new_tokens=0, **DIVERGING)
-    assert alone.outcomes[0] == [Outcome.SETTLED]
-    assert together.outcomes[0] == [Outcome.SETTLED]
+    assert alone.outcomes[0] == together.outcomes[0] != [Outcome.DIVERGED]
     assert (together.log_probs[0] - alone.log_probs[0]).abs().max() <= 1e-4  # float32, as above
 
 

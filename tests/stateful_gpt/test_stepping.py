@@ -16,7 +16,8 @@ import stateful_gpt.stepping as stepping
 from stateful_gpt.attention import Attention
 from stateful_gpt.feedback import score_targets
 from stateful_gpt.model import GPT, Cache, GPTConfig
-from stateful_gpt.stepping import Stepper, covers, row_blocks, split_rows
+from stateful_gpt.products import PackedProducts, can_pack
+from stateful_gpt.stepping import PACK_AFTER, Stepper, covers, row_blocks, split_rows
 
 Make = Callable[..., GPT]
 Tokens = Callable[..., Tensor]
@@ -106,20 +107,47 @@ def test_the_lean_scores_are_the_models(make_gpt: Make, seed: int, count: int) -
     assert (ours.logits - theirs.logits).abs().max() <= EXACT
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("width", [1, 6])
-@pytest.mark.parametrize("onednn", [True, False])
-def test_in_float32_large_weights_agree_within_rounding(
-    make_gpt: Make, make_tokens: Tokens, monkeypatch: pytest.MonkeyPatch, width: int, onednn: bool
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_in_float32_packed_or_not_the_numbers_agree_within_rounding(
+    make_gpt: Make,
+    make_tokens: Tokens,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    width: int,
+    packing: bool,
+    activation: str,
+    bias: bool,
 ) -> None:
-    monkeypatch.setattr(stepping, "LARGE", 1)  # every weight counts as large
-    if not onednn:
-        monkeypatch.setattr(stepping, "_onednn", None)
-    elif stepping._onednn is None:
+    shape = {"n_embd": 64, "n_head": 4, "n_layer": 3, "activation": activation, "bias": bias}
+    model = make_gpt(3, dtype=torch.float32, **shape)
+    if packing and not can_pack(model.lm_head.weight):
         pytest.skip("this torch has no oneDNN")
-    model = make_gpt(3, n_embd=64, n_head=4, n_layer=3, dtype=torch.float32)
-    ours, theirs, *_ = both(model, make_tokens(4, 2, 9 + width), 9)
+    monkeypatch.setattr(stepping, "PACK_AFTER", 1 if packing else 10**9)
+    ours, theirs, *_ = both(model, make_tokens(4, batch, 9 + width), 9)
     # values up to 4, 64-term sums: some hundred roundings of 1e-7
     assert (ours - theirs).abs().max() <= 5e-5
+
+
+def test_weights_are_packed_once_there_were_a_few_wide_passes(
+    make_gpt: Make, make_tokens: Tokens
+) -> None:
+    model = make_gpt(3, dtype=torch.float32)
+    if not can_pack(model.lm_head.weight):
+        pytest.skip("this torch has no oneDNN")
+    stepper = Stepper(model, model.new_cache(batch=1, capacity=16))
+    tokens = make_tokens(4, 1, 4)
+    out = torch.empty(1, 4, 16)
+    targets = tokens[0]
+    scores = []
+    for number in range(1, PACK_AFTER + 2):
+        stepper.run(tokens, begin=0, out=out)
+        assert isinstance(stepper.products, PackedProducts) == (number >= PACK_AFTER)
+        scores.append(stepper.score(out[0], targets).log_probs.clone())
+    assert all((score - scores[0]).abs().max() <= 1e-5 for score in scores)  # 16-term sums
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -138,7 +166,7 @@ def test_split_rows_are_the_rows(monkeypatch: pytest.MonkeyPatch, threads: int, 
         assert split.size(0) >= max(4, threads)
 
 
-def test_the_stepper_holds_no_copy_of_a_weight(make_gpt: Make) -> None:
+def test_until_then_the_stepper_holds_no_copy_of_a_weight(make_gpt: Make) -> None:
     model = make_gpt(1)
     stepper = Stepper(model, model.new_cache(batch=1, capacity=4))
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stateful_gpt.widths import Costs, Width
+from stateful_gpt.widths import CPU, GPU, PATIENCE, Costs, Hardware, Width
 
 COSTS = Costs(one=6, fixed=12)
 
@@ -30,11 +30,39 @@ def test_a_walking_front_is_read_one_position_at_a_time() -> None:
     spent, used = read(500, 0.0)
     assert 1 in used
     assert used <= {1, 32}
-    assert spent <= 1.15 * 500 * COSTS.one
+    # wide passes in vain twice, at the beginning and after the first rest, each with a last one
+    assert spent <= (500 + 2 * PATIENCE) * COSTS.one + 2 * COSTS.of(32)
 
 
 def test_quick_contraction_widens_the_window_to_the_most() -> None:
     assert 256 in read(4000, 0.5)[1]
+
+
+def test_a_slow_beginning_is_forgiven() -> None:
+    width, passes = Width(32, COSTS), 0
+    while passes < 5:  # nothing of the first window settles yet
+        width.settled(1)
+        passes += 1
+    assert width.now == 32
+
+
+def test_a_long_stretch_that_walks_ends_wide_passes_however_well_it_began() -> None:
+    width = Width(32, COSTS)
+    for _ in range(100):
+        width.settled(32)
+    wide = width.now
+    for _ in range(PATIENCE * 6 // (wide + 12 - 6) + 1):
+        width.settled(1)
+    assert width.now == 1
+
+
+def test_large_models_begin_with_narrower_windows_and_gpus_with_wider_ones() -> None:
+    def width(hardware: Hardware, parameters: int, layers: int) -> int:
+        return hardware.costs(layers=layers, parameters=parameters, bytes_each=4).width
+
+    assert width(CPU, 3_500_000, 6) == 64
+    assert width(CPU, 124_000_000, 12) == 16
+    assert width(GPU, 124_000_000, 12) > 256
 
 
 def test_without_costs_the_width_stays() -> None:
