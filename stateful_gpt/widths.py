@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 PATIENCE = 48  # positions read one at a time that wide passes may cost in vain
 FIRST_REST = 256  # positions read one at a time before wide passes are tried again
+FEWEST_PASSES = 8  # that a text is expected to take however short it is
 WIDEST = 16  # times the first width
 WIDEN, NARROW = 1 / 8, 1 / 24  # of a window, settled by a pass
 
@@ -35,7 +36,11 @@ class Costs:
     @property
     def width(self) -> int:
         """Where to begin: the power of two at which most of a pass's cost is its positions'."""
-        return max(8, 2 ** round(math.log2(1.5 * self.fixed)))
+        return max(8, 1 << round(math.log2(1.5 * self.fixed)))
+
+    def short(self, positions: int) -> bool:
+        """Whether so few positions are read sooner one at a time than by wide passes."""
+        return positions * self.one <= FEWEST_PASSES * self.of(positions)
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,13 @@ class Width:
         now: positions that the next pass evaluates from the front on.
     """
 
-    def __init__(self, start: int, costs: Costs | None = None) -> None:
-        """Begin with ``start``; without costs, stay there."""
-        self.now = self._start = start
-        self._costs = costs
+    def __init__(self, start: int, costs: Costs | None = None, *, length: int = 0) -> None:
+        """Begin with ``start``; without costs, stay there.
+
+        ``length``: positions that are to be read, where that is known.
+        """
+        self._start, self._costs = start, costs
+        self.now = 1 if length and costs is not None and costs.short(length) else start
         self._passes, self._gained, self._excess = 0, 0, 0.0
         self._rest = FIRST_REST
 

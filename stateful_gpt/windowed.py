@@ -164,8 +164,8 @@ class _WindowedPasses:
         self.texts = [
             before[row]
             if carried and row in before and before[row].start == start
-            else _Text(row, start, self._width())
-            for row, start in zip(window.rows, window.starts, strict=True)
+            else _Text(row, start, self._width(length))
+            for row, start, length in zip(window.rows, window.starts, window.lengths, strict=True)
         ]
         if self.cache is None:
             batch, config = len(window.rows), self.model.config
@@ -179,9 +179,9 @@ class _WindowedPasses:
         if self.stepper is None:
             self.stepper = Stepper(self.model, self.cache)
 
-    def _width(self) -> Width:
+    def _width(self, length: int) -> Width:
         if self.window == "auto":
-            return Width(self.costs.width, self.costs)
+            return Width(self.costs.width, self.costs, length=length)
         return Width(self.model.config.block_size if self.window == "all" else self.window)
 
     def _evaluate_one(
