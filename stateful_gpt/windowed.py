@@ -38,7 +38,8 @@ class Windowed:
     ones, and, where ``RecomputeConfig.tolerance`` is larger than that, when it moves no further
     than the tolerance. The fixed point is that of the full recompute: in float64 to 1e-10 nats
     while the tolerance is 0, in float32 to 1e-3 nats wherever rounding is not amplified along the
-    text (a negative Lyapunov exponent).
+    text (a negative Lyapunov exponent). So is the outcome, but for a last step that is rounding and
+    not 0: it is final here, and one step short of final there.
 
     The last allowed pass over a window reads to its end, and so does the first that somebody
     observes: no token is drawn from, and nothing reported of, a position that was never evaluated
@@ -46,8 +47,9 @@ class Windowed:
 
     Attributes:
         window: positions that a pass evaluates from the front on. 1 reads from left to right;
-            ``all`` reads to the end, which is the full recompute pass by pass; ``auto`` takes the
-            width that has settled the most for its cost so far (see ``Width``).
+            ``all`` reads to the end, which is the full recompute pass by pass; ``auto`` takes a
+            width that suits model and device, wider while much of it settles and 1 where the front
+            walks (see ``Width``).
     """
 
     window: int | Literal["all", "auto"] = "auto"
