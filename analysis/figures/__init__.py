@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from analysis.figures.convergence import convergence, settled_front
 from analysis.figures.depth import MOST_LINES, Curve, depth_of_runs, draw_depths, feeds_hidden
@@ -87,7 +88,8 @@ def heat_map_png(runs: Runs) -> bytes:
         drawn = heat_map(runs, one, prompt_id, runs.grid(one.run, prompt_id), among=1)
         assert isinstance(drawn, Drawing)
         content = io.BytesIO()
-        drawn.figure.savefig(content, format="png", dpi=90)  # small: it is drawn for every run
+        drawn.figure.set_dpi(90)  # small, as it is drawn for every run
+        FigureCanvasAgg(drawn.figure).print_png(content)  # savefig draws it twice
     return content.getvalue()
 
 
