@@ -1,14 +1,13 @@
 """A GPT's forward over cached keys and values, for the few positions of a small pass.
 
 The same numbers as ``GPT.forward`` up to rounding, on the model's own weights and cache, in as few
-calls of torch as there can be: at these sizes a call costs as much as its arithmetic. Three things
-differ from the reference, none of them in what is computed:
+calls of torch as there can be: at these sizes a call costs as much as its arithmetic. Two things
+differ from the reference, neither of them in what is computed:
 
 - one position in float32 or float64 on the CPU: products of a matrix and a vector are split into
   blocks of rows, because torch hands a batch of products to all threads, but a single one to one;
-- large weights in float32 on the CPU go through oneDNN, whose products with few rows are twice as
-  fast as those of the BLAS behind ``torch.mm`` (where this torch has it);
-- products are accumulated onto the residual stream in place.
+- several positions in float32 on the CPU: once there have been a few such passes, products go
+  through oneDNN with weights laid out for it (see ``products``).
 
 Shapes: B batch, W positions of this pass, S tokens cached with them, C n_embd, H n_head,
 D head size, L layers, V vocabulary, G blocks of rows.
