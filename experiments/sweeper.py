@@ -1,5 +1,6 @@
 """Hydra's own sweeper, but that it starts no worker for a run that is finished already."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -13,6 +14,10 @@ _Basic: Any = Plugins.instance().class_name_to_class[_BASIC]
 
 
 class Remaining(_Basic):
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        if Sweep.current is None:  # with a plan, every job has been composed already
+            super().validate_batch_is_legal(batch)
+
     @staticmethod
     def split_arguments(overrides: list[Override], size: int | None) -> list[list[list[str]]]:
         (jobs,) = _Basic.split_arguments(overrides, None)
