@@ -195,7 +195,8 @@ def recompute(
             # an overflow in what is fed back of padding would reach real positions as 0 * inf
             said = replace(said, state=_without_padding(said.state, valid, fill=0.0))
         if said.moved is None:
-            step_max, step_rms, residual, finite = _measure(said, previous, state, valid)
+            fed = state if said.front is None else None
+            step_max, step_rms, residual, finite = _measure(said, previous, fed, valid)
         else:
             step_max, step_rms, residual = said.moved.step_max, said.moved.step_rms, None
             finite = said.moved.finite

@@ -140,7 +140,9 @@ class Stepper:
         H, end = self.model.config.n_head, begin + W
         x = F.embedding(tokens, transformer.wte.weight) + transformer.wpe.weight[begin:end]
         x = x.view(B * W, C)
-        mask, plain = self._masks(W, end, key_bias, C // H, x)
+        mask, plain = self._masks(W, end, key_bias, C // H, x, modulated=layers)
+        cached = cache.pairs[:, :, :, :, :end].unbind(0)  # (2, B, H, S, D) each
+        written = cache.pairs[:, :, :, :, begin:end].unbind(0)  # (2, B, H, W, D) each
         self._prepare()
         products = self.products
         for i, (layer, weights) in enumerate(zip(self.layers, self._weights, strict=True)):
@@ -151,9 +153,8 @@ class Stepper:
             h = torch.layer_norm(x, (C,), n1, b1, EPSILON)
             qkv = products.linear(h, w_qkv, b_qkv).view(B, W, 3, H, C // H)
             qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, W, D)
-            cached = cache.pairs[i, :, :, :, :end]  # (2, B, H, S, D)
-            cached[:, :, :, begin:].copy_(qkv[1:])
-            k, v = cached
+            written[i].copy_(qkv[1:])
+            k, v = cached[i].unbind(0)
             y = sdpa_attention(
                 qkv[0],
                 k,
@@ -168,9 +169,19 @@ class Stepper:
         out.copy_(torch.layer_norm(x, (C,), norm.weight, norm.bias, EPSILON).view(B, W, C))
 
     def _masks(
-        self, W: int, end: int, key_bias: Tensor | None, head_size: int, x: Tensor
+        self,
+        W: int,
+        end: int,
+        key_bias: Tensor | None,
+        head_size: int,
+        x: Tensor,
+        *,
+        modulated: Collection[int] | None,
     ) -> tuple[Tensor | KeyColumns | None, Tensor | None]:
-        """What is added to the scores of modulated and of other layers; see ``GPT.forward``."""
+        """What is added to the scores of modulated and of other layers; see ``GPT.forward``.
+
+        ``modulated``: None if all are, and what is added to those of others is never used.
+        """
         if W == 1:
             return None if key_bias is None else key_bias[:, None, None, :].to(x.dtype), None
         if end == W and key_bias is None:
@@ -179,8 +190,9 @@ class Stepper:
             return key_columns(key_bias, head_size=head_size, dtype=x.dtype), None
         if self._future.size(0) != W:
             self._future = ~causal_mask(W, W, device=x.device)
-        plain = None if end == W else x.new_zeros(1, 1, W, end)
-        if plain is not None:
+        plain = None
+        if end > W and (modulated is not None or key_bias is None):
+            plain = x.new_zeros(1, 1, W, end)
             plain[..., end - W :].masked_fill_(self._future, -torch.inf)
         if key_bias is None:
             return plain, plain
