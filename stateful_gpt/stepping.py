@@ -6,8 +6,8 @@ differ from the reference, neither of them in what is computed:
 
 - one position in float32 or float64 on the CPU: products of a matrix and a vector are split into
   blocks of rows, because torch hands a batch of products to all threads, but a single one to one;
-- several positions in float32 on the CPU: once there have been a few such passes, products go
-  through oneDNN with weights laid out for it (see ``products``).
+- several positions in float32 on the CPU: products go through oneDNN, with a copy of the weights
+  that is laid out for it (see ``products``).
 
 Shapes: B batch, W positions of this pass, S tokens cached with them, C n_embd, H n_head,
 D head size, L layers, V vocabulary, G blocks of rows.
@@ -32,7 +32,6 @@ from stateful_gpt.model import ACTIVATIONS, GPT, Block, Cache
 from stateful_gpt.products import PackedProducts, Products, can_pack
 
 EPSILON = 1e-5  # of the layer norms
-PACK_AFTER = 3  # wide passes: a text that takes no more is done before packing pays
 
 
 def covers(model: GPT) -> bool:
@@ -44,6 +43,11 @@ def covers(model: GPT) -> bool:
         and all(b.attn.implementation is Attention.SDPA for b in model.transformer.blocks)
         and not torch.is_autocast_enabled(model.lm_head.weight.device.type)
     )
+
+
+def _one_at_a_time(like: Tensor) -> bool:
+    """Whether a single position has a path of its own."""
+    return like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
 
 
 def row_blocks(rows: int) -> int:
@@ -61,7 +65,7 @@ def split_rows(weight: Tensor) -> Tensor:
 def next_logits(model: GPT, hidden: Tensor) -> Tensor:
     """The (B, V) logits of (B, C) hidden states, at least in float32, by all threads."""
     weight = model.lm_head.weight
-    if hidden.size(0) == 1 and weight.device.type == "cpu" and weight.dtype != torch.bfloat16:
+    if hidden.size(0) == 1 and _one_at_a_time(weight):
         split = split_rows(weight)
         return torch.bmm(hidden[None].expand(split.size(0), 1, -1), split).view(1, -1)
     return torch.cat(list(logit_chunks(model, hidden)))
@@ -92,12 +96,10 @@ class Stepper:
         self.layers = [_Layer(block) for block in model.transformer.blocks]
         self.form = ACTIVATIONS[config.activation]
         weight = model.lm_head.weight
-        self.one_at_a_time = weight.device.type == "cpu" and weight.dtype in (
-            torch.float32,
-            torch.float64,
-        )
-        self._use(Products(self.form))
-        self._wide_passes = 0
+        self.one_at_a_time = _one_at_a_time(weight)
+        self.products: Products | None = None  # until the first pass over several positions
+        self._weights: list[tuple[Tensor, ...]] = []
+        self._head = weight
         self._future = torch.empty(0, 0, dtype=torch.bool)
         self.head = split_rows(weight)
         self._one: _One | None = None
@@ -143,7 +145,8 @@ class Stepper:
         mask, plain = self._masks(W, end, key_bias, C // H, x, modulated=layers)
         cached = cache.pairs[:, :, :, :, :end].unbind(0)  # (2, B, H, S, D) each
         written = cache.pairs[:, :, :, :, begin:end].unbind(0)  # (2, B, H, W, D) each
-        self._prepare()
+        if self.products is None:
+            self.products = self._lay_out()
         products = self.products
         for i, (layer, weights) in enumerate(zip(self.layers, self._weights, strict=True)):
             modulated = layers is None or i in layers
@@ -200,18 +203,15 @@ class Stepper:
         mask[..., end - W :].masked_fill_(self._future, -torch.inf)
         return mask, plain
 
-    def _prepare(self) -> None:
-        """Lay the weights out for wide passes, once there have been a few."""
-        self._wide_passes += 1
-        if self._wide_passes == PACK_AFTER and can_pack(self.model.lm_head.weight):
-            self._use(PackedProducts(self.form))
-
-    def _use(self, products: Products) -> None:
-        self.products = products
+    def _lay_out(self) -> Products:
+        """Get the weights ready for passes over several positions; few texts need just one."""
+        packs = can_pack(self.model.lm_head.weight)
+        products = PackedProducts(self.form) if packs else Products(self.form)
         self._weights = [
             tuple(products.weight(weight) for weight in layer.weights) for layer in self.layers
         ]
         self._head = products.weight(self.model.lm_head.weight)
+        return products
 
     @torch.inference_mode()
     def score(self, hidden: Tensor, targets: Tensor) -> TokenScores:
@@ -232,6 +232,8 @@ class Stepper:
         if hidden.size(0) == 1 and self.one_at_a_time:
             blocks = self.head.size(0)
             return torch.bmm(hidden.view(1, 1, -1).expand(blocks, 1, -1), self.head).view(1, -1)
+        if self.products is None:
+            self.products = self._lay_out()
         logits = self.products.linear(hidden, self._head, None)
         return logits.to(wide(logits.dtype))
 
