@@ -12,8 +12,6 @@ import argparse
 import copy
 import json
 import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,7 +25,9 @@ from torch import Tensor
 
 from scripts.contestants import (
     Row,
+    as_transformers,
     gpt2_shape,
+    hardware,
     in_turns,
     naive_pass,
     random_tokens,
@@ -244,35 +244,6 @@ def scaling_exponent(model: GPT, *, lengths: tuple[int, ...], repeats: int) -> R
 # --- generation ---------------------------------------------------------------------------------
 
 
-def as_transformers(model: GPT) -> torch.nn.Module:
-    """The same weights as transformers' GPT-2."""
-    import transformers
-
-    config = model.config
-    names = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
-    peer = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.block_size,
-            n_embd=config.n_embd,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            activation_function=names[config.activation],
-            eos_token_id=None,
-            bos_token_id=None,
-        )
-    )
-    state = peer.state_dict()
-    for name, value in model.state_dict().items():
-        transposed = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
-        state[name] = value.T if transposed else value
-    for name in state:
-        if name not in model.state_dict() and name.endswith("bias"):
-            state[name] = torch.zeros_like(state[name])
-    peer.load_state_dict(state)
-    return peer.eval()
-
-
 def generation(key: str, model: GPT, *, new: int, target: str, repeats: int) -> Row:
     """Tokens a second with exact feedback over transformers' without any, greedily.
 
@@ -357,25 +328,6 @@ def show(one: Row) -> None:
     mark = "met" if one.met else "MISSED"
     spread = f"{one.value:8.2f}  ({one.low:.2f} to {one.high:.2f})"
     print(f"{one.key:20} {spread:30} {one.target:10} {mark:6}  {one.note}", flush=True)
-
-
-def hardware() -> dict[str, object]:
-    model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            model = next(line.split(":")[1].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        pass
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "processor": model,
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "commit": commit or None,
-    }
 
 
 def main() -> int:

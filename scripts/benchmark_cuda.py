@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scripts.contestants import Row, gpt2_shape, naive_pass, random_tokens, row
+from scripts.contestants import (
+    Row,
+    as_transformers,
+    gpt2_shape,
+    naive_pass,
+    random_tokens,
+    row,
+)
 from stateful_gpt.attention import (
     Attention,
     causal_mask,
@@ -253,11 +260,6 @@ def generation(model: GPT, device: torch.device, sizes: Sizes, clock: Clock) -> 
 
 def plain_generation(model: GPT, device: torch.device, sizes: Sizes, clock: Clock) -> float | None:
     """Tokens a second of transformers on the same weights; None where it is not installed."""
-    try:
-        from scripts.benchmark import as_transformers
-    except ImportError:
-        print("transformers is not installed here: no peer for generation", file=sys.stderr)
-        return None
     try:
         peer = as_transformers(model).to(device, torch.bfloat16)
     except ImportError:

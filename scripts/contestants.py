@@ -1,10 +1,13 @@
-"""What the benchmarks measure with: a model of GPT-2's shape, the naive pass, turns and ratios.
+"""What the benchmarks measure with: contestants, turns and ratios, and the machine's name.
 
-Needs torch and ``stateful_gpt`` alone.
+Needs torch and ``stateful_gpt`` alone, and ``transformers`` only where it is asked for.
 """
 
 import math
+import os
+import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,3 +86,51 @@ def row(key: str, values: list[float], *, target: str, note: str) -> Row:
     limit = float(target.split()[1])
     met = value <= limit if target.startswith("<=") else value >= limit
     return Row(key, value, min(values), max(values), target, met, note)
+
+
+def as_transformers(model: GPT) -> torch.nn.Module:
+    """The same weights as transformers' GPT-2."""
+    import transformers
+
+    config = model.config
+    names = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
+    peer = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.block_size,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            activation_function=names[config.activation],
+            eos_token_id=None,
+            bos_token_id=None,
+        )
+    )
+    state = peer.state_dict()
+    for name, value in model.state_dict().items():
+        transposed = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+        state[name] = value.T if transposed else value
+    for name in state:
+        if name not in model.state_dict() and name.endswith("bias"):
+            state[name] = torch.zeros_like(state[name])
+    peer.load_state_dict(state)
+    return peer.eval()
+
+
+def hardware() -> dict[str, object]:
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = next(line.split(":")[1].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
+        pass
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "processor": model,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "commit": commit or None,
+    }
