@@ -109,7 +109,7 @@ class Width:
         self._excess = max(0.0, self._excess)
         if self._excess > PATIENCE * self._costs.one:
             self._excess = 0.0
-            self._begin(1)
+            self._begin(1 if self.now <= self._start else self._start)
         elif self._gained >= self.now:
             rate = self._gained / self._passes
             if rate >= WIDEN * self.now:

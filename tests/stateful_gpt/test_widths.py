@@ -48,12 +48,15 @@ def test_a_slow_beginning_is_forgiven() -> None:
 
 def test_a_long_stretch_that_walks_ends_wide_passes_however_well_it_began() -> None:
     width = Width(32, COSTS)
-    for _ in range(100):
-        width.settled(32)
-    wide = width.now
-    for _ in range(PATIENCE * 6 // (wide + 12 - 6) + 1):
+    while width.now < 512:
+        width.settled(width.now)
+    widths = [width.now]
+    while width.now > 1 and len(widths) < 100:
         width.settled(1)
-    assert width.now == 1
+        widths.append(width.now)
+    # from the widest to the first width, then to one position, each time after some patience
+    assert list(dict.fromkeys(widths)) == [512, 32, 1]
+    assert widths.count(512) <= -(-PATIENCE * COSTS.one // (COSTS.of(512) - COSTS.one)) + 1
 
 
 def test_large_models_begin_with_narrower_windows_and_gpus_with_wider_ones() -> None:
