@@ -237,9 +237,12 @@ def sweep_until_done(
 
 
 def compare_studies(study: Path, undisturbed: Path, *, count: int) -> None:
-    found = sorted(path.name for path in study.glob("[!.]*") if path.is_dir())
+    found, expected = (
+        sorted(path.parent.name for path in folder.glob("*/status.json"))
+        for folder in (study, undisturbed)
+    )
     assert len(found) == count
-    assert found == sorted(path.name for path in undisturbed.glob("[!.]*") if path.is_dir())
+    assert found == expected
     for name in found:
         assert_same_numbers(study / name, undisturbed / name)
         assert not list((study / name).glob(".prompts/*"))
