@@ -135,7 +135,7 @@ def _error_image(axes: Axes, values: np.ndarray, low: float, high: float) -> Axe
 
 def _error_bar(figure: Figure, grid: np.ndarray, image: AxesImage, low: float, high: float) -> None:
     bar = figure.colorbar(image, ax=list(grid[:, 0]), pad=0.015, aspect=25)
-    bar.set_label("Largest distance to\nthe exact solution (nats)")
+    bar.set_label("Largest distance to\nthe exact solution (nats)", labelpad=10)
     bar.outline.set_visible(False)
     first, last = round(np.log10(low)), round(np.log10(high))
     stride = max(1, -(-(last - first) // 8))
