@@ -38,7 +38,7 @@ from stateful_gpt.attention import (
     sdpa_attention,
 )
 from stateful_gpt.decoding import Decoder
-from stateful_gpt.feedback import Feedback, score_targets
+from stateful_gpt.feedback import CHUNK, Feedback, score_targets
 from stateful_gpt.generate import token_pass
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
@@ -206,17 +206,17 @@ def jacobi_pass(model: GPT, device: torch.device, sizes: Sizes, clock: Clock) ->
 
 
 def log_prob_chunks(model: GPT, device: torch.device, sizes: Sizes, clock: Clock) -> list[Row]:
-    """Scoring in chunks of 176 positions, which never holds T x V, over scoring all at once."""
+    """Scoring in our chunks of positions, which never holds T x V, over scoring in large ones."""
     N = sizes.batch * sizes.length
     hidden = torch.randn(N, model.config.n_embd, device=device, dtype=torch.bfloat16)
     targets = torch.randint(model.config.vocab_size, (N,), device=device)
     said, times = [], {}
-    for chunk in (176, 1024, 4096):
+    for chunk in (CHUNK, 1024, 4096):
         times[chunk] = clock.median(
             lambda chunk=chunk: score_targets(model, hidden, targets, chunk=chunk)
         )
         said.append(f"{chunk}: {1e3 * times[chunk]:.2f} ms")
-    value = times[176] / min(times.values())
+    value = times[CHUNK] / min(times.values())
     return [row("log_prob_chunk", [value], target="<= 1.2 x", note="chunks of " + ", ".join(said))]
 
 
