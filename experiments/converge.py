@@ -31,7 +31,7 @@ from experiments.study import survey
 from experiments.sweep import Sweep
 from experiments.sweeper import prefer_our_sweeper
 from experiments.tracking import Tracker
-from experiments.trouble import disk_sentence, no_locks, warn, why
+from experiments.trouble import disk_sentence, no_locks, record_failure, warn
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
 from stateful_gpt.feedback import Feedback
@@ -126,11 +126,7 @@ def _compute(
     except BaseException as error:
         if tracker is not None:
             tracker.finish(failed=True)
-        message = why(error, folder.path, shorten="prompts.max_tokens")
-        try:
-            folder.fail(message)
-        except OSError:
-            warn(f"{folder.path / 'status.json'} could not be written either")
+        message = record_failure(error, folder, shorten="prompts.max_tokens")
         if isinstance(error, Exception):
             raise RunError(message) from error
         raise

@@ -6,13 +6,24 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from experiments.run_folder import RunFolder
 
-def why(error: BaseException, folder: Path, *, shorten: str) -> str:
-    """Why a run broke off, for its status and its user.
+
+def record_failure(error: BaseException, folder: RunFolder, *, shorten: str) -> str:
+    """Write into a run's status why it broke off, and return that for its user.
 
     Args:
         shorten: the setting that makes a run smaller.
     """
+    message = _why(error, folder.path, shorten=shorten)
+    try:
+        folder.fail(message)
+    except OSError:
+        warn(f"{folder.path / 'status.json'} could not be written either")
+    return message
+
+
+def _why(error: BaseException, folder: Path, *, shorten: str) -> str:
     if isinstance(error, OSError):
         return disk_sentence(error, folder)
     if isinstance(error, (KeyboardInterrupt, SystemExit)):  # Slurm's jobs exit to be queued again

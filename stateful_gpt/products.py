@@ -1,7 +1,7 @@
 """Products of a few rows with a model's weights, as fast as torch has them.
 
 Small passes live on these: their time is the reading of the weights and the calls. On the CPU,
-torch's BLAS takes twice as long for 2 to 128 rows as oneDNN does with weights that it has laid out
+torch's BLAS takes up to twice as long for few rows as oneDNN does with weights that it has laid out
 beforehand, and oneDNN computes the activation or the sum with the residual stream in the same call.
 
 Shapes: M rows, K in, N out.

@@ -68,7 +68,7 @@ class Hardware:
         )
 
 
-# two cores of a server; a laptop has the same ratios
+# two cores of a server, by scripts.benchmark; the GPU's are from data sheets, and not measured
 CPU = Hardware(launch=2e-4, launch_one=1e-4, bandwidth=25e9, rate=150e9)
 GPU = Hardware(launch=1e-4, launch_one=1e-4, bandwidth=2e12, rate=100e12)
 

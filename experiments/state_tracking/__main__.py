@@ -25,7 +25,7 @@ from tqdm import tqdm
 from experiments.command import CONF, RunError, run_command, saying_why
 from experiments.config import ConfigError, to_settings
 from experiments.files import write_json, write_table
-from experiments.provenance import provenance
+from experiments.provenance import changes, provenance
 from experiments.run_folder import SUMMARY, RunFolder
 from experiments.state_tracking.config import (
     ContestantSettings,
@@ -35,7 +35,7 @@ from experiments.state_tracking.config import (
 from experiments.state_tracking.contest import Result, compete
 from experiments.state_tracking.tasks import Target, make_task
 from experiments.tracking import Tracker
-from experiments.trouble import disk_sentence, no_locks, warn, why
+from experiments.trouble import disk_sentence, no_locks, record_failure, warn
 from stateful_gpt.device import choose_device
 
 ACCURACY = "accuracy.parquet"
@@ -93,7 +93,8 @@ def track(settings: StateTrackingSettings) -> Path:
 
 
 def _compute(settings: StateTrackingSettings, folder: RunFolder, device: torch.device) -> None:
-    folder.begin(settings, provenance(device))
+    changed = changes()
+    folder.begin(settings, provenance(device), changes=changed.patch if changed else b"")
     name = name_of(settings.contestant)
     tracker: Tracker | None = None
     try:
@@ -127,11 +128,7 @@ def _compute(settings: StateTrackingSettings, folder: RunFolder, device: torch.d
     except BaseException as error:
         if tracker is not None:
             tracker.finish(failed=True)
-        message = why(error, folder.path, shorten="task.tested_level")
-        try:
-            folder.fail(message)
-        except OSError:
-            warn(f"{folder.path / 'status.json'} could not be written either")
+        message = record_failure(error, folder, shorten="task.tested_level")
         if isinstance(error, Exception):
             raise RunError(message) from error
         raise

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import experiments.state_tracking.__main__ as command
+from experiments.provenance import Changes
 from experiments.state_tracking.__main__ import run_id
 from experiments.state_tracking.config import (
     ContestantSettings,
@@ -134,6 +136,16 @@ def test_a_killed_run_starts_afresh_and_finds_the_same_numbers(
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert compete(*longer, f"runs_dir={tmp_path / 'elsewhere'}")[0] == 0
     assert numbers(folder) == numbers(tmp_path / "elsewhere" / "s" / folder.name)
+
+
+def test_a_run_keeps_the_changes_of_its_source(
+    compete: Callable[..., Called], runs: Callable[[], list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch = Changes(patch=b"diff", sha256="", size=4, left_out=0)
+    monkeypatch.setattr(command, "changes", lambda: patch)
+    assert compete()[0] == 0
+    (folder,) = runs()
+    assert (folder / "changes.patch").read_bytes() == b"diff"
 
 
 def test_a_run_that_cannot_be_written_says_so(

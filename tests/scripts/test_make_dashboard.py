@@ -13,8 +13,6 @@ import pytest
 from experiments.publish import AGGREGATES
 from scripts import make_dashboard
 
-pytest.importorskip("wandb_workspaces")
-
 Called = tuple[int, str, str]
 ROOT = Path(__file__).parents[2]
 

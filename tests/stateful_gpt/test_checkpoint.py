@@ -41,7 +41,8 @@ def same_weights(one: GPT, other: GPT) -> bool:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, Path]:
     """A small random GPT-2 of transformers', with weights far from their initial ones, on disk."""
-    transformers = pytest.importorskip("transformers")
+    import transformers  # takes seconds: only where it is the peer
+
     config = transformers.GPT2Config(
         vocab_size=BYTES, n_positions=32, n_embd=24, n_layer=3, n_head=4, resid_pdrop=0.0
     )
