@@ -5,7 +5,6 @@ Knows which figures there are and what each needs; each family of figures has it
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,17 +12,17 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from analysis.figures.convergence import convergence, settled_front
 from analysis.figures.depth import MOST_LINES, Curve, depth_of_runs, draw_depths, feeds_hidden
 from analysis.figures.drawing import Drawing, Skipped, save
 from analysis.figures.generation import generation
+from analysis.figures.picture import png
 from analysis.figures.response import response
 from analysis.figures.strength_map import strength_map
 from analysis.figures.style import SETTINGS
 from analysis.figures.text import visible
-from analysis.figures.tokens import heat_map, most_moved, trajectories
+from analysis.figures.tokens import heat_map, heat_map_content, most_moved, trajectories
 from analysis.news import some
 from analysis.runs import Runs
 from analysis.saved import ALL_PROMPTS
@@ -82,15 +81,10 @@ def write_depths(groups: Sequence[Group], folder: Path, *, command: str) -> list
 
 def heat_map_png(runs: Runs) -> bytes:
     """The heat map of the first prompt of a single run, as a tracker shows it."""
-    with _house_style():
-        (one,) = _named_series(runs)
-        prompt_id = runs.prompt_ids[0]
-        drawn = heat_map(runs, one, prompt_id, runs.grid(one.run, prompt_id), among=1)
-        assert isinstance(drawn, Drawing)
-        content = io.BytesIO()
-        drawn.figure.set_dpi(90)  # small, as it is drawn for every run
-        FigureCanvasAgg(drawn.figure).print_png(content)  # savefig draws it twice
-    return content.getvalue()
+    (one,) = _named_series(runs)
+    prompt_id = runs.prompt_ids[0]
+    grid = runs.grid(one.run, prompt_id)
+    return png(heat_map_content(runs, one, prompt_id, grid, among=1))
 
 
 @contextmanager

@@ -9,10 +9,12 @@ from analysis.figures.drawing import Drawing, Skipped, file_name
 from analysis.figures.style import ABOVE_ZERO, ABSENT, BELOW_ZERO, count_ticks, sheet
 from analysis.figures.text import prompt_name
 from analysis.figures.tokens import (
+    COLOUR_LABEL,
     MOST_TOKENS,
     ROW,
     colour_bar,
     estimate_image,
+    token_labels,
     token_rows,
 )
 from analysis.runs import Runs
@@ -52,8 +54,8 @@ def generation(runs: Runs, one: Series, prompt_id: str, *, among: int) -> Drawin
     )
     first = int(steps[0])
     image = estimate_image(grid[0, 0], values, first=first)
-    token_rows(grid[0, 0], tokens, positions)
-    colour_bar(figure, grid[0, 0], image, values, "Log-probability of the token (nats)")
+    token_rows(grid[0, 0], token_labels(tokens, positions))
+    colour_bar(figure, grid[0, 0], image, values, COLOUR_LABEL)
 
     change = values - _first_estimates(values)[:, None]
     widest = max(float(np.nanmax(np.abs(change))), 1e-6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,8 @@ MOST_PATHS = 10
 LOWEST = -25.0  # nats; a floor or a diverged value must not wash out the other tokens
 MIN_PASSES = 8  # drawn even if all is quiet sooner
 ROW = 0.155  # inches per token
+ROW_LABEL = "Token, and its position in the text"
+COLOUR_LABEL = "Log-probability of the token (nats)"
 
 
 def most_moved(
@@ -39,33 +41,71 @@ def most_moved(
     return None if best is None else (best[1], best[2])
 
 
-def heat_map(
-    runs: Runs, one: Series, prompt_id: str, grid: Grid, *, among: int
-) -> Drawing | Skipped:
+@dataclass(frozen=True)
+class HeatMap:
+    """What the heat map of one run and prompt shows, whoever draws it.
+
+    ``settled`` holds the (column, row) of each dot; ``edge`` the iteration where the front passes
+    each row, None where no theorem says so.
+    """
+
+    title: str
+    caption: str
+    labels: tuple[str, ...]
+    values: np.ndarray  # (rows, columns) nats
+    iterations: np.ndarray  # of the columns
+    settled: tuple[np.ndarray, np.ndarray]
+    edge: np.ndarray | None
+
+    @property
+    def first(self) -> int:
+        return int(self.iterations[0])
+
+
+def heat_map_content(runs: Runs, one: Series, prompt_id: str, grid: Grid, *, among: int) -> HeatMap:
     """Token by iteration: each token's log-probability after each pass."""
-    grid, quiet = _eventful(grid, reporting_tolerance(runs, one, prompt_id))
+    tolerance = reporting_tolerance(runs, one, prompt_id)
+    grid, quiet = _eventful(grid, tolerance)
     rows = min(len(grid.positions), MOST_TOKENS)
-    title = f"What each pass says of each token: {prompt_name(prompt_id)}, {one.label}"
+    values, places = grid.log_prob[:rows], grid.positions[:rows] - grid.positions[0]
     notes = [
         "Each row is a token, each column a pass; bright: expected, dark: surprising.",
-        _settled_note(runs, one, prompt_id),
+        f"White dot: from here on within {tolerance:g} nats of its last estimate.",
         *_front_note(one),
         *quiet,
         *_choice_notes(grid, rows, among),
     ]
+    by_theorem = one.ends_by_theorem and places <= grid.iterations[-1]
+    return HeatMap(
+        title=f"What each pass says of each token: {prompt_name(prompt_id)}, {one.label}",
+        caption=" ".join(notes),
+        labels=token_labels(grid.tokens[:rows], grid.positions[:rows]),
+        values=values,
+        iterations=grid.iterations,
+        settled=_settled(values, tolerance, also=by_theorem),
+        # position j is final from iteration max(j, 1): the edge before that column
+        edge=np.maximum(places, 1) - 0.5 if one.ends_by_theorem else None,
+    )
+
+
+def heat_map(runs: Runs, one: Series, prompt_id: str, grid: Grid, *, among: int) -> Drawing:
+    content = heat_map_content(runs, one, prompt_id, grid, among=among)
+    rows = len(content.labels)
     figure, axes_grid = sheet(
-        title=title, caption=" ".join(notes), width=8.5, height=max(2.2 + ROW * rows, 3.2)
+        title=content.title,
+        caption=content.caption,
+        width=8.5,
+        height=max(2.2 + ROW * rows, 3.2),
     )
     axes = axes_grid[0, 0]
-    values = grid.log_prob[:rows]
-    image = estimate_image(axes, values, first=int(grid.iterations[0]))
-    token_rows(axes, grid.tokens[:rows], grid.positions[:rows])
+    image = estimate_image(axes, content.values, first=content.first)
+    token_rows(axes, content.labels)
     axes.set_xlabel("Iteration (pass)")
-    axes.set_xticks(count_ticks(int(grid.iterations[0]), int(grid.iterations[-1]), most=12))
-    _mark_settled(axes, runs, one, prompt_id, grid, rows)
-    colour_bar(figure, axes, image, values, "Log-probability of the token (nats)")
+    axes.set_xticks(count_ticks(content.first, int(content.iterations[-1]), most=12))
+    _mark_settled(axes, content)
+    colour_bar(figure, axes, image, content.values, COLOUR_LABEL)
     name = file_name("heat_map", prompt_id, runs.prompt_ids)
-    return Drawing(name, title, figure, (one.run_id,))
+    return Drawing(name, content.title, figure, (one.run_id,))
 
 
 def trajectories(
@@ -113,31 +153,39 @@ def _eventful(grid: Grid, tolerance: float) -> tuple[Grid, list[str]]:
     return shown, [note]
 
 
+def lowest_shown(values: np.ndarray) -> float:
+    """Where the colours of log-probabilities end; they begin at 0 nats."""
+    finite = values[np.isfinite(values)]
+    lowest = float(np.floor(finite.min())) if len(finite) else -1.0
+    return min(max(lowest, LOWEST), -1.0)
+
+
 def estimate_image(axes: Axes, values: np.ndarray, *, first: int) -> AxesImage:
     """Rows of log-probabilities; a missing value is grey."""
     rows, columns = values.shape
     axes.grid(False)
     axes.set_facecolor(ABSENT)
-    finite = values[np.isfinite(values)]
-    lowest = max(float(np.floor(finite.min())) if len(finite) else -1.0, LOWEST)
     return axes.imshow(
         np.ma.masked_invalid(values),
         aspect="auto",
         interpolation="nearest",
         cmap="viridis",
-        vmin=min(lowest, -1.0),
+        vmin=lowest_shown(values),
         vmax=0.0,
         extent=(first - 0.5, first + columns - 0.5, rows - 0.5, -0.5),
     )
 
 
-def token_rows(axes: Axes, tokens: tuple[str, ...], positions: np.ndarray) -> None:
-    labels = [
+def token_labels(tokens: tuple[str, ...], positions: np.ndarray) -> tuple[str, ...]:
+    return tuple(
         token_label(token, int(position)) for token, position in zip(tokens, positions, strict=True)
-    ]
+    )
+
+
+def token_rows(axes: Axes, labels: tuple[str, ...]) -> None:
     axes.set_yticks(range(len(labels)), labels, fontsize=7.0)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylabel("Token, and its position in the text")
+    axes.set_ylabel(ROW_LABEL)
 
 
 def colour_bar(
@@ -159,21 +207,23 @@ def reporting_tolerance(runs: Runs, one: Series, prompt_id: str) -> float:
     return 1e-3 if pd.isna(value) else float(value)
 
 
-def _mark_settled(
-    axes: Axes, runs: Runs, one: Series, prompt_id: str, grid: Grid, rows: int
-) -> None:
-    tolerance = reporting_tolerance(runs, one, prompt_id)
-    values = grid.log_prob[:rows]
+def _settled(
+    values: np.ndarray, tolerance: float, *, also: np.ndarray | bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """From which column on each row stays within the tolerance of its last: (columns, rows)."""
     far = ~(np.abs(values - values[:, -1:]) <= tolerance)
     moving = np.where(far.any(axis=1), far.shape[1] - np.argmax(far[:, ::-1], axis=1), 0)
     # the last pass agrees with itself: that alone settles nothing
-    seen = moving < values.shape[1] - 1
-    if one.ends_by_theorem:
-        seen |= grid.positions[:rows] - grid.positions[0] <= grid.iterations[-1]
+    seen = (moving < values.shape[1] - 1) | also
     seen &= moving < values.shape[1]  # a value that is not a number at the end settles never
+    return moving[seen], np.flatnonzero(seen)
+
+
+def _mark_settled(axes: Axes, content: HeatMap) -> None:
+    columns, rows = content.settled
     axes.plot(
-        grid.iterations[moving[seen]],
-        np.flatnonzero(seen),
+        content.iterations[columns],
+        rows,
         linestyle="none",
         marker="o",
         markersize=3.6,
@@ -181,24 +231,17 @@ def _mark_settled(
         markeredgecolor=INK,
         markeredgewidth=0.7,
     )
-    if one.ends_by_theorem:
-        place = np.arange(rows)
-        # position j is final from iteration max(j, 1): the edge before that column
-        edge = np.maximum(grid.positions[:rows] - grid.positions[0], 1) - 0.5
+    if content.edge is not None:
+        place = np.arange(len(content.edge))
         left, right = axes.get_xlim()
         axes.plot(
-            np.repeat(edge, 2),
+            np.repeat(content.edge, 2),
             np.column_stack([place - 0.5, place + 0.5]).ravel(),
             color=ACCENT,
             linewidth=1.2,
         )
         axes.set_xlim(left, right)
-        axes.set_ylim(rows - 0.5, -0.5)
-
-
-def _settled_note(runs: Runs, one: Series, prompt_id: str) -> str:
-    tolerance = reporting_tolerance(runs, one, prompt_id)
-    return f"White dot: from here on within {tolerance:g} nats of its last estimate."
+        axes.set_ylim(len(place) - 0.5, -0.5)
 
 
 def _front_note(one: Series) -> list[str]:
