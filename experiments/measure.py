@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -274,8 +275,9 @@ def overall(prompts: list[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
+@lru_cache(maxsize=1)
 def in_float64(model: GPT) -> GPT:
-    """The model itself if it is in float64, else a copy that is."""
+    """The model itself if it is in float64, else a copy that is, kept for the next run."""
     if model.lm_head.weight.dtype == torch.float64:
         return model
     return copy.deepcopy(model).double()

@@ -144,6 +144,7 @@ def _git(*arguments: str, environment: dict[str, str] | None = None) -> bytes | 
     return done.stdout
 
 
+@lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
@@ -160,6 +161,7 @@ def _device_name(device: torch.device) -> str:
     return f"cpu: {_processor()} ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
+@lru_cache(maxsize=1)
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -3,6 +3,7 @@
 Because nothing else is needed, a run can be told again at any time, to the same W&B run.
 """
 
+import math
 import os
 import shlex
 import shutil
@@ -150,11 +151,14 @@ def history_rows(folder: Path) -> list[dict[str, Any]]:
     last = frame["step"] == frame.groupby("prompt_id")["step"].transform("max")
     frame = frame[last].set_index(["iteration", "prompt_id"])
     filled = frame[list(AGGREGATES)].unstack("prompt_id").sort_index().ffill()
+    columns = {
+        measure: getattr(filled[measure], how)(axis=1) for measure, how in AGGREGATES.items()
+    }
     rows = []
-    for iteration in filled.index:
+    for place, iteration in enumerate(filled.index):
         row: dict[str, Any] = {"iteration": int(iteration)}
-        for measure, how in AGGREGATES.items():
-            values = filled.loc[iteration, measure].dropna()
-            row[measure] = float(getattr(values, how)()) if len(values) else None
+        for measure, column in columns.items():
+            value = float(column.iloc[place])
+            row[measure] = None if math.isnan(value) else value
         rows.append(row)
     return rows

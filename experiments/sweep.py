@@ -7,8 +7,9 @@ other: its job says why in the study folder, and the exit code comes from what i
 
 import copy
 import os
+import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -45,10 +46,11 @@ class Sweep(Remember):
         self.threads: int | None = None
         self.batch: int | None = None  # jobs to hand to the launcher together; None: all
         self.watch: Watch | None = None
+        self._composed: dict[tuple[str, ...], bytes] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers need no cells, and cannot take a thread along."""
-        return {**self.__dict__, "cells": [], "watch": None}
+        return {**self.__dict__, "cells": [], "watch": None, "_composed": {}}
 
     # --- in the command -------------------------------------------------------------------------
 
@@ -64,7 +66,8 @@ class Sweep(Remember):
             self._plan(config)
 
     def _plan(self, config: DictConfig) -> None:
-        jobs = _job_configs(config)
+        composed = _compose(config)
+        jobs = [_job_config(job) for _, job in composed]
         if Sweep.rehearsal:
             self._rehearse(jobs)
         launcher = str(config.hydra.runtime.choices["hydra/launcher"])
@@ -84,6 +87,7 @@ class Sweep(Remember):
             plan.record(study, self.command, self.cells_of(study))
         Sweep.current = self
         if not self.parallel:
+            self._composed = {words: pickle.dumps(job) for words, job in composed}
             return
         done = len(self.cells) - sum(self.remaining())
         print(_opening(launcher, len(self.cells), done, workers, self.threads), flush=True)
@@ -108,6 +112,11 @@ class Sweep(Remember):
 
     def cells_of(self, study: Path) -> list[Cell]:
         return [cell for cell in self.cells if Path(cell.study) == study]
+
+    def composed(self, overrides: Sequence[str]) -> DictConfig | None:
+        """The configuration of a job as the plan has it, once: composing it takes a while."""
+        content = self._composed.pop(tuple(overrides), None)
+        return None if content is None else pickle.loads(content)
 
     def runs(self) -> list[Run]:
         """Which cells are finished; of the others, what their files say."""
@@ -186,8 +195,8 @@ def break_off(error: Exception) -> LauncherError:
     return LauncherError(f"the launcher broke off{first}; the same command carries on")
 
 
-def _job_configs(config: DictConfig) -> list[DictConfig]:
-    """The configuration of every job of a sweep, as Hydra will compose it.
+def _compose(config: DictConfig) -> list[tuple[tuple[str, ...], DictConfig]]:
+    """The overrides and the configuration of every job of a sweep, as Hydra will compose it.
 
     Raises:
         ConfigError: a sweeper that decides on its jobs as it goes.
@@ -200,7 +209,7 @@ def _job_configs(config: DictConfig) -> list[DictConfig]:
     words += list(config.hydra.overrides.task)
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
-    return [_job_config(loader.load_sweep_config(config, job)) for job in jobs]
+    return [(tuple(job), loader.load_sweep_config(config, job)) for job in jobs]
 
 
 def _job_config(config: DictConfig) -> DictConfig:

@@ -202,6 +202,9 @@ class Tracker:
                 disable_code=True,
                 disable_git=True,
                 x_disable_stats=True,
+                # a list of all packages installed takes longer than all else; status.json names
+                # those that matter
+                x_save_requirements=False,
             ),
         )
         self._run.define_metric(self._axis, hidden=True)
