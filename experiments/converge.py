@@ -35,9 +35,10 @@ from experiments.trouble import disk_sentence, no_locks, record_failure, warn
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
 from stateful_gpt.feedback import Feedback
-from stateful_gpt.generate import Full, Sampling, Solver, Start, generate
+from stateful_gpt.generate import Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
+from stateful_gpt.solving import Full, Sampling, Solver
 from stateful_gpt.tokenizer import end_token
 from stateful_gpt.windowed import Windowed
 

@@ -29,10 +29,10 @@ from stateful_gpt.convergence import (
     settled_prefixes,
 )
 from stateful_gpt.feedback import Feedback, mean_kls, score_tokens
-from stateful_gpt.generate import Window
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import LeftToRight, lyapunov_exponent
 from stateful_gpt.recompute import Iteration, Outcome
+from stateful_gpt.solving import Window
 from stateful_gpt.tokenizer import decode, token_text
 
 ITERATIONS = pa.schema(

@@ -36,10 +36,11 @@ from scripts.contestants import (
 )
 from stateful_gpt.checkpoint import Checkpoint, load_checkpoint
 from stateful_gpt.feedback import Feedback
-from stateful_gpt.generate import Start, generate, token_pass
+from stateful_gpt.generate import Start, generate
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import RecomputeConfig
+from stateful_gpt.solving import token_pass
 from stateful_gpt.stepping import Stepper
 from stateful_gpt.windowed import Windowed
 

@@ -16,8 +16,9 @@ import torch
 from stateful_gpt.checkpoint import CheckpointError, load_checkpoint
 from stateful_gpt.device import DEVICES, DTYPES, choose_device
 from stateful_gpt.feedback import KINDS, Feedback
-from stateful_gpt.generate import Sampling, Start, generate
+from stateful_gpt.generate import Start, generate
 from stateful_gpt.recompute import Outcome, RecomputeConfig
+from stateful_gpt.solving import Sampling
 from stateful_gpt.tokenizer import END_OF_TEXT, end_token, token_text
 from stateful_gpt.windowed import Windowed
 

@@ -9,7 +9,7 @@ Shapes: B batch, T tokens of a window, C n_embd, V vocabulary.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Protocol
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,18 +17,17 @@ from torch import Tensor
 from stateful_gpt.feedback import (
     Feedback,
     score_logits,
-    score_tokens,
     wide,
 )
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import (
     Iteration,
     Outcome,
-    Pass,
     RecomputeConfig,
     Said,
     recompute,
 )
+from stateful_gpt.solving import Drawn, Full, Sampling, Solver, Window, draw
 from stateful_gpt.stepping import next_logits
 
 
@@ -37,42 +36,6 @@ class Start(Enum):
 
     COLD = "cold"
     CARRIED = "carried"
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn from the last pass.
-
-    Attributes:
-        temperature: divides the logits; None draws greedily, the most likely token.
-        top_k: only the k most likely tokens can be drawn; None for all.
-        vocab_size: ids from here on cannot be drawn (padding of the embedding decodes to nothing).
-        end_token: ends a text when drawn, itself included; None for a text without end.
-    """
-
-    temperature: float | None = None
-    top_k: int | None = None
-    vocab_size: int | None = None
-    end_token: int | None = None
-
-
-@dataclass(frozen=True)
-class Window:
-    """The tokens that a generation step recomputes, right-padded to one length.
-
-    Attributes:
-        step: tokens generated so far.
-        rows: which of the given prompts are still being continued.
-        starts: absolute position of each row's first token; above 0 once the text was cropped.
-        lengths: tokens of each row.
-        tokens: (B, T) ids.
-    """
-
-    step: int
-    rows: list[int]
-    starts: list[int]
-    lengths: list[int]
-    tokens: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,77 +58,6 @@ class Generation:
     estimates: list[Tensor]
     outcomes: list[list[Outcome]]
     ended: list[bool]
-
-
-class PassMaker(Protocol):
-    """Makes the pass over each window of one generation, in the order in which they come."""
-
-    def __call__(self, window: Window, *, log_probs: Tensor, carried: bool, observed: bool) -> Pass:
-        """The pass that one recompute iterates.
-
-        Args:
-            log_probs: (B, T) the newest of each token (nats).
-            carried: whether the recompute begins from what the window before it ended with.
-            observed: whether anybody keeps what the passes say beyond the last one.
-        """
-        ...
-
-
-class Solver(Protocol):
-    """How the passes of a generation are computed."""
-
-    def begin(self, model: GPT, feedback: Feedback, config: RecomputeConfig) -> PassMaker:
-        """A maker of passes for one generation.
-
-        Raises:
-            ValueError: a configuration that this solver cannot follow.
-        """
-        ...
-
-
-class Full:
-    """Every pass evaluates every token of its window: the reference."""
-
-    def begin(self, model: GPT, feedback: Feedback, config: RecomputeConfig) -> PassMaker:
-        def over(window: Window, *, log_probs: Tensor, carried: bool, observed: bool) -> Pass:
-            return token_pass(model, window.tokens, feedback)
-
-        return over
-
-
-def token_pass(model: GPT, tokens: Tensor, feedback: Feedback) -> Pass:
-    """A pass over (B, T) tokens as the recompute loop sees it; its output are hidden states."""
-
-    def run(estimates: Tensor | None) -> Said:
-        modulation = feedback.modulation(estimates)
-        hidden = model(
-            tokens,
-            key_bias=modulation.bias,
-            key_factor=modulation.factor,
-            layers=feedback.layers,
-            hidden=modulation.hidden,
-            hidden_strength=feedback.hidden_strength,
-        )
-        scores = score_tokens(model, hidden, tokens)
-        state = feedback.state(scores, hidden)
-        return Said(state=state, log_probs=scores.log_probs, output=hidden)
-
-    return run
-
-
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """One id a row from (B, V) logits: (B,), as nanoGPT draws them."""
-    if sampling.vocab_size is not None and sampling.vocab_size < logits.size(1):
-        logits = logits[:, : sampling.vocab_size]
-    if sampling.temperature is None:
-        return logits.argmax(dim=1)
-    # in double and from the largest down: a tiny temperature must not overflow
-    scaled = (logits - logits.amax(dim=1, keepdim=True)).double() / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits.size(1):
-        smallest = scaled.topk(sampling.top_k, dim=1).values[:, -1:]
-        scaled = scaled.masked_fill(scaled < smallest, -torch.inf)
-    probabilities = scaled.softmax(dim=1).to(logits.dtype)
-    return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
 
 
 @torch.no_grad()
@@ -216,7 +108,8 @@ def generate(
     settled = [1] * len(texts)  # leading positions of the window whose estimates are final
     make_pass = (solver or Full()).begin(model, feedback, config)
     rows = list(range(len(texts)))
-    for step in range(max_new_tokens + 1):
+    step = 0
+    while True:
         window = so_far.window(rows, step=step, block=block)
         carried = previous is not None if step == 0 else start is Start.CARRIED
         observe = on_window(window) if on_window is not None else None
@@ -248,12 +141,32 @@ def generate(
         rows = [rows[i] for i in going_on]
         if step == max_new_tokens or not rows:
             break
+        ahead = None
+        if on_window is None and start is Start.CARRIED:
+            ahead = make_pass.draw_ahead(
+                window,
+                result,
+                most=max_new_tokens - step,
+                sampling=sampling,
+                generator=generator,
+                tell=partial(on_token, rows[0]) if on_token is not None else _tell_nobody,
+            )
+        if ahead is not None:
+            (row,), count = rows, len(ahead.tokens)
+            so_far.extend(row, ahead)
+            ended[row] = ahead.tokens[-1] == sampling.end_token
+            # all but the last token have been through their recompute, and ended like this one
+            outcomes[row] += outcomes[row][-1:] * (count - 1)
+            settled[row] += count - 1
+            step += count
+            continue
         at = [window.lengths[i] - 1 for i in going_on]
         hidden = result.said.output[going_on, at]  # (B, C)
         logits = next_logits(model, hidden)  # (B, V)
         drawn = draw(logits, sampling, generator)  # (B,)
         scores = score_logits(logits, drawn)
         so_far.append(rows, drawn, feedback.estimates(scores, hidden), scores.log_probs)
+        step += 1
         for row in rows:
             token = texts[row][-1]
             ended[row] = token == sampling.end_token
@@ -320,6 +233,14 @@ class _SoFar:
             self.estimates[row, at] = estimates[i]
             self.log_probs[row, at] = log_probs[i]
 
+    def extend(self, row: int, drawn: Drawn) -> None:
+        """Several more tokens of one row."""
+        begin, end = len(self.texts[row]), len(self.texts[row]) + len(drawn.tokens)
+        self.texts[row] += drawn.tokens
+        self.tokens[row, begin:end] = torch.tensor(drawn.tokens)
+        self.estimates[row, begin:end] = drawn.estimates
+        self.log_probs[row, begin:end] = drawn.log_probs
+
     def split(self, values: Tensor) -> list[Tensor]:
         """Of each text, on the CPU."""
         return [values[row, : len(text)].cpu().clone() for row, text in enumerate(self.texts)]
@@ -336,6 +257,10 @@ class _SoFar:
         ):
             part[i, :length] = values[row, begin : begin + length]
         return part
+
+
+def _tell_nobody(token: int) -> None:
+    """Where nobody wants to hear of each token."""
 
 
 def _check(texts: list[list[int]], previous: Sequence[Tensor] | None, *, vocab_size: int) -> None:

@@ -12,22 +12,26 @@ Shapes: B batch, T tokens of a window, N estimates that a pass makes, C n_embd.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from stateful_gpt.decoding import decoder_for, decodes
 from stateful_gpt.feedback import Feedback, TokenScores, score_targets
-from stateful_gpt.generate import PassMaker, Window
 from stateful_gpt.model import GPT, Cache
-from stateful_gpt.recompute import Front, Moved, Pass, RecomputeConfig, Said
+from stateful_gpt.recompute import Front, Moved, Pass, RecomputeConfig, Recomputed, Said
+from stateful_gpt.solving import Drawn, PassMaker, Sampling, Window, draw
 from stateful_gpt.stepping import Stepper, covers
 from stateful_gpt.widths import CPU, GPU, Width
 
 # An estimate that moved by no more than this many roundings has not moved: the same sums in
 # matrices of another shape differ by as much.
 ROUNDINGS = 16
+DECODES_ON = ("cuda",)  # where a step of the host costs more than one of the device
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class _Text:
     exact: bool = True
 
 
-class _WindowedPasses:
+class _WindowedPasses(PassMaker):
     """The passes of one generation, and what they share: the cache, and the front of each row."""
 
     def __init__(
@@ -159,6 +163,47 @@ class _WindowedPasses:
             )
 
         return run
+
+    def draw_ahead(
+        self,
+        window: Window,
+        recomputed: Recomputed,
+        *,
+        most: int,
+        sampling: Sampling,
+        generator: torch.Generator | None,
+        tell: Callable[[int], None],
+    ) -> Drawn | None:
+        """On a GPU, a single settled text goes on without a word from the host for each token."""
+        T = window.lengths[0]
+        most = min(most, self.model.config.block_size - T)
+        fits = self.lean and decodes(self.feedback) and len(self.texts) == 1
+        if not fits or window.tokens.device.type not in DECODES_ON or most < 1:
+            return None
+        assert self.cache is not None
+        text, said, pairs = self.texts[0], recomputed.said, self.cache.pairs[:, :, 0]
+        if text.front <= T:
+            return None
+        decoder = decoder_for(self.model, self.feedback, vocab_size=sampling.vocab_size)
+        decoder.take_over(window.tokens[0], said.log_probs[0], said.state[0], pairs)
+        choose = None
+        if sampling.temperature is not None:
+            choose = partial(draw, sampling=sampling, generator=generator)
+        tokens = decoder.go_on(
+            T,
+            most=most,
+            choose=choose,
+            end_token=sampling.end_token,
+            tell=tell,
+            generator=generator if choose is not None else None,
+        )
+        if not tokens:
+            return None
+        end = T + len(tokens)
+        decoder.give_back(pairs, T - 1, end - 1)
+        text.front, self.cache.length = end, end - 1
+        log_probs, estimates = decoder.log_probs[T:end], decoder.estimates[T:end]
+        return Drawn(tokens, log_probs.clone(), estimates.clone())
 
     def _move_to(self, window: Window, *, carried: bool) -> None:
         """Take over what the window before has left; a text that slid begins anew."""

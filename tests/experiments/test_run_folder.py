@@ -16,10 +16,11 @@ from omegaconf import OmegaConf
 from experiments.config import ConvergeSettings
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.feedback import Feedback, FeedbackKind, score_tokens
-from stateful_gpt.generate import Sampling, Start, generate, token_pass
+from stateful_gpt.generate import Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import Iteration, RecomputeConfig, recompute
+from stateful_gpt.solving import Sampling, token_pass
 
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]

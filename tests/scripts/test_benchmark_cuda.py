@@ -21,7 +21,7 @@ def test_every_row_runs_and_is_checked_first(
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)  # as on a bare machine
     checks, rows = measure(tiny, torch.device("cpu"), TINY)
-    assert len(checks) == 4
+    assert len(checks) == 6
     assert [row.key for row in rows] == [
         "mask_over_columns",
         "pass_gemm_fraction",

@@ -14,9 +14,10 @@ import torch
 from stateful_gpt.checkpoint import load_checkpoint, save_checkpoint
 from stateful_gpt.cli import main
 from stateful_gpt.feedback import Feedback, FeedbackKind
-from stateful_gpt.generate import Sampling, Start, generate
+from stateful_gpt.generate import Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
+from stateful_gpt.solving import Sampling
 from stateful_gpt.tokenizer import byte_tokenizer, decode, save_bpe
 from stateful_gpt.windowed import Windowed
 

@@ -18,8 +18,8 @@ from stateful_gpt.feedback import (
     score_targets,
     score_tokens,
 )
-from stateful_gpt.generate import token_pass
 from stateful_gpt.model import GPT
+from stateful_gpt.solving import token_pass
 
 # float64 through a few layers of width 16, with logits of order 10
 ROUNDING = 1e-11

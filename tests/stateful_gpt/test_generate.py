@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stateful_gpt.feedback import Feedback, FeedbackKind
-from stateful_gpt.generate import Generation, Sampling, Start, Window, draw, generate
+from stateful_gpt.generate import Generation, Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import Iteration, Outcome, RecomputeConfig
+from stateful_gpt.solving import Sampling, Solver, Window, draw
+from stateful_gpt.windowed import Windowed
 
 Make = Callable[..., GPT]
 Tokens = Callable[..., Tensor]
@@ -681,8 +683,9 @@ def test_what_padding_would_say_cannot_make_a_text_diverge(make_gpt: Make) -> No
 
 @pytest.mark.parametrize("start", list(Start))
 @pytest.mark.parametrize("temperature", [None, 1.0])
+@pytest.mark.parametrize("solver", [None, Windowed()])
 def test_a_text_that_diverges_while_it_grows_ends_without_an_exception(
-    make_gpt: Make, start: Start, temperature: float | None
+    make_gpt: Make, start: Start, temperature: float | None, solver: Solver | None
 ) -> None:
     model = make_gpt(3)
     with torch.no_grad():
@@ -693,6 +696,7 @@ def test_a_text_that_diverges_while_it_grows_ends_without_an_exception(
         max_new_tokens=8,
         feedback=Feedback(strength=0.5),
         config=RecomputeConfig(iterations=8, tolerance=1e-6),
+        solver=solver,
         start=start,
         sampling=Sampling(temperature=temperature),
         generator=torch.Generator().manual_seed(0),

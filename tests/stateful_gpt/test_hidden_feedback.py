@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stateful_gpt.feedback import Feedback, FeedbackKind, score_tokens
-from stateful_gpt.generate import Generation, Sampling, Solver, Start, generate, token_pass
+from stateful_gpt.generate import Generation, Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import LeftToRight, left_to_right, lyapunov_exponent
 from stateful_gpt.recompute import Iteration, Outcome, RecomputeConfig, Recomputed, recompute
+from stateful_gpt.solving import Sampling, Solver, token_pass
 from stateful_gpt.windowed import Windowed
 
 Make = Callable[..., GPT]

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stateful_gpt.feedback import Feedback, FeedbackKind
-from stateful_gpt.generate import token_pass
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import LeftToRight, left_to_right, lyapunov_exponent
 from stateful_gpt.recompute import Iteration, RecomputeConfig, recompute
+from stateful_gpt.solving import token_pass
 
 Make = Callable[..., GPT]
 Tokens = Callable[..., Tensor]

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from stateful_gpt.depth import KL_FLOOR, DepthProfile, depth_profile
 from stateful_gpt.feedback import Feedback
-from stateful_gpt.generate import token_pass
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.recompute import Iteration, RecomputeConfig, recompute
+from stateful_gpt.solving import token_pass
 from stateful_gpt.train import IGNORE, TrainingConfig, make_optimizers, passes_at, training_step
 
 Make = Callable[..., GPT]

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stateful_gpt.feedback import Feedback
-from stateful_gpt.generate import Sampling, Start, generate
+from stateful_gpt.generate import Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import RecomputeConfig
+from stateful_gpt.solving import Sampling
 from stateful_gpt.windowed import Windowed
 
 Make = Callable[..., GPT]

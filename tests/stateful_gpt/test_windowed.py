@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stateful_gpt.feedback import Feedback, FeedbackKind
-from stateful_gpt.generate import Generation, Sampling, Solver, Start, Window, generate
+from stateful_gpt.generate import Generation, Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import Iteration, Outcome, RecomputeConfig
+from stateful_gpt.solving import Sampling, Solver, Window
 from stateful_gpt.stepping import Stepper
 from stateful_gpt.windowed import Windowed
 
