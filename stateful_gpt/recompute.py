@@ -38,7 +38,8 @@ class RecomputeConfig:
     Attributes:
         iterations: the most passes that are run, at least 1.
         tolerance: stop once no log-probability moved by more than this many nats, once the
-            estimates are final by the theorem, or once they cycle; 0 runs all the iterations.
+            estimates are final by the theorem, or once they cycle; 0 runs all the iterations (but
+            not those that would evaluate nothing, unless they are observed).
         damping: the next pass is fed (1 - damping) of its predecessor's state and damping of what
             that one said. Below 1 the theorem's bound no longer holds.
     """
@@ -231,7 +232,12 @@ def recompute(
             last = said.where(rows, last)
         if observe is not None:
             observe(Iteration(number, said, step_max, step_rms, was_running))
-        if not any(running):
+        # passes that leave alone all that is settled are run only for somebody who watches
+        idle = said.front is not None and observe is None
+        if not any(
+            going_on and not (idle and outcome is Outcome.SETTLED)
+            for going_on, outcome in zip(running, outcomes, strict=True)
+        ):
             break
         if state is None or config.damping == 1.0:
             state = said.state if config.damping == 1.0 else config.damping * said.state
