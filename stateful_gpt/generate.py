@@ -27,7 +27,7 @@ from stateful_gpt.recompute import (
     Said,
     recompute,
 )
-from stateful_gpt.solving import Drawn, Full, Sampling, Solver, Window, draw
+from stateful_gpt.solving import Continuation, Drawn, Full, Sampling, Solver, Window, draw
 from stateful_gpt.stepping import next_logits
 
 
@@ -143,14 +143,9 @@ def generate(
             break
         ahead = None
         if on_window is None and start is Start.CARRIED:
-            ahead = make_pass.draw_ahead(
-                window,
-                result,
-                most=max_new_tokens - step,
-                sampling=sampling,
-                generator=generator,
-                tell=partial(on_token, rows[0]) if on_token is not None else _tell_nobody,
-            )
+            tell = partial(on_token, rows[0]) if on_token is not None else _tell_nobody
+            how = Continuation(max_new_tokens - step, sampling, generator, tell)
+            ahead = make_pass.draw_ahead(window, result, how)
         if ahead is not None:
             (row,), count = rows, len(ahead.tokens)
             so_far.extend(row, ahead)

@@ -72,6 +72,21 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) 
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """How a text may go on without a window for each token.
+
+    Attributes:
+        most: tokens that are drawn at most.
+        tell: called with each token.
+    """
+
+    most: int
+    sampling: Sampling
+    generator: torch.Generator | None
+    tell: Callable[[int], None]
+
+
+@dataclass(frozen=True)
 class Drawn:
     """Tokens drawn one after the other: (n,) ids, log-probabilities (nats) and estimates."""
 
@@ -93,21 +108,8 @@ class PassMaker(Protocol):
         """
         ...
 
-    def draw_ahead(
-        self,
-        window: Window,
-        recomputed: Recomputed,
-        *,
-        most: int,
-        sampling: Sampling,
-        generator: torch.Generator | None,
-        tell: Callable[[int], None],
-    ) -> Drawn | None:
+    def draw_ahead(self, window: Window, recomputed: Recomputed, how: Continuation) -> Drawn | None:
         """Draw tokens behind a window that has just been recomputed, each as a step of its own.
-
-        Args:
-            most: how many at most; fewer if the text ends.
-            tell: called with each token.
 
         Returns:
             At least one token, which the next window must follow; None where this maker has no

@@ -217,7 +217,7 @@ class Stepper:
     def score(self, hidden: Tensor, targets: Tensor) -> TokenScores:
         """What :func:`feedback.score_targets` returns, of (M, C) and (M,); inference tensors."""
         pieces = [
-            score_logits(self._logits(some), wanted)
+            score_logits(self.logits(some), wanted)
             for some, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
         ]
         if len(pieces) == 1:
@@ -227,7 +227,7 @@ class Stepper:
             logits=torch.cat([piece.logits for piece in pieces]),
         )
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """(M, V) of (M, C), at least in float32."""
         if hidden.size(0) == 1 and self.one_at_a_time:
             blocks = self.head.size(0)

@@ -12,26 +12,23 @@ Shapes: B batch, T tokens of a window, N estimates that a pass makes, C n_embd.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from stateful_gpt.decoding import decoder_for, decodes
+from stateful_gpt.continuing import continue_text
 from stateful_gpt.feedback import Feedback, TokenScores, score_targets
 from stateful_gpt.model import GPT, Cache
 from stateful_gpt.recompute import Front, Moved, Pass, RecomputeConfig, Recomputed, Said
-from stateful_gpt.solving import Drawn, PassMaker, Sampling, Window, draw
+from stateful_gpt.solving import Continuation, Drawn, PassMaker, Window
 from stateful_gpt.stepping import Stepper, covers
 from stateful_gpt.widths import CPU, GPU, Width
 
 # An estimate that moved by no more than this many roundings has not moved: the same sums in
 # matrices of another shape differ by as much.
 ROUNDINGS = 16
-DECODES_ON = ("cuda",)  # where a step of the host costs more than one of the device
 
 
 @dataclass(frozen=True)
@@ -164,46 +161,18 @@ class _WindowedPasses(PassMaker):
 
         return run
 
-    def draw_ahead(
-        self,
-        window: Window,
-        recomputed: Recomputed,
-        *,
-        most: int,
-        sampling: Sampling,
-        generator: torch.Generator | None,
-        tell: Callable[[int], None],
-    ) -> Drawn | None:
-        """On a GPU, a single settled text goes on without a word from the host for each token."""
-        T = window.lengths[0]
-        most = min(most, self.model.config.block_size - T)
-        fits = self.lean and decodes(self.feedback) and len(self.texts) == 1
-        if not fits or window.tokens.device.type not in DECODES_ON or most < 1:
+    def draw_ahead(self, window: Window, recomputed: Recomputed, how: Continuation) -> Drawn | None:
+        """A single settled text goes on with a step for each token, and no pass around it."""
+        T, text = window.lengths[0], self.texts[0]
+        if not self.lean or len(self.texts) > 1 or text.front <= T:
             return None
-        assert self.cache is not None
-        text, said, pairs = self.texts[0], recomputed.said, self.cache.pairs[:, :, 0]
-        if text.front <= T:
-            return None
-        decoder = decoder_for(self.model, self.feedback, vocab_size=sampling.vocab_size)
-        decoder.take_over(window.tokens[0], said.log_probs[0], said.state[0], pairs)
-        choose = None
-        if sampling.temperature is not None:
-            choose = partial(draw, sampling=sampling, generator=generator)
-        tokens = decoder.go_on(
-            T,
-            most=most,
-            choose=choose,
-            end_token=sampling.end_token,
-            tell=tell,
-            generator=generator if choose is not None else None,
-        )
-        if not tokens:
-            return None
-        end = T + len(tokens)
-        decoder.give_back(pairs, T - 1, end - 1)
-        text.front, self.cache.length = end, end - 1
-        log_probs, estimates = decoder.log_probs[T:end], decoder.estimates[T:end]
-        return Drawn(tokens, log_probs.clone(), estimates.clone())
+        assert self.stepper is not None
+        room = self.model.config.block_size - T
+        how = replace(how, most=min(how.most, room))
+        drawn = continue_text(self.stepper, self.feedback, window.tokens, recomputed.said, how)
+        if drawn is not None:
+            text.front = T + len(drawn.tokens)
+        return drawn
 
     def _move_to(self, window: Window, *, carried: bool) -> None:
         """Take over what the window before has left; a text that slid begins anew."""
@@ -240,7 +209,8 @@ class _WindowedPasses(PassMaker):
         hidden = self._forward(torch.tensor([ids[at : at + 1]]), state, begin=at)
         text.front += 1  # what this position says of the next rests on settled ones alone
         text.width.settled(1)
-        target, said, step = at + 1, 0.0, 0.0
+        target, step = at + 1, 0.0
+        known = said = float(state[0, at])  # of a drawn token, nobody has looked at it yet
         if target < length:
             assert self.stepper is not None
             scores = self.stepper.score(hidden[0], torch.tensor(ids[target : target + 1]))
@@ -250,7 +220,7 @@ class _WindowedPasses(PassMaker):
         return Moved(
             step_max=None if first else [step],
             step_rms=None if first else [step / length**0.5],
-            finite=[math.isfinite(said)],
+            finite=[math.isfinite(said) and math.isfinite(known)],
         )
 
     def _forward(self, tokens: Tensor, state: Tensor | None, *, begin: int) -> Tensor:

@@ -4,23 +4,18 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from stateful_gpt import decoding, windowed
+from stateful_gpt import decoding
 from stateful_gpt.decoding import Decoder, decoder_for
 from stateful_gpt.feedback import Feedback, FeedbackKind
-from stateful_gpt.generate import Generation, Start, generate
+from stateful_gpt.generate import Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
-from stateful_gpt.recompute import Outcome, RecomputeConfig
-from stateful_gpt.solving import Sampling
-from stateful_gpt.windowed import Windowed
+from stateful_gpt.recompute import RecomputeConfig
 
 Make = Callable[..., GPT]
 Tokens = Callable[..., Tensor]
@@ -80,124 +75,6 @@ def test_what_it_does_not_cover_is_refused(make_gpt: Make) -> None:
         Decoder(model, Feedback()).run([1], max_new_tokens=16)
     with pytest.raises(ValueError, match=r"must have 1 to 16 tokens"):
         Decoder(model, Feedback()).run([], max_new_tokens=1)
-
-
-# --- handed over by generate --------------------------------------------------------------------
-
-
-def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let generation go on by decoder on this device too; the tokens that each hand-over drew."""
-    counts: list[int] = []
-    go_on = Decoder.go_on
-
-    def counted(decoder: Decoder, begin: int, **options: Any) -> list[int]:
-        tokens = go_on(decoder, begin, **options)
-        counts.append(len(tokens))
-        return tokens
-
-    monkeypatch.setattr(Decoder, "go_on", counted)
-    monkeypatch.setattr(windowed, "DECODES_ON", ("cpu",))
-    return counts
-
-
-def both_ways(
-    monkeypatch: pytest.MonkeyPatch, model: GPT, prompt: list[int], **options: Any
-) -> tuple[Generation, Generation, list[int], list[list[int]]]:
-    """The same generation token by token and by hand-over; what was drawn over, what was told."""
-    told: list[list[int]] = []
-    made = []
-    options = {"feedback": Feedback(strength=0.5), "start": Start.CARRIED} | options
-    options = {"config": RecomputeConfig(iterations=64), "solver": Windowed()} | options
-    seed = options.pop("seed", None)
-    counts: list[int] = []
-    for over in (False, True):
-        if over:
-            counts = handed_over(monkeypatch)
-        told.append([])
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        heard = told[-1]
-        made.append(
-            generate(
-                model,
-                [prompt],
-                generator=generator,
-                on_token=lambda row, token, heard=heard: heard.append(token),
-                **options,
-            )
-        )
-    return made[0], made[1], counts, told
-
-
-@given(
-    seed=st.integers(0, 2**31),
-    length=st.integers(1, 10),
-    new=st.integers(0, 50),
-    feedback=st.sampled_from(FEEDBACKS),
-    temperature=st.sampled_from([None, 0.9]),
-    iterations=st.integers(1, 12),
-    end=st.booleans(),
-)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_text_that_is_handed_over_goes_on_as_it_would_token_by_token(
-    make_gpt: Make,
-    make_tokens: Tokens,
-    seed: int,
-    length: int,
-    new: int,
-    feedback: Feedback,
-    temperature: float | None,
-    iterations: int,
-    end: bool,
-) -> None:
-    """Also past the block, up to an end token, and where the prompt settles late or never."""
-    model, prompt = make_gpt(seed, n_layer=3, block_size=40), make_tokens(seed, 1, length)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "BUCKET", 16)
-        plain, ours, counts, told = both_ways(
-            patch,
-            model,
-            prompt[0].tolist(),
-            max_new_tokens=new,
-            feedback=feedback,
-            config=RecomputeConfig(iterations=iterations),
-            sampling=Sampling(
-                temperature=temperature, top_k=5, vocab_size=11, end_token=3 if end else None
-            ),
-            seed=seed if temperature is not None else None,
-        )
-    assert ours.tokens == plain.tokens
-    assert told[0] == told[1] == ours.tokens[0][length:]
-    assert ours.outcomes == plain.outcomes
-    assert ours.ended == plain.ended
-    for a, b in ((ours.log_probs, plain.log_probs), (ours.estimates, plain.estimates)):
-        assert (a[0] - b[0]).abs().max() <= EXACT
-    if plain.outcomes[0][0] is Outcome.SETTLED and new and iterations > 2:
-        assert counts, "it was handed over"
-
-
-@pytest.mark.parametrize("temperature", [None, 0.9])
-def test_a_text_that_diverges_is_left_to_the_passes(
-    make_gpt: Make,
-    make_tokens: Tokens,
-    monkeypatch: pytest.MonkeyPatch,
-    temperature: float | None,
-) -> None:
-    model = make_gpt(7, block_size=60)
-    with torch.no_grad():
-        model.transformer.wpe.weight[27] = torch.nan  # reached in the second stride
-    plain, ours, counts, told = both_ways(
-        monkeypatch,
-        model,
-        make_tokens(1, 1, 6)[0].tolist(),
-        max_new_tokens=40,
-        sampling=Sampling(temperature=temperature),
-        seed=1,
-    )
-    assert plain.outcomes[0][-1] is Outcome.DIVERGED
-    assert counts[0] == decoding.STRIDE
-    assert ours.outcomes == plain.outcomes
-    assert ours.tokens == plain.tokens
-    assert told[0] == told[1]
 
 
 def test_one_decoder_serves_a_sweep_and_none_outlives_its_model(make_gpt: Make) -> None:
