@@ -128,6 +128,7 @@ class Decoder:
             raise ValueError(
                 f"a prompt and its continuation must have 1 to {self.block} tokens, got {length}"
             )
+        self._pairs.zero_()  # what weighs nothing must be a number all the same
         self._begin(torch.tensor(list(prompt), device=self.device))
         self._prepare("step", 0, length - 1)
         for at in range(length - 1):
@@ -145,6 +146,7 @@ class Decoder:
             pairs: (L, 2, H, at least T - 1, D) its keys and values.
         """
         T = tokens.numel()
+        self._pairs.zero_()
         self._begin(tokens)
         self._pairs[:, :, :, : T - 1] = pairs[:, :, :, : T - 1]
         self.log_probs[:T], self.estimates[:T] = log_probs, estimates

@@ -112,3 +112,17 @@ def test_where_no_step_can_be_recorded_it_warns_once_and_goes_on(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         decoder.run(text[0].tolist(), max_new_tokens=0)
+
+
+def test_a_text_that_was_no_number_leaves_nothing_to_the_next(
+    make_gpt: Make, make_tokens: Tokens
+) -> None:
+    model, feedback = make_gpt(2, block_size=20), Feedback(strength=0.5)
+    with torch.no_grad():
+        model.transformer.wpe.weight[15] = torch.nan
+    decoder = Decoder(model, feedback)
+    decoder.run(make_tokens(1, 1, 20)[0].tolist(), max_new_tokens=0)
+    assert decoder.log_probs.isnan().any()
+    text = make_tokens(2, 1, 12)
+    decoder.run(text[0].tolist(), max_new_tokens=0)
+    assert (decoder.log_probs[:12] - left_to_right(model, text, feedback)[0]).abs().max() <= EXACT
