@@ -112,9 +112,7 @@ def test_a_continued_text_is_that_of_passes_token_by_token(
         ),
         "seed": seed if temperature is not None else None,
     }
-    model = make_gpt(seed, n_layer=3, block_size=40)
-    if feedback.of_hidden:
-        model = model.with_gate(generator=torch.Generator().manual_seed(seed)).eval()
+    model = make_gpt(seed, n_layer=3, block_size=40, hidden_feedback=feedback.of_hidden)
     prompt = make_tokens(seed, 1, length)[0].tolist()
     theirs = made("passes", model, prompt, **options)
     ours = made(way, model, prompt, **options)
