@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import ConfigError, sentence
+from experiments.schema import ConfigError, sentence
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 

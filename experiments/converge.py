@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from experiments import launchers, report, sweep
 from experiments.command import CONF, RunError, run_command, saying_why
-from experiments.config import ConfigError, ConvergeSettings, register_schemas, to_settings
+from experiments.config import ConvergeSettings, register_schemas
 from experiments.identity import Located
 from experiments.measure import Recorder, in_float64, overall
 from experiments.prompts import EncodedPrompt, encode_prompts
 from experiments.provenance import changes, provenance
 from experiments.publish import open_tracker, publish
 from experiments.run_folder import RunFolder
+from experiments.schema import ConfigError, to_settings
 from experiments.study import survey
 from experiments.sweep import Sweep
 from experiments.sweeper import prefer_our_sweeper

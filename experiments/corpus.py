@@ -10,7 +10,7 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from experiments.config import ConfigError
+from experiments.schema import ConfigError
 from stateful_gpt.tokenizer import end_token
 from stateful_gpt.train import IGNORE, batch_at
 

@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.config import ConfigError, ConvergeSettings, ModelSettings
+from experiments.config import ConvergeSettings, ModelSettings
 from experiments.prompts import Prompt, content_hash, read_prompts
 from experiments.run_folder import RunFolder, run_id
+from experiments.schema import ConfigError
 from stateful_gpt.checkpoint import CheckpointError, fingerprint
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from experiments.config import ConfigError
+from experiments.schema import ConfigError
 
 BASIC = "basic"
 SUBMITIT_LOCAL = "submitit_local"

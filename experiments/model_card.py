@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.config import TrainSettings
 from experiments.provenance import provenance
+from experiments.train_config import TrainSettings
 from stateful_gpt.model import GPT
 
 

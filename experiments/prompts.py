@@ -8,7 +8,8 @@ from pathlib import Path
 
 import tiktoken
 
-from experiments.config import ConfigError, PromptSettings
+from experiments.config import PromptSettings
+from experiments.schema import ConfigError
 from stateful_gpt.tokenizer import decode
 
 LARGEST_FILE = 64 * 1024 * 1024  # bytes; far more than any model's block holds

@@ -24,10 +24,11 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from experiments import launchers, plan
 from experiments.command import Escape, LauncherError, Remember, RunError, command_line, work_for
-from experiments.config import ConfigError, ConvergeSettings, to_settings
+from experiments.config import ConvergeSettings
 from experiments.identity import Located, cell_key
 from experiments.plan import Cell
 from experiments.report import plain_list
+from experiments.schema import ConfigError, to_settings
 from experiments.study import Run, State, look, survey_cells
 from experiments.watch import Watch
 

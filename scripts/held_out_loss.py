@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.config import ConfigError
 from experiments.corpus import documents, read_texts, stream
+from experiments.schema import ConfigError
 from stateful_gpt.checkpoint import CheckpointError, load_checkpoint
 from stateful_gpt.depth import depth_profile
 from stateful_gpt.device import choose_device

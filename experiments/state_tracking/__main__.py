@@ -23,10 +23,10 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from experiments.command import CONF, RunError, run_command, saying_why
-from experiments.config import ConfigError, to_settings
 from experiments.files import write_json, write_table
 from experiments.provenance import changes, provenance
 from experiments.run_folder import SUMMARY, RunFolder
+from experiments.schema import ConfigError, to_settings
 from experiments.state_tracking.config import (
     ContestantSettings,
     StateTrackingSettings,

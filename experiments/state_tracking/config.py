@@ -4,14 +4,8 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from experiments.config import (
-    STUDY_NAME,
-    ConfigError,
-    DeviceSettings,
-    TrackingSettings,
-    check_common,
-    know_schemas,
-)
+from experiments.config import STUDY_NAME, DeviceSettings, TrackingSettings, check_common
+from experiments.schema import ConfigError, know_schemas
 from experiments.state_tracking.tasks import TASKS, Target
 
 

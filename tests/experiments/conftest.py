@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 import experiments.converge
 from experiments import tracking, wandb_service
 from experiments.command import Remember
-from experiments.config import ConvergeSettings, to_settings
+from experiments.config import ConvergeSettings
+from experiments.schema import to_settings
 from experiments.tracking import Tracker
 from experiments.wandb_service import let_go
 from tests.wandb_server import KEY, WandbServer, serving

@@ -11,9 +11,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import ConvergeSettings, TrainSettings, register_schemas, to_settings
+from experiments.config import ConvergeSettings, register_schemas
 from experiments.launchers import prefer_our_settings
+from experiments.schema import to_settings
 from experiments.state_tracking.config import StateTrackingSettings, register
+from experiments.train_config import TrainSettings
+from experiments.train_config import register_schemas as register_train
 
 CONF = Path(__file__).parents[2] / "conf"
 PRIMARY = {
@@ -34,6 +37,7 @@ LAUNCHERS = [name for name in FILES if name.startswith("hydra/launcher/")]
 def composer() -> Iterator[None]:
     GlobalHydra.instance().clear()
     register_schemas()
+    register_train()
     prefer_our_settings()
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):

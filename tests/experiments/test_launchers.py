@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments import launchers
-from experiments.config import ConfigError
+from experiments.schema import ConfigError
 
 Command = Callable[..., list[str]]
 Start = Callable[..., "subprocess.Popen[str]"]

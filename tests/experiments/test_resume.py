@@ -26,8 +26,8 @@ from experiments.config import (
     PromptSettings,
     RecomputeSettings,
     TrackingSettings,
-    to_settings,
 )
+from experiments.schema import to_settings
 
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]

@@ -10,8 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments import tracking, wandb_service
-from experiments.config import ConvergeSettings, to_settings
+from experiments.config import ConvergeSettings
 from experiments.converge import converge
+from experiments.schema import to_settings
 from experiments.tracking import Tracker
 from scripts import sync_wandb
 from tests.wandb_server import KEY, WandbServer, serving
