@@ -248,6 +248,7 @@ def _checkpoint(
     path: str, tokenizer: str | None, dtype: str, device: torch.device, _identity: str
 ) -> Checkpoint:
     """Kept between the jobs of a sweep in one process, while the files stay the same."""
+    in_float64.cache_clear()  # before there are two models
     return load_checkpoint(path, tokenizer=tokenizer, dtype=DTYPES[dtype], device=device)
 
 

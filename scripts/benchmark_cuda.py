@@ -291,7 +291,7 @@ def decoder_rates(model: GPT, prompt: list[int], sizes: Sizes, clock: Clock) -> 
             decoder = Decoder(model, Feedback(strength=STRENGTH), compiled=compiled)
             time_taken = clock.median(lambda d=decoder: d.run(prompt, max_new_tokens=sizes.new))
         except Exception as failure:  # torch.compile needs a compiler: the eager graph does not
-            said.append(f"{name}: {type(failure).__name__}: {str(failure).splitlines()[0][:80]}")
+            said.append(f"{name}: {type(failure).__name__}: {' '.join(str(failure).split())[:80]}")
             continue
         recorded = "" if decoder.recorded or clock.device.type != "cuda" else ", not recorded"
         said.append(f"{name} {steps / time_taken:.0f}{recorded}")

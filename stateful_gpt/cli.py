@@ -75,7 +75,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         type=_not_negative,
         default=1e-3,
         metavar="NATS",
-        help="stop passes that move no estimate by more than this; 0 runs all; default 0.001",
+        help="stop passes that move no estimate by more than this;"
+        " 0 stops only once none can move; default 0.001",
     )
     feedback.add_argument("--start", choices=[s.value for s in Start], default="carried")
     model = parser.add_argument_group("model")

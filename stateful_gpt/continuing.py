@@ -27,8 +27,8 @@ def continue_text(
 ) -> Drawn | None:
     """Draw tokens behind a settled text; all but the last of them are evaluated, too.
 
-    Ends with the text, or before an estimate that is not finite. Their keys and values are in the
-    stepper's cache then.
+    Ends with the text, or before an estimate that is not finite. Keys and values of what has been
+    evaluated are in the stepper's cache then.
 
     Args:
         tokens: (1, T) ids, all of them settled.

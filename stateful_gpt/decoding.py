@@ -93,14 +93,13 @@ class Decoder:
             feedback.layers is None or i in feedback.layers for i in range(config.n_layer)
         ]
         self._drawable = vocab_size
-        step, evaluate = self._step, self._evaluate
+        # by name: bound methods would keep a decoder that nobody uses until the next collection
+        self._compiled: dict[str, Callable[[int], None]] = {}
         if compiled:
-            step, evaluate = (torch.compile(part, dynamic=False) for part in (step, evaluate))
-        self._parts: dict[str, Callable[[int], None]] = {
-            "step": step,
-            "evaluate": evaluate,
-            "take": self._take,
-        }
+            parts = {"step": self._step, "evaluate": self._evaluate}
+            self._compiled = {
+                name: torch.compile(part, dynamic=False) for name, part in parts.items()
+            }
         self._graphs: dict[tuple[str, int], torch.cuda.CUDAGraph] = {}
         self.strength = feedback.strength if feedback.of_tokens else 0.0
 
@@ -171,38 +170,54 @@ class Decoder:
 
         Args:
             choose: the (1,) id to draw from (1, V) logits; None draws the likeliest.
-            tell: called with each token.
-            generator: what ``choose`` draws with; may have gone on behind the end of the text.
+            tell: called with each token, once the host has looked at its stride.
+            generator: what ``choose`` draws with; ends as far on as the tokens returned take it.
         """
         tokens: list[int] = []
         while len(tokens) < most and (not tokens or tokens[-1] != end_token):
             first = begin + len(tokens)
             last = min(first + STRIDE, begin + most)
-            before = generator.get_state() if generator is not None else None
-            self._draw(first, last, choose)
+            states = self._draw(first, last, choose, generator)
             numbers = torch.stack([self.log_probs[first:last], self.estimates[first:last]])
-            if not bool(numbers.isfinite().all()):
-                if generator is not None and before is not None:
-                    generator.set_state(before)
-                break
-            for token in self.tokens[first:last].tolist():
-                tokens.append(token)
+            kept: list[int] = []
+            if bool(numbers.isfinite().all()):
+                kept = self.tokens[first:last].tolist()
+                if end_token in kept:
+                    kept = kept[: kept.index(end_token) + 1]
+            if generator is not None and len(kept) < last - first:
+                generator.set_state(states[len(kept)])
+            for token in kept:
                 tell(token)
-                if token == end_token:
-                    break
+            tokens += kept
+            if not kept:
+                break
         return tokens
 
-    def _draw(self, first: int, last: int, choose: Callable[[Tensor], Tensor] | None) -> None:
-        """Draw the tokens ``first`` to ``last - 1``, evaluating the one before each."""
+    def _draw(
+        self,
+        first: int,
+        last: int,
+        choose: Callable[[Tensor], Tensor] | None,
+        generator: torch.Generator | None,
+    ) -> list[Tensor]:
+        """Draw the tokens ``first`` to ``last - 1``, evaluating the one before each.
+
+        Returns:
+            The generator's state before each of them.
+        """
+        states = []
         for part in ("step",) if choose is None else ("evaluate", "take"):
             self._prepare(part, first - 1, last - 1)
         for at in range(first - 1, last - 1):
+            if generator is not None:
+                states.append(generator.get_state())
             if choose is None:
                 self._do("step", at)
             else:
                 self._do("evaluate", at)
                 self.tokens[at + 1 : at + 2] = choose(self.logits[None])
                 self._do("take", at)
+        return states
 
     def give_back(self, pairs: Tensor, begin: int, end: int) -> None:
         """Copy the keys and values of ``begin`` to ``end - 1`` to where the first came from."""
@@ -230,27 +245,36 @@ class Decoder:
                 self._graphs[part, keys] = self._record(part, keys)
             except RuntimeError as error:
                 self.recorded = False
-                reason = " ".join(str(error).split())[:160]
+                reason = " ".join(str(error.__context__ or error).split())[:160]
                 warnings.warn(f"generation goes on without CUDA graphs: {reason}", stacklevel=3)
             for tensor, content in held:
                 tensor.copy_(content)
 
     def _record(self, part: str, keys: int) -> torch.cuda.CUDAGraph:
         """Raises RuntimeError if it cannot be recorded, or if the recording says other things."""
-        run, start = self._parts[part], torch.zeros(1, dtype=torch.long, device=self.device)
-        self._begin(start)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(min(WARM_UPS, self.block - 1)):  # chooses kernels, reserves memory
-                run(keys)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run(keys)
+        with torch.cuda.device(self.device):
+            self._begin(torch.zeros(1, dtype=torch.long, device=self.device))
+            side, stream = torch.cuda.Stream(), torch.cuda.current_stream()
+            side.wait_stream(stream)
+            with torch.cuda.stream(side):
+                for _ in range(min(WARM_UPS, self.block - 1)):  # chooses kernels, reserves memory
+                    self._run(part, keys)
+            stream.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph):
+                    self._run(part, keys)
+            finally:
+                torch.cuda.set_stream(stream)  # which a recording that fails does not give back
+            self._check(part, keys, graph)
+        return graph
+
+    def _check(self, part: str, keys: int, graph: torch.cuda.CUDAGraph) -> None:
         said = []
-        for once in (partial(run, keys), graph.replay):
-            self._begin(start)
+        for once in (partial(self._run, part, keys), graph.replay):
+            self._begin(torch.zeros(1, dtype=torch.long, device=self.device))
+            if part != "take":
+                self.logits.fill_(torch.nan)
             once()
             said.append((self.logits.clone(), self.log_probs.clone()))
         largest = float(said[0][0].nan_to_num().abs().max())
@@ -258,7 +282,6 @@ class Decoder:
         for eager, replayed in zip(*said, strict=True):
             if not torch.allclose(eager, replayed, rtol=0.0, atol=within, equal_nan=True):
                 raise RuntimeError("a recorded step says something else than the step itself")
-        return graph
 
     def _text(self) -> tuple[Tensor, ...]:
         """All that steps write to, of the first few positions as far as those alone are at risk."""
@@ -274,9 +297,13 @@ class Decoder:
         keys = self._keys(at)
         graph = self._graphs.get((part, keys)) if self.recorded else None
         if graph is None:
-            self._parts[part](keys)
+            self._run(part, keys)
         else:
             graph.replay()
+
+    def _run(self, part: str, keys: int) -> None:
+        run = self._compiled.get(part) or getattr(self, f"_{part}")
+        run(keys)
 
     # --- the step -------------------------------------------------------------------------------
 
@@ -332,7 +359,8 @@ _kept: "weakref.WeakKeyDictionary[GPT, dict[Hashable, Decoder]]" = weakref.WeakK
 
 def decoder_for(model: GPT, feedback: Feedback, *, vocab_size: int | None) -> Decoder:
     """The decoder of a model, made once: what it has recorded serves a whole sweep of strengths."""
-    places = tuple(parameter.data_ptr() for parameter in model.parameters())
+    weight = model.lm_head.weight
+    places = (weight.dtype, weight.device, *(p.data_ptr() for p in model.parameters()))
     layers = None if feedback.layers is None else frozenset(feedback.layers)
     key = (places, feedback.kind is FeedbackKind.LOGIT, layers, vocab_size)
     kept = _kept.get(model, {})

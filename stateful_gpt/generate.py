@@ -92,7 +92,7 @@ def generate(
         sampling: default: greedily, without an end.
         generator: on the model's device; needed to draw reproducibly.
         on_window: called before each recompute; what it returns observes the passes.
-        on_token: called with (row, id) as each token is drawn.
+        on_token: called with (row, id) as each token is drawn; on a GPU perhaps a few at a time.
 
     Raises:
         ValueError: an empty prompt, ids outside the model's embedding, ``previous`` of other

@@ -77,7 +77,7 @@ class Continuation:
 
     Attributes:
         most: tokens that are drawn at most.
-        tell: called with each token.
+        tell: called with each token, perhaps a few at a time.
     """
 
     most: int
@@ -96,7 +96,10 @@ class Drawn:
 
 
 class PassMaker(Protocol):
-    """Makes the pass over each window of one generation, in the order in which they come."""
+    """Makes the pass over each window of one generation, in the order in which they come.
+
+    To be derived from, for what not every maker has.
+    """
 
     def __call__(self, window: Window, *, log_probs: Tensor, carried: bool, observed: bool) -> Pass:
         """The pass that one recompute iterates.

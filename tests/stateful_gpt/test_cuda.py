@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stateful_gpt import decoding
 from stateful_gpt.attention import key_columns, reference_attention, sdpa_attention
 from stateful_gpt.decoding import Decoder, decoder_for
 from stateful_gpt.feedback import Feedback, FeedbackKind
@@ -45,12 +46,20 @@ def test_a_recorded_step_reads_to_the_oracle_in_every_bucket(
     assert (decoder.log_probs - left_to_right(model, text, feedback)[0]).abs().max() <= EXACT
 
 
-@pytest.mark.parametrize("temperature", [None, 0.8])
+@pytest.mark.parametrize(("temperature", "parts"), [(None, {"step"}), (0.8, {"evaluate", "take"})])
 @pytest.mark.parametrize("feedback", FEEDBACKS)
 def test_generation_by_recorded_steps_is_that_of_full_passes(
-    make_gpt: Make, make_tokens: Tokens, feedback: Feedback, temperature: float | None
+    make_gpt: Make,
+    make_tokens: Tokens,
+    monkeypatch: pytest.MonkeyPatch,
+    feedback: Feedback,
+    temperature: float | None,
+    parts: set[str],
 ) -> None:
+    """With recordings made before and within the text."""
+    monkeypatch.setattr(decoding, "BUCKET", 32)
     model, prompt = make_gpt(3, **SHAPE).cuda(), make_tokens(4, 1, 30)[0].tolist()
+    warnings.simplefilter("error")  # pytest takes it back
     made = [
         generate(
             model,
@@ -67,6 +76,29 @@ def test_generation_by_recorded_steps_is_that_of_full_passes(
     ]
     assert made[0].tokens == made[1].tokens
     assert (made[0].log_probs[0] - made[1].log_probs[0]).abs().max() <= EXACT
+    recorded = decoder_for(model, feedback, vocab_size=None)._graphs
+    assert {part for part, _ in recorded} == parts
+    assert {keys for _, keys in recorded} == {32, 64, 96, 128}
+
+
+def test_a_recording_that_fails_leaves_the_device_as_it_was(
+    make_gpt: Make, make_tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, text = make_gpt(1, **SHAPE).cuda(), make_tokens(2, 1, 60).cuda()
+    take = Decoder._take
+
+    def waits(decoder: Decoder, keys: int) -> None:
+        take(decoder, keys)
+        decoder.tokens.tolist()  # no recording can wait for the device
+
+    monkeypatch.setattr(Decoder, "_take", waits)
+    stream = torch.cuda.current_stream()
+    decoder = Decoder(model, Feedback(strength=0.3))
+    with pytest.warns(UserWarning, match="without CUDA graphs"):
+        decoder.run(text[0].tolist(), max_new_tokens=0)
+    assert torch.cuda.current_stream() == stream
+    oracle = left_to_right(model, text, Feedback(strength=0.3))[0]
+    assert (decoder.log_probs[:60] - oracle).abs().max() <= EXACT
 
 
 def test_one_recording_serves_every_strength(make_gpt: Make, make_tokens: Tokens) -> None:

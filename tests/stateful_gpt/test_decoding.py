@@ -87,9 +87,16 @@ def test_one_decoder_serves_a_sweep_and_none_outlives_its_model(make_gpt: Make) 
     again = decoder_for(model, Feedback(), vocab_size=None)
     model.double() if model.lm_head.weight.dtype == torch.float32 else model.float()
     assert decoder_for(model, Feedback(), vocab_size=None) is not again, "other weights"
-    gone = weakref.ref(model)
-    del model
+    gone, old = weakref.ref(model), weakref.ref(again)
     gc.collect()
+    gc.disable()  # what memory a device has must not wait for a collection
+    try:
+        del first, again
+        assert old() is None
+    finally:
+        gc.enable()
+    del model
+    gc.collect()  # a model itself may be cyclic
     assert gone() is None
 
 
@@ -98,7 +105,7 @@ def test_where_no_step_can_be_recorded_it_warns_once_and_goes_on(
 ) -> None:
     def fail(decoder: Decoder, part: str, keys: int) -> None:
         decoder._begin(torch.zeros(1, dtype=torch.long))  # as recording would
-        decoder._parts[part](keys)
+        decoder._run(part, keys)
         raise RuntimeError("operation not permitted\n when stream is capturing")
 
     monkeypatch.setattr(Decoder, "_record", fail)
