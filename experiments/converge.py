@@ -26,7 +26,7 @@ from experiments.measure import Recorder, in_float64, overall
 from experiments.prompts import EncodedPrompt, encode_prompts
 from experiments.provenance import changes, provenance
 from experiments.publish import open_tracker, publish
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, tidy
 from experiments.schema import ConfigError, to_settings
 from experiments.study import survey
 from experiments.sweep import Sweep
@@ -59,6 +59,7 @@ def converge(settings: ConvergeSettings) -> Path:
     located = Located(settings)
     folder, prompts = located.folder, located.prompts
     if folder.finished:
+        tidy(folder.path)
         print(f"{folder.path} is finished: nothing to compute")
         return folder.path
     try:

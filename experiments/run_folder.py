@@ -196,6 +196,17 @@ def is_held(folder: Path) -> bool | None:
     return False
 
 
+def tidy(folder: Path) -> None:
+    """Remove the lock of a finished run whose holder was killed before it could."""
+    lock = folder / _LOCK
+    try:
+        with lock.open("r+") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.unlink(missing_ok=True)
+    except OSError:  # there is none, or somebody holds it
+        return
+
+
 def _is_file_at(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())

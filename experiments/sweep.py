@@ -28,6 +28,7 @@ from experiments.config import ConvergeSettings
 from experiments.identity import Located, cell_key
 from experiments.plan import Cell
 from experiments.report import plain_list
+from experiments.run_folder import tidy
 from experiments.schema import ConfigError, to_settings
 from experiments.study import Run, State, look, survey_cells
 from experiments.watch import Watch
@@ -90,7 +91,12 @@ class Sweep(Remember):
         if not self.parallel:
             self._composed = {words: pickle.dumps(job) for words, job in composed}
             return
-        done = len(self.cells) - sum(self.remaining())
+        finished = [
+            cell for cell, needed in zip(self.cells, self.remaining(), strict=True) if not needed
+        ]
+        for cell in finished:  # which no worker will look at
+            tidy(Path(cell.study) / cell.name)
+        done = len(finished)
         print(_opening(launcher, len(self.cells), done, workers, self.threads), flush=True)
         if done == len(self.cells):
             raise Escape()

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from experiments.command import CONF, RunError, run_command, saying_why
 from experiments.files import write_json, write_table
 from experiments.provenance import changes, provenance
-from experiments.run_folder import SUMMARY, RunFolder
+from experiments.run_folder import SUMMARY, RunFolder, tidy
 from experiments.schema import ConfigError, to_settings
 from experiments.state_tracking.config import (
     ContestantSettings,
@@ -76,6 +76,7 @@ def track(settings: StateTrackingSettings) -> Path:
         raise ConfigError(str(error)) from None
     folder = RunFolder(settings, run_id(settings))
     if folder.finished:
+        tidy(folder.path)
         print(f"{folder.path} is finished: nothing to compute")
         return folder.path
     try:

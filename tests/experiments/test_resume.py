@@ -317,3 +317,20 @@ def test_who_comes_second_waits_for_the_first(
         fcntl.flock(stream, fcntl.LOCK_UN)
         assert waiting.result(timeout=DEADLINE) == folder
     assert_same_numbers(folder, undisturbed)
+
+
+@pytest.mark.parametrize("words", [[], ["hydra/launcher=joblib", "-m"]])
+def test_what_a_kill_behind_the_end_has_left_goes_with_the_next_command(
+    converge: Converge, runs: Runs, words: list[str]
+) -> None:
+    assert converge(*words)[0] == 0
+    (folder,) = runs()
+    before = snapshot(folder)
+    lock = folder / ".lock"
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert converge(*words)[0] == 0
+        assert lock.exists(), "somebody holds it"
+    assert converge(*words)[0] == 0
+    assert not lock.exists()
+    assert snapshot(folder) == before
