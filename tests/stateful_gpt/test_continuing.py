@@ -19,18 +19,12 @@ from stateful_gpt.model import GPT
 from stateful_gpt.recompute import Outcome, RecomputeConfig
 from stateful_gpt.solving import Drawn, Sampling
 from stateful_gpt.windowed import Windowed, _WindowedPasses
+from tests.stateful_gpt.test_decoding import EXACT
+from tests.stateful_gpt.test_decoding import FEEDBACKS as DECODED
 
 Make = Callable[..., GPT]
 Tokens = Callable[..., Tensor]
-EXACT = 1e-10  # nats, float64
-FEEDBACKS = [
-    Feedback(strength=0.6),
-    Feedback(strength=-0.4, layers=(1,)),
-    Feedback(FeedbackKind.LOGIT, 0.3),
-    Feedback(FeedbackKind.NONE),
-    Feedback(FeedbackKind.PROB, 0.5),
-    Feedback(hidden_strength=0.5),
-]
+FEEDBACKS = [*DECODED, Feedback(FeedbackKind.PROB, 0.5), Feedback(hidden_strength=0.5)]
 # the device's code runs on the CPU, too; what stands for a recording runs the step itself
 WAYS = ["host", "device", "recorded"]
 
