@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.schema import ConfigError, sentence
+from experiments.settings import ConfigError, sentence
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 
@@ -70,7 +70,7 @@ def command_line() -> str:
     if _started_with is not None:
         return _started_with
     main = sys.modules["__main__"].__spec__
-    module = main.name if main is not None else Path(sys.argv[0]).name
+    module = main.name.removesuffix(".__main__") if main is not None else Path(sys.argv[0]).name
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 

@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.report import report
-from experiments.study import survey
+from experiments.sweeps.report import report
+from experiments.sweeps.study import survey
 
 
 def main() -> int:

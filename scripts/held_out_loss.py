@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.corpus import documents, read_texts, stream
-from experiments.schema import ConfigError
+from experiments.settings import ConfigError
+from experiments.train.corpus import documents, read_texts, stream
 from stateful_gpt.checkpoint import CheckpointError, load_checkpoint
 from stateful_gpt.depth import depth_profile
 from stateful_gpt.device import choose_device

@@ -12,8 +12,8 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from experiments.config import TrackingSettings
-from experiments.wandb_service import server_trouble
+from experiments.converge.settings import TrackingSettings
+from experiments.tracking.service import server_trouble
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace

@@ -15,12 +15,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.config import TrackingSettings
-from experiments.files import read_json, write_json
-from experiments.publish import open_tracker, publish
-from experiments.run_folder import CONFIG, STATUS, SUMMARY
-from experiments.tracking import SYNCED
-from experiments.wandb_service import let_go, server_trouble, server_url
+from experiments.converge.publish import open_tracker, publish
+from experiments.converge.settings import TrackingSettings
+from experiments.runs.files import read_json, write_json
+from experiments.runs.folder import CONFIG, STATUS, SUMMARY
+from experiments.tracking.service import let_go, server_trouble, server_url
+from experiments.tracking.tracker import SYNCED
 
 
 class SyncError(RuntimeError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.state_tracking.config import StateTrackingSettings
+from experiments.state_tracking.settings import StateTrackingSettings
 from experiments.state_tracking.tasks import (
     Target,
     Task,

@@ -13,13 +13,14 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-import experiments.converge
-from experiments import tracking, wandb_service
+import experiments.converge.run
 from experiments.command import Remember
-from experiments.config import ConvergeSettings
-from experiments.schema import to_settings
-from experiments.tracking import Tracker
-from experiments.wandb_service import let_go
+from experiments.converge.settings import ConvergeSettings
+from experiments.settings import to_settings
+from experiments.tracking import service as wandb_service
+from experiments.tracking import tracker as tracking
+from experiments.tracking.service import let_go
+from experiments.tracking.tracker import Tracker
 from tests.wandb_server import KEY, WandbServer, serving
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ Command = Callable[..., list[str]]
 @pytest.fixture(autouse=True)
 def committed_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run stores does not depend on whether somebody edits the source just now."""
-    monkeypatch.setattr(experiments.converge, "changes", lambda: None)
+    monkeypatch.setattr(experiments.converge.run, "changes", lambda: None)
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def in_process(
         monkeypatch.setattr(sys, "argv", [module, *words])
         capfd.readouterr()
         try:
-            code = importlib.import_module(f"experiments.{module}").main()
+            code = importlib.import_module(f"experiments.{module}.run").main()
         except SystemExit as stop:
             code = int(stop.code or 0)
         return code, *capfd.readouterr()
@@ -102,7 +103,7 @@ def compute(settings: list[str]) -> Compute:
             OmegaConf.from_dotlist([f"{key}={value}" for key, value in config.items()]),
         )
         assert isinstance(merged, DictConfig)
-        return experiments.converge.converge(to_settings(merged, ConvergeSettings))
+        return experiments.converge.run.converge(to_settings(merged, ConvergeSettings))
 
     return call
 

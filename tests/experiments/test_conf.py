@@ -11,12 +11,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import ConvergeSettings, register_schemas
-from experiments.launchers import prefer_our_settings
-from experiments.schema import to_settings
-from experiments.state_tracking.config import StateTrackingSettings, register
-from experiments.train_config import TrainSettings
-from experiments.train_config import register_schemas as register_train
+from experiments.converge.settings import ConvergeSettings, register_schemas
+from experiments.settings import to_settings
+from experiments.state_tracking.settings import StateTrackingSettings, register
+from experiments.sweeps.launchers import prefer_our_settings
+from experiments.train.settings import TrainSettings
+from experiments.train.settings import register_schemas as register_train
 
 CONF = Path(__file__).parents[2] / "conf"
 PRIMARY = {

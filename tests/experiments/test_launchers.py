@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import launchers
-from experiments.schema import ConfigError
+from experiments.settings import ConfigError
+from experiments.sweeps import launchers
 
 Command = Callable[..., list[str]]
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.corpus import documents
-from experiments.schema import ConfigError
+from experiments.settings import ConfigError
+from experiments.train.corpus import documents
 from scripts import held_out_loss, print_passes
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.cli import main as generate

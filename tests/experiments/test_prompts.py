@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import PromptSettings
-from experiments.prompts import Prompt, content_hash, encode_prompts, read_prompts
+from experiments.converge.prompts import Prompt, content_hash, encode_prompts, read_prompts
+from experiments.converge.settings import PromptSettings
 from stateful_gpt.tokenizer import byte_tokenizer
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-import experiments.converge
-from experiments import provenance
+import experiments.converge.run
+from experiments.runs import provenance
 
 Git = Callable[..., str]
 
@@ -122,7 +122,7 @@ def test_a_folder_inside_another_repository_has_no_commit(
 def test_a_run_keeps_the_patch_and_a_later_clean_attempt_removes_it(
     checkout: Path, compute: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiments.converge, "changes", provenance.changes)
+    monkeypatch.setattr(experiments.converge.run, "changes", provenance.changes)
     (checkout / "experiments" / "run.py").write_text("print(3)\n", encoding="utf-8")
     forget()
     folder = compute()

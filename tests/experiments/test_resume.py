@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-import experiments.converge
+import experiments.converge.run
 from experiments.command import RunError
-from experiments.config import (
+from experiments.converge.settings import (
     ConvergeSettings,
     DeviceSettings,
     ModelSettings,
@@ -27,7 +27,7 @@ from experiments.config import (
     RecomputeSettings,
     TrackingSettings,
 )
-from experiments.schema import to_settings
+from experiments.settings import to_settings
 
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]
@@ -143,13 +143,13 @@ def broken_off(
         runs_dir=str(tmp_path_factory.mktemp("undisturbed")),
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(experiments.converge, "changes", lambda: None)  # whoever's tree this is
-        undisturbed = experiments.converge.converge(settings)
+        patched.setattr(experiments.converge.run, "changes", lambda: None)  # whoever's tree this is
+        undisturbed = experiments.converge.run.converge(settings)
         settings.runs_dir = str(tmp_path_factory.mktemp("broken_off"))
         folder = Path(settings.runs_dir) / settings.study / undisturbed.name
         (folder / "summary.json").mkdir(parents=True)  # in the way of the last file
         with pytest.raises(RunError):
-            experiments.converge.converge(settings)
+            experiments.converge.run.converge(settings)
     (folder / "summary.json").rmdir()
     return folder, undisturbed
 
@@ -306,7 +306,7 @@ def test_who_comes_second_waits_for_the_first(
     settings.runs_dir, settings.study = str(folder.parent.parent), folder.parent.name
     with ThreadPoolExecutor() as pool, (folder / ".lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)  # let go when the file is closed, whatever happens
-        waiting = pool.submit(experiments.converge.converge, settings)
+        waiting = pool.submit(experiments.converge.run.converge, settings)
         said, deadline = "", time.monotonic() + DEADLINE
         while "being computed elsewhere: waiting" not in said and time.monotonic() < deadline:
             assert not waiting.done()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from experiments.config import ConvergeSettings
+from experiments.converge.settings import ConvergeSettings
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.feedback import Feedback, FeedbackKind, score_tokens
 from stateful_gpt.generate import Start, generate
@@ -41,7 +41,7 @@ ITERATIONS = [
     "kl_effect",
     "hidden_step_norm",
 ]
-BUILT_IN = Path(__file__).parents[2] / "experiments" / "prompts.jsonl"
+BUILT_IN = Path(__file__).parents[2] / "experiments" / "converge" / "prompts.jsonl"
 BLOCK = 32  # of the tiny model
 
 

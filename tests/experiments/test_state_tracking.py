@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import experiments.state_tracking.__main__ as command
-from experiments.provenance import Changes
-from experiments.state_tracking.__main__ import run_id
-from experiments.state_tracking.config import (
+import experiments.state_tracking.run as command
+from experiments.runs.provenance import Changes
+from experiments.state_tracking.contest import accuracy_by_depth
+from experiments.state_tracking.run import run_id
+from experiments.state_tracking.settings import (
     ContestantSettings,
     RecipeSettings,
     StateTrackingSettings,
     TaskSettings,
     TrackingSettings,
 )
-from experiments.state_tracking.contest import accuracy_by_depth
 from experiments.state_tracking.tasks import Target, make_task, test_batch
 from stateful_gpt.depth import HIDDEN_STATES
 from stateful_gpt.model import GPT, GPTConfig
@@ -59,7 +59,7 @@ def words(tmp_path: Path) -> list[str]:
 def compete(in_process: Callable[..., Called], words: list[str]) -> Callable[..., Called]:
     def call(*overrides: str, sweep: bool = False) -> Called:
         flag = ("-m",) if sweep else ()
-        return in_process("state_tracking.__main__", *flag, *words, *overrides)
+        return in_process("state_tracking", *flag, *words, *overrides)
 
     return call
 

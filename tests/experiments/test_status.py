@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from experiments import status
-from experiments.report import MOST_ROWS, names_of, report
-from experiments.study import Run, State, Study, survey
+from experiments.sweeps.report import MOST_ROWS, names_of, report
+from experiments.sweeps.study import Run, State, Study, survey
 
 Called = tuple[int, str, str]
 Call = Callable[..., Called]

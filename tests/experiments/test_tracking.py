@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from experiments.run_folder import RunFolder
+from experiments.runs.folder import RunFolder
 
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import tracking, wandb_service
+from experiments.tracking import service as wandb_service
+from experiments.tracking import tracker as tracking
 from tests.wandb_server import KEY, WandbServer, serving
 
 Compute = Callable[..., Path]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.corpus import stream
+from experiments.train.corpus import stream
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.depth import depth_profile
 from stateful_gpt.feedback import Feedback

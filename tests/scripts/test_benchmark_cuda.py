@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from scripts.benchmark_cuda import TINY, check, main, measure
+from scripts.benchmark.cuda import TINY, check, main, measure
 from stateful_gpt.model import GPT
 
 
@@ -34,7 +34,7 @@ def test_every_row_runs_and_is_checked_first(
 
 
 def test_a_wrong_number_ends_it(tiny: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    import scripts.benchmark_cuda as benchmark
+    import scripts.benchmark.cuda as benchmark
 
     right = benchmark.left_to_right
     monkeypatch.setattr(benchmark, "left_to_right", lambda *given: right(*given) - 2.0)
@@ -55,6 +55,6 @@ def test_without_cuda_it_says_so_in_one_sentence(
 
 def test_it_needs_nothing_but_torch_and_numpy() -> None:
     absent = ("hydra", "omegaconf", "wandb", "pandas", "tiktoken", "safetensors", "transformers")
-    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import scripts.benchmark_cuda"
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import scripts.benchmark.cuda"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

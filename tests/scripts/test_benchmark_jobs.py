@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from scripts import benchmark_jobs
+from scripts.benchmark import jobs as benchmark_jobs
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import benchmark_load
+from scripts.benchmark import load as benchmark_load
 
 
 def test_every_row_of_every_run_is_read_and_counted(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments.publish import AGGREGATES
+from experiments.converge.publish import AGGREGATES
 from scripts import make_dashboard
 
 Called = tuple[int, str, str]

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import tracking, wandb_service
-from experiments.config import ConvergeSettings
-from experiments.converge import converge
-from experiments.schema import to_settings
-from experiments.tracking import Tracker
+from experiments.converge.run import converge
+from experiments.converge.settings import ConvergeSettings
+from experiments.settings import to_settings
+from experiments.tracking import service as wandb_service
+from experiments.tracking import tracker as tracking
+from experiments.tracking.tracker import Tracker
 from scripts import sync_wandb
 from tests.wandb_server import KEY, WandbServer, serving
 

@@ -1,0 +1,165 @@
+"""What W&B is told of a convergence run: everything, read from the run's own files.
+
+Because nothing else is needed, a run can be told again at any time, to the same W&B run.
+"""
+
+import math
+import os
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from experiments.converge.settings import TrackingSettings
+from experiments.runs.files import read_json, write_json
+from experiments.runs.folder import CONFIG, ITERATIONS, STATUS, SUMMARY, TRAJECTORY, now
+from experiments.sweeps import report
+from experiments.tracking import terminal_view
+from experiments.tracking.tracker import Tracker
+
+RUN_FOLDER = "run_folder"  # in the files of a W&B run: a copy of the run's own
+MOST_TOKENS = 25  # curves that can still be told apart; W&B draws 100 at most
+MOST_POINTS = 200  # of a curve; W&B shows tables of at most 10,000 rows
+
+# how the measures of several prompts (and steps) become one history row an iteration
+AGGREGATES = {
+    "step_max": "max",
+    "step_rms": "mean",
+    "settled_prefix": "mean",
+    "oracle_error_max": "max",
+    "nll": "mean",
+    "kl_step": "mean",
+    "kl_effect": "mean",
+    "hidden_step_norm": "mean",
+}
+
+
+def open_tracker(
+    config: dict[str, Any],
+    run_id: str,
+    folder: Path,
+    *,
+    tracking: TrackingSettings,
+    warn: Callable[[str], object],
+    study: Path,
+    patient: bool = False,
+) -> Tracker:
+    """A tracker for the run with this configuration; ``folder`` is where W&B keeps its files.
+
+    Raises:
+        KeyError, TypeError: the configuration is not that of a convergence run.
+    """
+    name = report.name_of(config)
+    tracker = Tracker(
+        tracking,
+        run_id=run_id,
+        name=name,
+        group=config["study"],
+        tags=[config["model"]["name"], config["feedback"]["kind"]],
+        config=config,
+        folder=folder,
+        axis="iteration",
+        measures=tuple(AGGREGATES),
+        warn=warn,
+        later=f"python -m scripts.sync_wandb {shlex.quote(str(study))}",
+        patient=patient,
+    )
+    if tracker.active and not patient:
+        terminal_view.show(study, tracker.files.parent, name=name, run_id=run_id)
+    return tracker
+
+
+def publish(tracker: Tracker, folder: Path, summary: dict[str, Any]) -> None:
+    """Log a run from its own files: a history row an iteration, summary, pictures, Parquet."""
+    if not tracker.active:
+        return
+    for row in history_rows(folder):
+        tracker.log(row)
+    tracker.image("heat_map", lambda: _heat_map(folder))
+    names, xs, ys, among = moving_tokens(folder)
+    tracker.lines(
+        "token_trajectories",
+        xs=xs,
+        ys=ys,
+        names=names,
+        title=f"log_prob of the {len(names)} of {among} tokens that move most",
+    )
+    tracker.summarize(summary["overall"])  # last: a row overwrites what it shares with it
+    tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place))
+    if tracker.active:
+        kept = [tracker.files / RUN_FOLDER / name for name in (TRAJECTORY, ITERATIONS, SUMMARY)]
+        tracker.artifact(f"run-{folder.name}", "run", kept)
+
+
+def moving_tokens(
+    folder: Path,
+) -> tuple[list[str], list[int], list[list[float | None]], int]:
+    """The tokens whose estimates move most at the last generation step of their prompt.
+
+    Returns:
+        their names, the iterations, for each token its log-probability at each (nats; missing
+        where it is not a number or its prompt ended earlier), and the number of all tokens.
+    """
+    columns = ["prompt_id", "step", "iteration", "position", "token", "log_prob"]
+    frame = pq.read_table(folder / TRAJECTORY, columns=columns).to_pandas()
+    frame = frame[frame["step"] == frame.groupby("prompt_id")["step"].transform("max")]
+    curves = frame.pivot(
+        index=["prompt_id", "position", "token"], columns="iteration", values="log_prob"
+    )
+    reach = (curves.max(axis=1) - curves.min(axis=1)).fillna(0.0)
+    chosen = curves.loc[reach.sort_values(ascending=False, kind="stable").index[:MOST_TOKENS]]
+    stride = -(-chosen.shape[1] // MOST_POINTS)
+    chosen = chosen.iloc[:, ::stride]
+    names = [f"{token!r} {position} of {prompt}" for prompt, position, token in chosen.index]
+    values = chosen.to_numpy(np.float64)
+    ys = [[float(y) if np.isfinite(y) else None for y in row] for row in values]
+    return names, [int(x) for x in chosen.columns], ys, len(curves)
+
+
+def _copy_run(folder: Path, place: Path) -> None:
+    """What a reader needs of a run, so that a W&B run copied elsewhere is complete by itself.
+
+    The copy says that the run is finished: it is told when there is nothing left to be computed.
+    """
+    for name in (CONFIG, TRAJECTORY, ITERATIONS, SUMMARY):
+        try:
+            os.link(folder / name, place / name)  # the same bytes: files of a run are never edited
+        except OSError:
+            shutil.copyfile(folder / name, place / name)
+    status = read_json(folder / STATUS)
+    if status["state"] == "running":
+        status |= {"state": "finished", "finished": now()}
+    write_json(place / STATUS, status)
+
+
+def _heat_map(folder: Path) -> bytes:
+    from analysis.figures import heat_map_png  # Matplotlib takes a second: only where it draws
+    from analysis.load import load_unfinished
+
+    return heat_map_png(load_unfinished(folder))
+
+
+def history_rows(folder: Path) -> list[dict[str, Any]]:
+    """One row an iteration over all prompts, each at its last generation step.
+
+    A prompt that ended early counts on with the values it ended with.
+    """
+    frame = pq.read_table(folder / ITERATIONS).to_pandas()
+    last = frame["step"] == frame.groupby("prompt_id")["step"].transform("max")
+    frame = frame[last].set_index(["iteration", "prompt_id"])
+    filled = frame[list(AGGREGATES)].unstack("prompt_id").sort_index().ffill()
+    columns = {
+        measure: getattr(filled[measure], how)(axis=1) for measure, how in AGGREGATES.items()
+    }
+    rows = []
+    for place, iteration in enumerate(filled.index):
+        row: dict[str, Any] = {"iteration": int(iteration)}
+        for measure, column in columns.items():
+            value = float(column.iloc[place])
+            row[measure] = None if math.isnan(value) else value
+        rows.append(row)
+    return rows

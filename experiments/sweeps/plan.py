@@ -1,0 +1,84 @@
+"""What the sweeps of a study set out to compute, and which cells were refused: ``<study>/.sweep/``.
+
+A sweep writes one file, named after its cells, so that the same command replaces its own plan and a
+larger grid adds one. A cell that broke off before there was a run folder leaves a note of why.
+Knows nothing of Hydra.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.runs.files import read_json, write_json
+from experiments.runs.folder import now
+
+FOLDER = ".sweep"
+_PLANS = "plans"
+_REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a sweep: its settings, and the run they stand for unless that is unknown.
+
+    ``key`` names the settings, ``run_id`` is None where model or prompts cannot be read, and
+    ``problem`` then says why.
+    """
+
+    key: str
+    run_id: str | None
+    problem: str | None
+    study: str
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """One name for cells of several sweeps that are the same run."""
+        return self.run_id or self.key
+
+
+@dataclass(frozen=True)
+class Plan:
+    command: str
+    written: str
+    cells: tuple[Cell, ...]
+
+
+def record(study: Path, command: str, cells: Iterable[Cell]) -> None:
+    """Write down what a sweep is about to compute in a study folder."""
+    listed = list(cells)
+    keys = json.dumps([cell.key for cell in listed])
+    name = hashlib.sha256(keys.encode()).hexdigest()[:10]
+    content = {"command": command, "written": now(), "cells": [asdict(cell) for cell in listed]}
+    write_json(study / FOLDER / _PLANS / f"{name}.json", content)
+
+
+def plans(study: Path) -> list[Plan]:
+    """The plans of a study, the newest first; a file that is no plan is left out."""
+    found = []
+    for path in (study / FOLDER / _PLANS).glob("*.json"):
+        content = read_json(path)
+        with suppress(KeyError, TypeError):
+            cells = tuple(Cell(**cell) for cell in content["cells"])
+            found.append(Plan(str(content["command"]), str(content["written"]), cells))
+    return sorted(found, key=lambda plan: plan.written, reverse=True)
+
+
+def refuse(study: Path, key: str, error: str) -> None:
+    """Note why a cell broke off."""
+    write_json(study / FOLDER / _REFUSED / f"{key}.json", {"error": error, "when": now()})
+
+
+def forget(study: Path, key: str) -> None:
+    """A cell begins anew: what was noted about it is history."""
+    (study / FOLDER / _REFUSED / f"{key}.json").unlink(missing_ok=True)
+
+
+def refusal(study: Path, key: str) -> dict[str, str] | None:
+    """``error`` and ``when``, if the cell's last attempt broke off."""
+    content = read_json(study / FOLDER / _REFUSED / f"{key}.json")
+    return content if isinstance(content, dict) and "error" in content else None

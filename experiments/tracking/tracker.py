@@ -1,0 +1,257 @@
+"""Tells Weights & Biases about a run that is already safe in its own files.
+
+A tracker can lose nothing and stop nothing: whatever goes wrong with it is one warning, and once
+its server has failed, the other runs of the process go on offline without asking it again.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from experiments.converge.settings import TrackingSettings
+from experiments.runs.files import write_json
+from experiments.tracking.service import let_go, server_trouble, server_url, within
+
+# with two probes and the end of the helper, all that a study ever waits for a server that fails
+INIT_SECONDS = 3.0
+FINISH_SECONDS = 7.0
+HELPER_SECONDS = 60.0  # for W&B's own process, on a machine with other things to do
+
+SYNCED = "synced.json"  # beside W&B's files of a run: where it has been uploaded to
+
+
+class Tracker:
+    """One W&B run, or nothing when tracking is disabled or broken.
+
+    ``axis`` is the column of a row that its ``measures`` are drawn over; it is W&B's step too, so
+    that a row which W&B's server has already is not added a second time.
+
+    ``patient``: for whoever has nothing else to do than to upload. It never goes offline, and
+    waits as long as the server answers.
+    """
+
+    server_failed = False  # what this process has learned about W&B's server
+
+    def __init__(
+        self,
+        settings: TrackingSettings,
+        *,
+        run_id: str,
+        name: str,
+        group: str,
+        tags: list[str],
+        config: dict[str, Any],
+        folder: Path,
+        axis: str,
+        measures: Collection[str],
+        warn: Callable[[str], object],
+        later: str,
+        patient: bool = False,
+    ) -> None:
+        self.online = False
+        self._warn = warn
+        self._run: Any = None
+        self._folder = folder
+        self._axis = axis
+        self._measures = measures
+        self._later = later
+        self._patient = patient
+        self._step = 0
+        self._artifacts: list[Callable[[], object]] = []
+        if settings.mode == "disabled":
+            return
+        # what W&B stages outside a run's files stays with the run
+        os.environ["WANDB_DATA_DIR"] = str((folder / "wandb" / "data").resolve())
+        described = {
+            **{"project": settings.project, "entity": settings.entity, "id": run_id},
+            **{"name": name, "group": group, "tags": [tag[:64] for tag in tags]},
+            **{"config": config, "dir": str(folder)},
+        }
+        if settings.mode == "online" and not Tracker.server_failed:
+            trouble = None if patient else server_trouble()
+            self.online = trouble is None
+            if trouble is not None:
+                self._give_server_up(trouble)
+        if not self._attempt(_start_helper, "could not start", seconds=HELPER_SECONDS):
+            return
+        if self.online:
+            self._attempt(lambda: self._open(described), "could not start", seconds=INIT_SECONDS)
+            if self._run is None and Tracker.server_failed and not patient:
+                self.online = False
+                shutil.rmtree(folder / "wandb", ignore_errors=True)  # what it began online
+        if not self.online and not patient:
+            self._attempt(lambda: self._open(described), "could not start", seconds=HELPER_SECONDS)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is still somebody to tell."""
+        return self._run is not None
+
+    @property
+    def where(self) -> dict[str, Any] | None:
+        """Where the run is on W&B's server, as it is remembered beside it; None when nowhere."""
+        if self._run is None or not self.online:
+            return None
+        return {
+            **{"server": server_url(), "entity": self._run.entity},
+            **{"project": self._run.project, "id": self._run.id},
+        }
+
+    @property
+    def files(self) -> Path:
+        """The folder of the files that belong to the W&B run. Only while it is active."""
+        return Path(self._run.dir)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """One history row; missing values are left out."""
+        self._step = int(row[self._axis])
+        known = {key: value for key, value in row.items() if value is not None}
+        self._attempt(lambda: self._run.log(known, step=self._step), "lost a row")
+
+    def summarize(self, values: dict[str, Any]) -> None:
+        self._attempt(lambda: self._run.summary.update(values), "lost the summary")
+
+    def image(self, key: str, png: Callable[[], bytes]) -> None:
+        """A picture, in the row after the last; it is drawn only where somebody will see it."""
+
+        def send() -> None:
+            import wandb
+
+            with tempfile.TemporaryDirectory(dir=self.files.parent) as place:
+                path = Path(place) / "image.png"
+                path.write_bytes(png())
+                self._run.log({key: wandb.Image(str(path))}, step=self._step + 1)
+
+        self._attempt(send, f"lost the figure {key}")
+
+    def lines(
+        self,
+        key: str,
+        *,
+        xs: list[int],
+        ys: list[list[float | None]],
+        names: list[str],
+        title: str,
+    ) -> None:
+        """Some curves over the axis, in the row after the last."""
+
+        def send() -> None:
+            import wandb
+
+            chart = wandb.plot.line_series(xs, ys, keys=names, title=title, xname=self._axis)
+            self._run.log({key: chart}, step=self._step + 1)
+
+        self._attempt(send, f"lost the curves {key}")
+
+    def keep_files(self, name: str, fill: Callable[[Path], object]) -> None:
+        """Files that belong to the W&B run itself; ``fill`` puts them into the folder ``name``."""
+
+        def send() -> None:
+            place = self.files / name
+            place.mkdir()
+            fill(place)
+            self._run.save(str(place / "*"), base_path=self._run.dir, policy="now")
+
+        self._attempt(send, f"lost the files {name}")
+
+    def artifact(self, name: str, kind: str, files: list[Path]) -> None:
+        """Files that nobody will change; they are handed over when the run finishes."""
+
+        def send() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, type=kind)
+            for file in files:
+                artifact.add_file(str(file), policy="immutable", skip_cache=True)
+            self._run.log_artifact(artifact)
+
+        self._artifacts.append(send)
+
+    def finish(self, *, failed: bool = False) -> bool:
+        """Hand over what is left; returns whether W&B has got everything."""
+
+        def end() -> None:
+            for send in self._artifacts:
+                send()
+            where = self.where
+            self._run.finish(exit_code=int(failed))
+            if where is not None and not failed:
+                write_json(self._folder / "wandb" / SYNCED, where)
+
+        seconds = FINISH_SECONDS if self.online else HELPER_SECONDS
+        delivered = self._attempt(end, "could not finish", seconds=seconds)
+        self._run = None
+        return delivered
+
+    def _open(self, described: dict[str, Any]) -> None:
+        import wandb  # takes a second: only where it is used
+
+        in_sweep = bool(os.environ.get("WANDB_SWEEP_ID"))  # W&B names the runs of its own sweeps
+        self._run = wandb.init(
+            **described,
+            mode="online" if self.online else "offline",
+            resume="allow" if self.online and not in_sweep else None,
+            reinit="create_new",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_code=True,
+                disable_git=True,
+                x_disable_stats=True,
+                # a list of all packages installed takes longer than all else; status.json names
+                # those that matter
+                x_save_requirements=False,
+            ),
+        )
+        self._run.define_metric(self._axis, hidden=True)
+        for measure in self._measures:
+            self._run.define_metric(measure, step_metric=self._axis)
+        if not any((self._folder / "wandb").glob("*run-*")):
+            raise OSError(f"W&B does not write to {self._folder}")
+
+    def _attempt(
+        self, action: Callable[[], None], consequence: str, *, seconds: float | None = None
+    ) -> bool:
+        """Whether it was done; if not, this run is told nothing any more."""
+        if self._run is None and consequence != "could not start":
+            return False
+        try:
+            if seconds is None:
+                action()
+            else:
+                within(seconds, action, longer=lambda: self._patient and not server_trouble())
+        except Exception as error:  # W&B raises many kinds; none of them may end a study
+            run, self._run = self._run, None
+            let_go(run)
+            late = isinstance(error, TimeoutError)
+            trouble = server_trouble() if self.online and not late else None
+            refused = consequence == "could not start" and not isinstance(error, OSError)
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            if self.online and (late or trouble or refused):
+                self._give_server_up(trouble or reason)
+            else:
+                self._warn(f"W&B {consequence} ({reason}); the run folder is complete without it")
+            return False
+        return True
+
+    def _give_server_up(self, reason: str) -> None:
+        Tracker.server_failed = True
+        if self._patient:
+            self._warn(reason)
+        else:
+            self._warn(f"W&B goes on offline: {reason}; upload later with: {self._later}")
+
+
+def _start_helper() -> None:
+    """Import W&B and start its process, which takes as long as the machine takes."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logging.raiseExceptions = (
+        False  # W&B logs beside the run: a full disk there is said once, by us
+    )
+    import wandb
+
+    wandb.setup().ensure_service()

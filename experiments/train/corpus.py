@@ -1,0 +1,111 @@
+"""A folder of text as what a model is trained on: one stream of tokens, or a document a line.
+
+Shapes: N windows, T tokens that are read of each.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tiktoken
+import torch
+from torch import Tensor
+
+from experiments.settings import ConfigError
+from stateful_gpt.tokenizer import end_token
+from stateful_gpt.train import IGNORE, batch_at
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Encoded text.
+
+    Attributes:
+        tokens: (n,) ids of a stream, or (N, T + 1) of documents, IGNORE being padding.
+        characters: of the text, a line's end included.
+        block_size: T.
+    """
+
+    tokens: Tensor
+    characters: int
+    block_size: int
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are, padding apart."""
+        return int((self.tokens != IGNORE).sum())
+
+    @property
+    def characters_per_prediction(self) -> float:
+        """Of the whole text; what makes nats per character of nats per token."""
+        return self.characters / int((self.windows()[:, 1:] != IGNORE).sum())
+
+    def batch(self, step: int, *, size: int, seed: int) -> Tensor:
+        """(size, T + 1) ids for training step ``step``: a function of seed and step alone."""
+        if self.tokens.ndim == 1:
+            return batch_at(step, self.tokens, size=size, length=self.block_size, seed=seed)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        return self.tokens[torch.randint(len(self.tokens), (size,), generator=generator)]
+
+    def windows(self) -> Tensor:
+        """(N, T + 1) ids in which every token but the first is a target exactly once."""
+        if self.tokens.ndim == 2:
+            return self.tokens
+        count = -(-(len(self.tokens) - 1) // self.block_size)
+        padded = torch.full((count * self.block_size + 1,), IGNORE)
+        padded[: len(self.tokens)] = self.tokens
+        return padded.unfold(0, self.block_size + 1, self.block_size)
+
+
+def read_texts(key: str, folder: str) -> list[str]:
+    """The .txt files of a folder in the order of their names.
+
+    Raises:
+        ConfigError: there are none, or one is not text.
+    """
+    paths = sorted(Path(folder).glob("*.txt"))
+    if not paths:
+        raise ConfigError(
+            f"{key} must be a folder of .txt files, got {folder!r}"
+            " (scripts.prepare_corpus makes data/austen, scripts.prepare_names data/names)"
+        )
+    try:
+        return [path.read_text(encoding="utf-8") for path in paths]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: a file of {folder!r} is not readable text ({error})") from None
+
+
+def stream(texts: list[str], encoding: tiktoken.Encoding, *, block_size: int) -> Corpus:
+    """All texts in a row, each begun by the end-of-text token."""
+    end = end_token(encoding)
+    ids: list[int] = []
+    for text in texts:
+        if end is not None:
+            ids.append(end)
+        ids.extend(encoding.encode_ordinary(text))
+    return Corpus(torch.tensor(ids), sum(map(len, texts)), block_size)
+
+
+def documents(
+    key: str, texts: list[str], encoding: tiktoken.Encoding, *, block_size: int
+) -> Corpus:
+    """Every line that is not empty: the end-of-text token, the line, and the token again.
+
+    Raises:
+        ConfigError: a tokenizer without that token, no lines, or one that does not fit the block.
+    """
+    end = end_token(encoding)
+    if end is None:
+        raise ConfigError(f"corpus.documents=line needs a tokenizer with {'<|endoftext|>'}")
+    lines = [line for text in texts for line in text.splitlines() if line]
+    if not lines:
+        raise ConfigError(f"{key} must have a line of text to be read with corpus.documents=line")
+    table = torch.full((len(lines), block_size + 1), IGNORE)
+    for row, line in enumerate(lines):
+        ids = [end, *encoding.encode_ordinary(line), end]
+        if len(ids) > block_size + 1:
+            raise ConfigError(
+                f"{key}: a line of {len(ids) - 2} tokens does not fit architecture.block_size"
+                f"={block_size}: it holds {block_size - 1} ({line[:40]!r})"
+            )
+        table[row, : len(ids)] = torch.tensor(ids)
+    return Corpus(table, sum(len(line) + 1 for line in lines), block_size)

@@ -1,0 +1,207 @@
+"""One training on its way: model, optimizers and history, saved often, resumed where it was saved.
+
+Knows nothing of Hydra, tokenizers or model cards.
+"""
+
+import json
+import pickle
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from experiments.runs.files import write_atomically, write_json
+from experiments.settings import ConfigError
+from experiments.tracking.tracker import Tracker
+from experiments.train.corpus import Corpus
+from experiments.train.settings import TrainSettings
+from stateful_gpt.attention import Attention
+from stateful_gpt.checkpoint import Checkpoint
+from stateful_gpt.depth import DepthProfile, depth_profile
+from stateful_gpt.model import GPT, GPTConfig
+from stateful_gpt.train import TrainingConfig, make_optimizers, passes_at, training_step
+
+STATE = "training_state.pt"
+HISTORY = "history.json"
+
+
+class Training:
+    """Model, optimizers and history of one training, and where they are kept."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        architecture: GPTConfig,
+        origin: Checkpoint | None,
+        device: torch.device,
+        corpus: Corpus,
+        output: Path,
+    ) -> None:
+        self.settings = settings
+        self.output = output
+        self.corpus = corpus
+        chosen = settings.training
+        self.config = TrainingConfig(
+            steps=chosen.steps,
+            batch_size=chosen.batch_size,
+            learning_rate=chosen.learning_rate,
+            matrix_learning_rate=chosen.matrix_learning_rate,
+            final_fraction=chosen.final_fraction,
+            warmup_steps=chosen.warmup_steps,
+            weight_decay=chosen.weight_decay,
+            grad_clip=chosen.grad_clip,
+            autocast=chosen.precision == "bfloat16",
+            passes=chosen.passes,
+            draw_passes=chosen.draw_passes,
+            through_passes=chosen.through_passes,
+            update_every_pass=chosen.update_every_pass,
+        )
+        torch.manual_seed(settings.seed)  # dropout draws from the global generator
+        generator = torch.Generator().manual_seed(settings.seed)
+        if origin is None:
+            self.model = GPT(architecture)
+            self.model.initialize(generator=generator)
+        else:
+            self.model = _with_dropout(origin.model, architecture, generator)
+        self.model.use_attention(Attention(chosen.attention))
+        self.model.to(device)
+        self.optimizers = make_optimizers(self.model, self.config)
+        self.step = 0
+        self.seconds = 0.0
+        self.tokens_read = 0  # in all passes: what training has cost, up to a factor
+        self.loss: float | None = None  # smoothed
+        self.history: list[dict[str, Any]] = []
+        self._resume(device)
+
+    def run(self, held_out: Corpus, tracker: Tracker) -> None:
+        for row in self.history:
+            tracker.log(_flat(row))
+        device = self.model.lm_head.weight.device
+        saved_at = time.monotonic()
+        started = saved_at - self.seconds
+        chosen, seed = self.settings.training, self.settings.seed
+        with tqdm(total=self.config.steps, initial=self.step, unit="step", disable=None) as bar:
+            while self.step < self.config.steps:
+                windows = self.corpus.batch(self.step, size=self.config.batch_size, seed=seed)
+                losses = training_step(
+                    self.model,
+                    self.optimizers,
+                    windows.to(device),
+                    step=self.step,
+                    config=self.config,
+                    passes=passes_at(self.step, self.config, seed=seed),
+                )
+                loss = losses[0]
+                self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
+                self.tokens_read += windows[:, 1:].numel() * len(losses)
+                self.step += 1
+                bar.update()
+                self.seconds = time.monotonic() - started
+                if self.step % chosen.evaluate_every == 0 or self.step == self.config.steps:
+                    row = self._evaluate(held_out)
+                    self.history.append(row)
+                    tracker.log(_flat(row))
+                if time.monotonic() - saved_at >= chosen.save_every_seconds:
+                    self._save()
+                    saved_at = time.monotonic()
+        self._save()
+
+    def profile(
+        self, model: GPT, held_out: Corpus, *, full: bool, windows: int | None = None
+    ) -> DepthProfile:
+        """Held-out loss and movement by depth, of some windows spread over the text, or of all."""
+        table = held_out.windows()
+        if windows is not None and windows < len(table):
+            table = table[torch.linspace(0, len(table) - 1, windows).long()]
+        depth = self.settings.training.evaluate_depth if model.gate is not None else 0
+        return depth_profile(model, table, depth=depth, full=full)
+
+    def _evaluate(self, held_out: Corpus) -> dict[str, Any]:
+        assert self.loss is not None
+        # depths cost a pass each: of a model with a gate, a part of the text has to do
+        windows = self.settings.training.evaluate_windows if self.model.gate is not None else None
+        profile = self.profile(self.model, held_out, full=False, windows=windows)
+        nats = profile.nll[0] * profile.tokens
+        row: dict[str, Any] = {
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "tokens_read": self.tokens_read,
+            "train_loss": self.loss,
+            "held_out_loss": profile.nll[0],
+        }
+        if windows is None:
+            row["held_out_nats_per_character"] = nats / held_out.characters
+        said = f"held out {profile.nll[0]:.4f} nats/token"
+        if profile.kl:
+            row["nll_by_depth"] = profile.nll
+            row["kl_by_depth"] = profile.kl
+            row["contracts"] = profile.broken_at is None
+            said += f", {profile.nll[1]:.4f} at depth 1, {profile.nll[-1]:.4f} at {len(profile.kl)}"
+            said += (
+                "; KL falls with every pass"
+                if profile.broken_at is None
+                else f"; KL does not fall at depth {profile.broken_at}"
+            )
+        tqdm.write(
+            f"step {self.step:6d}  {self.seconds:6.0f} s  train {self.loss:.3f}  {said}",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+        return row
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "step": self.step,
+            "seconds": self.seconds,
+            "tokens_read": self.tokens_read,
+            "loss": self.loss,
+            "history": json.dumps(self.history),
+        }
+        write_atomically(self.output / STATE, lambda path: torch.save(state, path))
+        write_json(self.output / HISTORY, self.history)
+
+    def _resume(self, device: torch.device) -> None:
+        path = self.output / STATE
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ConfigError(f"output: {str(path)!r} is damaged, remove it ({error})") from None
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.tokens_read, self.loss = state["tokens_read"], state["loss"]
+        self.history = json.loads(state["history"])
+
+
+def _with_dropout(model: GPT, architecture: GPTConfig, generator: torch.Generator) -> GPT:
+    """The model that training starts from, with the dropout and the gate that are asked for."""
+    if architecture.hidden_feedback and model.gate is None:
+        model = model.with_gate(generator=generator)
+    copy = GPT(replace(model.config, dropout=architecture.dropout), tied=model.tied)
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for the tracker: a list becomes one metric for each depth."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, list):
+            flat |= {f"{key}/{n}": number for n, number in enumerate(value)}
+        else:
+            flat[key] = value
+    return flat

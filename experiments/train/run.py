@@ -1,0 +1,258 @@
+"""Train a GPT on a folder of text: tokenizer, model, held-out loss, a model folder with its card.
+
+    python -m experiments.train                        # the recipe of the bundled model
+    python -m experiments.train training.steps=100 output=runs/models/short
+
+Killed at any moment, the same command carries on from the last saved state.
+"""
+
+import shlex
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hydra
+import tiktoken
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from experiments.command import CONF, RunError, run_command, saying_why
+from experiments.runs.files import remove_partial, write_atomically, write_json
+from experiments.settings import ConfigError, to_settings
+from experiments.tracking.tracker import Tracker
+from experiments.train.corpus import Corpus, documents, read_texts, stream
+from experiments.train.loop import HISTORY, STATE, Training
+from experiments.train.model_card import model_card
+from experiments.train.settings import TrainSettings, register_schemas
+from stateful_gpt.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
+from stateful_gpt.depth import DepthProfile
+from stateful_gpt.device import choose_device
+from stateful_gpt.model import GPTConfig
+from stateful_gpt.tokenizer import (
+    TokenizerError,
+    load_tokenizer,
+    save_bpe,
+    train_bpe,
+)
+
+CONFIG = "training.yaml"
+TOKENIZER = "tokenizer.json"
+DEPTHS = "depths.json"
+CARD = "README.md"
+
+# settings that say where and how fast, not what is trained
+_FREE = ("output", "device", "tracking")
+
+
+def train(settings: TrainSettings) -> Path:
+    """Train as configured unless that is done; returns the model folder.
+
+    Raises:
+        ConfigError: settings that cannot be, or an output folder that holds another training.
+    """
+    settings.check()
+    try:
+        device = choose_device(settings.device.name)
+        architecture = GPTConfig(**asdict(settings.architecture))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    texts = read_texts("corpus.train", settings.corpus.train)
+    held_out_texts = read_texts("corpus.held_out", settings.corpus.held_out)
+    origin = _starting_point(settings, architecture)
+    output = Path(settings.output)
+    _claim(output, settings)
+    if (output / CARD).exists():
+        print(f"{output} is trained already: nothing to do")
+        return output
+    encoding = origin.tokenizer if origin is not None else _tokenizer(settings, texts, output)
+    if encoding.n_vocab > architecture.vocab_size:
+        raise ConfigError(
+            f"architecture.vocab_size must be at least the tokenizer's {encoding.n_vocab} ids,"
+            f" got {architecture.vocab_size}"
+        )
+    corpus = _corpus("corpus.train", texts, encoding, settings)
+    held_out = _corpus("corpus.held_out", held_out_texts, encoding, settings)
+    tracker = _open_tracker(settings, output)
+    try:
+        training = Training(settings, architecture, origin, device, corpus, output)
+        training.run(held_out, tracker)
+        save_checkpoint(
+            training.model,
+            output,
+            tokenizer=encoding.name if encoding.name in ("gpt2", "byte") else encoding,
+            dtype=torch.float16,
+            trained_passes=settings.training.passes if architecture.hidden_feedback else None,
+        )
+        # the loss that counts is that of the rounded weights in the file
+        saved = load_checkpoint(output, device=device).model
+        profile = training.profile(
+            saved,
+            held_out,
+            full=architecture.hidden_feedback,
+            windows=settings.training.final_windows,
+        )
+        write_json(output / DEPTHS, _depths(profile, held_out, settings))
+        length = held_out.characters_per_prediction
+        loss = profile.nll[0] / length
+        loss_full = None if profile.nll_full is None else profile.nll_full / length
+        card = model_card(
+            settings,
+            training.model,
+            tokens=corpus.size,
+            steps=training.step,
+            seconds=training.seconds,
+            nats_per_character=loss,
+            nats_per_character_full=loss_full,
+        )
+        write_atomically(output / CARD, lambda path: path.write_text(card, encoding="utf-8"))
+        tracker.summarize({"held_out_nats_per_character": loss})
+    except OSError as error:
+        raise RunError(
+            f"output: {str(error.filename or output)!r} cannot be written"
+            f" ({error.strerror or error})"
+        ) from None
+    finally:
+        tracker.finish()
+    fed_back = "" if loss_full is None else f", {loss_full:.4f} with hidden states fed back"
+    print(f"{output}: held out {loss:.4f} nats per character{fed_back}")
+    return output
+
+
+def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpoint | None:
+    """The model that training starts from; its shape must be the one that is asked for."""
+    if settings.start_from is None:
+        return None
+    try:
+        origin = load_checkpoint(settings.start_from)
+    except CheckpointError as error:
+        raise ConfigError(f"start_from: {error}") from None
+    found = origin.model.config
+    for name, wanted in asdict(architecture).items():
+        value = getattr(found, name)
+        if name == "hidden_feedback" and wanted and not value:
+            continue  # it gets a gate
+        if name != "dropout" and value != wanted:
+            raise ConfigError(
+                f"architecture.{name} must be {value}, as in start_from={settings.start_from},"
+                f" got {wanted}"
+            )
+    return origin
+
+
+def _corpus(
+    key: str, texts: list[str], encoding: tiktoken.Encoding, settings: TrainSettings
+) -> Corpus:
+    block = settings.architecture.block_size
+    if settings.corpus.documents == "line":
+        return documents(key, texts, encoding, block_size=block)
+    corpus = stream(texts, encoding, block_size=block)
+    if len(corpus.tokens) <= block:
+        raise ConfigError(
+            f"{key} has {len(corpus.tokens)} tokens, fewer than one window of"
+            f" architecture.block_size={block}"
+        )
+    return corpus
+
+
+def _depths(profile: DepthProfile, held_out: Corpus, settings: TrainSettings) -> dict[str, Any]:
+    """The content of depths.json, losses in nats per token."""
+    return {
+        "trained_passes": settings.training.passes,
+        "nll": profile.nll,
+        "kl": profile.kl,
+        "nll_full": profile.nll_full,
+        "contracts": profile.broken_at is None,
+        "broken_at": profile.broken_at,
+        "tokens": profile.tokens,
+        "characters_per_token": held_out.characters_per_prediction,
+    }
+
+
+def _claim(output: Path, settings: TrainSettings) -> None:
+    """Make the output folder ours, or find that it holds this very training."""
+    wanted = {key: value for key, value in asdict(settings).items() if key not in _FREE}
+    path = output / CONFIG
+    for name in (CONFIG, TOKENIZER, STATE, HISTORY, DEPTHS, CARD):
+        remove_partial(output / name)
+    if path.exists():
+        if OmegaConf.to_container(OmegaConf.load(path)) != wanted:
+            raise ConfigError(
+                f"output {str(output)!r} holds a training with other settings: choose another"
+                " folder, or remove it"
+            )
+        return
+    try:
+        if output.exists() and any(output.iterdir()):
+            raise ConfigError(
+                f"output {str(output)!r} is not empty and holds no training: choose another folder"
+            )
+        content = OmegaConf.to_yaml(OmegaConf.create(wanted))
+        write_atomically(path, lambda partial: partial.write_text(content, encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"output {str(output)!r} cannot be written ({error.strerror or error})"
+        ) from None
+
+
+def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> tiktoken.Encoding:
+    try:
+        if settings.tokenizer != "bpe":
+            return load_tokenizer(settings.tokenizer)
+        path = output / TOKENIZER
+        if not path.exists():
+            trained = train_bpe(
+                texts, vocab_size=settings.architecture.vocab_size, name=output.name
+            )
+            write_atomically(path, lambda partial: save_bpe(trained, partial))
+        return load_tokenizer(path)
+    except TokenizerError as error:
+        raise ConfigError(f"tokenizer: {error}") from None
+    except ImportError:
+        raise ConfigError(
+            "tokenizer=bpe needs rustbpe: pip install 'stateful_gpt[train]'"
+        ) from None
+
+
+def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
+    shutil.rmtree(output / "wandb", ignore_errors=True)  # its history is logged again, from ours
+    return Tracker(
+        settings.tracking,
+        run_id=output.name,
+        name=output.name,
+        group="train",
+        tags=["train"],
+        config=asdict(settings),
+        folder=output,
+        axis="step",
+        measures=_measures(settings),
+        warn=lambda message: tqdm.write(f"warning: {message}", file=sys.stderr),
+        later=f"wandb sync {shlex.quote(str(output))}/wandb/*run-*",
+    )
+
+
+def _measures(settings: TrainSettings) -> tuple[str, ...]:
+    names = ["train_loss", "held_out_loss", "held_out_nats_per_character", "tokens_read"]
+    if settings.architecture.hidden_feedback:
+        depth = settings.training.evaluate_depth
+        names += [f"nll_by_depth/{n}" for n in range(depth + 1)]
+        names += [f"kl_by_depth/{n}" for n in range(depth)]
+    return tuple(names)
+
+
+@hydra.main(config_path=CONF, config_name="train", version_base="1.3")
+def _job(config: DictConfig) -> None:
+    with saying_why():
+        train(to_settings(config, TrainSettings))
+
+
+def main() -> int:
+    register_schemas()
+    return run_command(_job, after=lambda config: None)
