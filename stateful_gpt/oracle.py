@@ -91,20 +91,29 @@ def left_to_right(model: LanguageModel, tokens: Tensor, feedback: Feedback) -> T
 
 
 def lyapunov_exponents(
+    model: LanguageModel, tokens: Tensor, feedback: Feedback, *, lengths: Sequence[int]
+) -> list[float | None]:
+    """The exponents of :func:`disturbed_reading`; None of feedback without a reading order."""
+    if not feedback.triangular:
+        return [None] * len(lengths)
+    return disturbed_reading(model, tokens, feedback, lengths=lengths)[1]
+
+
+def disturbed_reading(
     model: LanguageModel,
     tokens: Tensor,
     feedback: Feedback,
     *,
     lengths: Sequence[int],
     starts: int = 8,
-) -> list[float | None]:
-    """Growth rate, per token, of a small disturbance of the left-to-right recursion, text by text.
+) -> tuple[Tensor, list[float | None]]:
+    """The fixed point, and the growth rate per token of a small disturbance of its recursion.
 
     Copies of each text are read beside it. In each of ``starts`` copies, what is fed back of one
     token in the first half is moved by 1e-7 (nats, or in every component of a hidden state); the
     slope of the logarithm of the later tokens' response (root mean square over the copies) against
-    the distance from the disturbance is the exponent. A copy is made where it is disturbed and
-    dropped half a text later.
+    the distance from the disturbance is the Lyapunov exponent. A copy is made where it is disturbed
+    and dropped half a text later.
     Negative: disturbances die out along the text, and estimates settle by contraction. Positive:
     they grow, and estimates settle only as the front of settled tokens walks through the text.
     (arXiv 2508.16817, 2509.21716.)
@@ -115,45 +124,47 @@ def lyapunov_exponents(
         lengths: of the B texts.
 
     Returns:
-        None where a text is too short, nothing is fed back, so that nothing responds, or there is
-        no reading order.
+        (B, T) log-probabilities in nats, and an exponent for each text: None where it is too short,
+        or nothing is fed back, so that nothing responds.
+
+    Raises:
+        ValueError: see ``LeftToRight``.
     """
-    if not feedback.active or not feedback.triangular:
-        return [None] * len(lengths)
+    texts, T = tokens.shape
     begun: dict[int, list[int]] = {}  # position -> texts of which a copy is disturbed there
     for text, length in enumerate(lengths):
-        if length >= SHORTEST:
+        if length >= SHORTEST and feedback.active:
             for position in torch.linspace(1, length // 2, starts).long().unique().tolist():
                 begun.setdefault(position, []).append(text)
-    events = sorted(set(begun) | {p + lengths[t] // 2 for p, texts in begun.items() for t in texts})
-    responses: list[list[Tensor]] = [[] for _ in lengths]  # (distances,) each, by copy
-    reader = LeftToRight(model, feedback, batch=len(lengths), capacity=tokens.size(1))
+    ends = {p + lengths[text] // 2 for p, those in begun.items() for text in those}
+    responses: list[list[Tensor]] = [[] for _ in lengths]  # (distances,) each, a copy each
+    reader = LeftToRight(model, feedback, batch=texts, capacity=T)
     copies: list[tuple[int, int]] = []  # (text, position) of the rows behind the texts themselves
     here = 0
-    for event in events:
-        rows = [*range(len(lengths)), *(text for text, _ in copies)]
+    for event in sorted({*begun, *ends, T}):
+        rows = [*range(texts), *(text for text, _ in copies)]
         if event > here:
             reader.read(tokens[rows, here:event])
-        here = event
-        live = []
-        for place, (text, position) in enumerate(copies, start=len(lengths)):
-            if event == position + lengths[text] // 2:
-                log_probs = reader.log_probs[:, position + 1 : event]
-                responses[text].append((log_probs[place] - log_probs[text]).abs().cpu())
-            else:
-                live.append(place)
+            here = event
+        going = []
+        for row, (text, position) in enumerate(copies, start=texts):
+            if event < position + lengths[text] // 2:
+                going.append(row)
+                continue
+            log_probs = reader.log_probs[:, position + 1 : event]
+            responses[text].append((log_probs[row] - log_probs[text]).abs().cpu())
         new = [(text, event) for text in begun.get(event, [])]
-        copies = [copies[place - len(lengths)] for place in live] + new
-        if not copies and event >= max(begun):
-            break
-        reader.keep([*range(len(lengths)), *live, *(text for text, _ in new)])
+        if new or len(going) < len(copies):
+            reader.keep([*range(texts), *going, *(text for text, _ in new)])
+        copies = [copies[row - texts] for row in going] + new
         if new:
-            rows = [*range(len(lengths)), *(text for text, _ in copies)]
+            rows = [*range(texts), *(text for text, _ in copies)]
             nudges = torch.zeros(len(rows), 1, dtype=torch.float64, device=tokens.device)
             nudges[len(rows) - len(new) :] = NUDGE
             reader.read(tokens[rows, here : here + 1], nudges=nudges)
             here += 1
-    return [_growth(torch.stack(copies)) if copies else None for copies in responses]
+    exponents = [_growth(torch.stack(rows)) if rows else None for rows in responses]
+    return reader.log_probs[:texts].clone(), exponents
 
 
 def _growth(responses: Tensor) -> float | None:

@@ -81,7 +81,14 @@ def _batch(
 ) -> list[dict[str, Any]]:
     started = time.monotonic()
     model, encoding, generation = checkpoint.model, checkpoint.tokenizer, settings.generation
-    recorder = Recorder(prompts, model=model, feedback=feedback, settings=settings, on_pass=on_pass)
+    recorder = Recorder(
+        prompts,
+        model=model,
+        feedback=feedback,
+        settings=settings,
+        double=double,
+        on_pass=on_pass,
+    )
     recompute = settings.recompute
     windowed = recompute.solver == "windowed"
     result = generate(

@@ -18,7 +18,7 @@ from experiments.converge.settings import ConvergeSettings
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import Watcher, Window
 from stateful_gpt.language_model import LanguageModel
-from stateful_gpt.oracle import LeftToRight
+from stateful_gpt.oracle import LeftToRight, disturbed_reading
 from stateful_gpt.recompute import Iteration, Span
 from stateful_gpt.scoring import Predictions, TokenScores, score_targets, score_tokens
 
@@ -27,6 +27,7 @@ class Recorder:
     """Watches the generation of one batch of prompts.
 
     Args:
+        double: the model in float64, for the Lyapunov exponents; None for none.
         on_pass: called after every pass with the generation step, the number of the pass, the
             measures of all prompts of the step (B numbers each, those of the last pass of each),
             and how many of the prompts are at rest.
@@ -39,14 +40,16 @@ class Recorder:
         model: LanguageModel,
         feedback: Feedback,
         settings: ConvergeSettings,
+        double: LanguageModel | None,
         on_pass: Callable[[int, int, dict[str, list[float]], int], object],
     ) -> None:
         self.records = Records(prompts, [], settings.reporting_tolerance)
-        self._model, self._feedback = model, feedback
+        self._model, self._double, self._feedback = model, double, feedback
         self._tolerance = settings.reporting_tolerance
         self._wanted = settings.measures
         self._on_pass = on_pass
         longest = max(len(prompt.tokens) for prompt in prompts)
+        self._fixed_text = settings.generation.max_new_tokens == 0
         self._capacity = min(model.block_size, longest + settings.generation.max_new_tokens)
         self._reader: LeftToRight | None = None
         self._predictions: Predictions | None = None
@@ -65,7 +68,13 @@ class Recorder:
         step = Step(window)
         last = self.records.steps[-1].window if self.records.steps else None
         if self._wanted.oracle and self._feedback.triangular:
-            step.final = self._fixed_point(window, last)
+            if self._fixed_text and self._double is not None and self._feedback.active:
+                # one reading tells both
+                step.final, step.exponents = disturbed_reading(
+                    self._double, window.tokens, self._feedback, lengths=window.lengths
+                )
+            else:
+                step.final = self._fixed_point(window, last)
         batch, length = window.tokens.shape
         self._rows, self._first, self._moved = list(range(batch)), True, None
         self._hidden = torch.zeros(
@@ -163,6 +172,10 @@ class Recorder:
 
     def _fixed_point(self, window: Window, last: Window | None) -> Tensor:
         """(B, T). While no window has slid, only new tokens have to be read."""
+        if not self._feedback.active:  # every pass is right, whatever it is fed
+            return score_tokens(
+                self._model, self._model.read(window.tokens), window.tokens
+            ).log_probs
         begin = 0
         slid = last is not None and any(
             start != last.starts[last.rows.index(row)]

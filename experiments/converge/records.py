@@ -73,6 +73,7 @@ class Step:
 
     window: Window
     final: Tensor | None = None  # (B, T) the fixed point, where it can be known beforehand
+    exponents: list[float | None] | None = None  # Lyapunov's, where they came with it
     plain_nll: list[float] = field(default_factory=list)
     passes: list[Pass] = field(default_factory=list)
 
@@ -201,7 +202,9 @@ class Records:
         """
         exponents: list[float | None] = [None] * len(self.prompts)
         lasts = [self._steps_of(index)[-1] for index in range(len(self.prompts))]
-        if double is not None:
+        if lasts[0].exponents is not None:
+            exponents = lasts[0].exponents
+        elif double is not None:
             places = [step.window.rows.index(i) for i, step in enumerate(lasts)]
             lengths = [step.window.lengths[p] for step, p in zip(lasts, places, strict=True)]
             tokens = torch.zeros(len(lasts), max(lengths), dtype=torch.long, device=double.device)
