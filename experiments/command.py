@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.runs.compute_once import Asked, RunError
 from experiments.settings import ConfigError, sentence
 from experiments.sweeps import launchers
-from experiments.sweeps.cells import Runner
+from experiments.sweeps.cells import Runner, overrides_of_the_job
 from experiments.sweeps.report import report
 from experiments.sweeps.study import survey
 from experiments.sweeps.sweep import Launch, Overrides, rehearse, sweep
@@ -41,7 +41,7 @@ class Command:
         """One run, and how its study stands then."""
         self.began = True
         task = HydraConfig.get()
-        asked = Asked(self.typed, self.runner.command_of_run(task.overrides.task))
+        asked = Asked(self.typed, self.runner.command_of_run(overrides_of_the_job()))
         try:
             if self.dry_run:
                 self.code = rehearse(self.runner, [config])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.compute_once import Asked, RunError
 from experiments.runs.folder import RunFolder
@@ -81,6 +81,12 @@ def cells_of(runner: Runner, all_settings: Sequence[Any]) -> list[Cell]:
     return cells
 
 
+def overrides_of_the_job() -> list[str]:
+    """What the job that Hydra runs now was told, as it was typed."""
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [str(word) for word in words]
+
+
 @dataclass(frozen=True)
 class CellJob:
     """What a launcher is given to call: computes a cell in whichever process it finds itself.
@@ -101,12 +107,15 @@ class CellJob:
     total: int
 
     def __call__(self, config: DictConfig) -> None:
-        hydra = HydraConfig.get()
         if self.threads is not None:
             import torch
 
             torch.set_num_threads(self.threads)
-        self.compute(to_settings(config, self.runner.settings), hydra.overrides.task, hydra.job.num)
+        self.compute(
+            to_settings(config, self.runner.settings),
+            overrides_of_the_job(),
+            HydraConfig.get().job.num,
+        )
 
     def compute(self, settings: Any, overrides: Sequence[str], number: int) -> None:
         """The cell with these settings; ``number`` counts what the sweep has to compute."""
