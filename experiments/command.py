@@ -11,11 +11,12 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, TextIO
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.help import overlays, refuse_overlay
 from experiments.settings import ConfigError, sentence
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -46,10 +47,15 @@ class Remember(Callback):
     config: DictConfig | None = None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            hydra = config.hydra
+            refuse_overlay(hydra.job.config_name, hydra.runtime.choices.get("experiment"))
+        except ConfigError as error:
+            raise Escape(error) from None
         Remember.config = config
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        Remember.config = config
+        Remember.on_run_start(self, config)
 
 
 @contextmanager
@@ -95,7 +101,12 @@ class _WithoutJobLine:
         return getattr(self._stream, name)
 
 
-def run_command(job: Callable[[], Any], *, after: Callable[[DictConfig], int | None]) -> int:
+def run_command(
+    job: Callable[[], Any],
+    *,
+    after: Callable[[DictConfig], int | None],
+    command: str = "converge",
+) -> int:
     """Run a Hydra main function; then ``after``, also when jobs of a sweep failed.
 
     ``after`` may say with a code of its own that not all is done.
@@ -107,7 +118,7 @@ def run_command(job: Callable[[], Any], *, after: Callable[[DictConfig], int | N
             job()
     except Escape as escape:
         if escape.error is not None:
-            return _never_began(escape.error)
+            return _never_began(escape.error, command)
     except ConfigError:
         code = 2
     except RunError:
@@ -121,17 +132,19 @@ def run_command(job: Callable[[], Any], *, after: Callable[[DictConfig], int | N
             raise
         return _say(f"an override cannot be read: {error}", 2)  # Hydra's, on ``=1``
     except Exception as error:
-        return _never_began(error)
+        return _never_began(error, command)
     if Remember.config is not None:
         found = after(Remember.config)
         code = code or found or 0
     return code
 
 
-def _never_began(error: Exception) -> int:
+def _never_began(error: Exception, command: str) -> int:
     """One sentence for what is wrong before the first job."""
     if isinstance(error, ConfigError):
         return _say(str(error), 2)
+    if isinstance(error, MissingConfigException) and "experiment/" in str(error.missing_cfg_file):
+        return _say(sentence(error, options=overlays(command)), 2)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _say(sentence(error), 2)
     if isinstance(error, OSError):

@@ -1,6 +1,10 @@
 import sys
 
-from experiments.converge.run import main
+from experiments.help import answered
 
 if __name__ == "__main__":
+    if answered("converge"):
+        sys.exit()
+    from experiments.converge.run import main  # imports torch
+
     sys.exit(main())

@@ -4,7 +4,6 @@ in memory and without a device.
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ class Located:
 
 def cell_key(settings: ConvergeSettings) -> str:
     """Names a cell of a sweep by its settings alone, also where no run can be located."""
-    text = json.dumps(asdict(settings), sort_keys=True)
+    text = json.dumps(settings.plain(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -8,7 +8,6 @@ not computed again; a failed or killed one carries on with its first unfinished 
 """
 
 import sys
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from experiments.converge.identity import Located
 from experiments.converge.prompts import EncodedPrompt, encode_prompts
 from experiments.converge.publish import open_tracker, publish
 from experiments.converge.recorder import Recorder, in_float64, overall
-from experiments.converge.settings import ConvergeSettings, register_schemas
+from experiments.converge.settings import ConvergeSettings
 from experiments.runs.failure import disk_sentence, no_locks, record_failure, warn
 from experiments.runs.folder import RunFolder, tidy
 from experiments.runs.provenance import changes, provenance
@@ -51,7 +50,6 @@ def converge(settings: ConvergeSettings) -> Path:
         ConfigError: settings that cannot be, before anything is written.
         RunError: the computation or the disk failed; ``status.json`` says so too.
     """
-    settings.check()
     try:
         device = choose_device(settings.device.name)
     except ValueError as error:
@@ -107,7 +105,7 @@ def _compute(
     tracker: Tracker | None = None
     try:
         tracker = open_tracker(
-            asdict(settings),
+            settings.plain(),
             folder.id,
             folder.path,
             tracking=settings.tracking,
@@ -148,7 +146,7 @@ def _run_prompts(
     with tqdm(
         total=passes * len(prompts),
         unit="pass",
-        desc=report.feedback_of(asdict(settings)),
+        desc=report.feedback_of(settings.plain()),
         disable=None if sweep.alone() else True,  # None: off where nobody watches
     ) as bar:
         for number, prompt in enumerate(prompts):
@@ -261,7 +259,6 @@ def _job(config: DictConfig) -> None:
 
 
 def main() -> int:
-    register_schemas()
     launchers.prefer_our_settings()
     prefer_our_sweeper()
     Sweep.current = None

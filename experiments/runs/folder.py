@@ -14,7 +14,6 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,18 +43,9 @@ def run_id(settings: ConvergeSettings, *, model: str, prompts: str) -> str:
     Device, output paths and tracking cannot; the model and the prompts count by their content
     (``model``, ``prompts``: hashes of it), wherever their files lie.
     """
-    plain = asdict(settings)
-    for key in ("runs_dir", "study", "tracking", "model"):
-        del plain[key]
-    plain["dtype"] = plain.pop("device")["dtype"]
+    plain = settings.deciding()
     plain["prompts"] = {"content": prompts, "max_tokens": settings.prompts.max_tokens}
     plain["model"] = model
-    plain["feedback"]["strength"] += 0.0  # -0.0 is 0.0
-    plain["recompute"]["tolerance"] += 0.0
-    if settings.feedback.hidden_strength == 0:
-        del plain["feedback"]["hidden_strength"]  # as with windows, below
-    if settings.recompute.window is None:
-        del plain["recompute"]["window"]  # runs from before there were windows keep their name
     text = json.dumps(plain, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -117,7 +107,7 @@ class RunFolder:
             write_atomically(self.path / CHANGES, lambda p: p.write_bytes(changes))
         else:
             (self.path / CHANGES).unlink(missing_ok=True)
-        content = OmegaConf.to_yaml(OmegaConf.structured(settings))
+        content = OmegaConf.to_yaml(OmegaConf.create(settings.plain()))
         write_atomically(self.path / CONFIG, lambda p: p.write_text(content, encoding="utf-8"))
         self._status = {
             "state": "running",

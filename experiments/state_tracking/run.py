@@ -11,7 +11,6 @@ is not run again; one that was killed starts afresh, which takes seconds and giv
 import hashlib
 import json
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from experiments.state_tracking.contest import Result, compete
 from experiments.state_tracking.settings import (
     ContestantSettings,
     StateTrackingSettings,
-    register,
 )
 from experiments.state_tracking.tasks import Target, make_task
 from experiments.tracking.tracker import Tracker
@@ -44,10 +42,7 @@ GOOD = 0.9  # accuracy at which a level counts as solved
 
 def run_id(settings: StateTrackingSettings) -> str:
     """A short hash of everything that can change a result."""
-    plain = asdict(settings)
-    for key in ("runs_dir", "study", "tracking", "device"):
-        del plain[key]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(settings.deciding(), sort_keys=True).encode()).hexdigest()[:10]
 
 
 def name_of(contestant: ContestantSettings) -> str:
@@ -68,7 +63,6 @@ def track(settings: StateTrackingSettings) -> Path:
         ConfigError: settings that cannot be.
         RunError: the run broke off.
     """
-    settings.check()
     try:
         device = choose_device(settings.device.name)
     except ValueError as error:
@@ -104,7 +98,7 @@ def _compute(settings: StateTrackingSettings, folder: RunFolder, device: torch.d
             name=f"{name}; {settings.task.name}, {settings.task.target}, seed {settings.seed}",
             group=settings.study,
             tags=[settings.task.name, settings.task.target],
-            config=asdict(settings),
+            config=settings.plain(),
             folder=folder.path,
             axis="step",
             measures=("loss_first", "loss_last"),
@@ -186,5 +180,4 @@ def _after(config: DictConfig) -> None:
 
 
 def main() -> int:
-    register()
     return run_command(_job, after=_after)

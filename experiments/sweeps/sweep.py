@@ -11,7 +11,6 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +232,6 @@ def _cells(jobs: list[DictConfig]) -> list[Cell]:
     cells = []
     for job in jobs:
         settings = to_settings(job, ConvergeSettings)
-        settings.check()
         run_id = problem = None
         try:
             run_id = Located(settings, known).folder.id
@@ -245,7 +243,7 @@ def _cells(jobs: list[DictConfig]) -> list[Cell]:
                 run_id=run_id,
                 problem=problem,
                 study=str(Path(settings.runs_dir) / settings.study),
-                config=asdict(settings),
+                config=settings.plain(),
             )
         )
     return cells
