@@ -148,7 +148,7 @@ def test_cuda_asked_for_and_absent_is_one_sentence(refused: Refused) -> None:
         ("list.jsonl", b'["a"]\n', ["line 1", "not a JSON object"]),
         ("deep.jsonl", b"[" * 100_000, ["line 1", "not a JSON object"]),
         ("torn.jsonl", b'{"id": "a", "text": "b"}\n{"id": "c", "te', ["line 2", "not a JSON"]),
-        ("no_id.jsonl", b'{"text": "b"}\n', ["line 1", "id", "None"]),
+        ("null.jsonl", b'{"id": null, "text": "b"}\n', ["line 1", "id", "None"]),
         ("id.jsonl", b'{"id": 7, "text": "b"}\n', ["line 1", "id", "7"]),
         ("half.jsonl", b'{"id": "\\ud800", "text": "b"}\n', ["line 1", "id"]),
         ("twice.jsonl", b'{"id": "a", "text": "b"}\n\n{"id": "a", "text": "c"}\n', ["3", "'a'"]),
