@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,15 +16,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.help import CONF, answered, overlays, refuse_overlay
 from experiments.runs.compute_once import Asked, RunError
-from experiments.settings import ConfigError, sentence
+from experiments.settings import ConfigError, sentence, to_settings
 from experiments.sweeps import launchers
 from experiments.sweeps.cells import Runner, overrides_of_the_job
 from experiments.sweeps.report import report
 from experiments.sweeps.study import survey
 from experiments.sweeps.sweep import Launch, Overrides, rehearse, sweep
 
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
 DRY_RUN = "--dry-run"
 
 
@@ -43,10 +44,11 @@ class Command:
         task = HydraConfig.get()
         asked = Asked(self.typed, self.runner.command_of_run(overrides_of_the_job()))
         try:
+            refuse_overlay(self.runner.config, task.runtime.choices.get("experiment"))
             if self.dry_run:
                 self.code = rehearse(self.runner, [config])
                 return
-            settings = self.runner.settings_of(config)
+            settings: Any = to_settings(config, self.runner.settings)
             self.runner.run(settings, asked)
         except (ConfigError, RunError, KeyboardInterrupt) as error:
             if task.mode is RunMode.MULTIRUN:  # of another sweeper than ours
@@ -62,6 +64,7 @@ class Command:
     ) -> None:
         """For the sweeper in ``hydra_plugins``."""
         self.began = True
+        refuse_overlay(self.runner.config, config.hydra.runtime.choices.get("experiment"))
         if self.dry_run:
             self.code = rehearse(self.runner, [job for _, job in jobs])
         else:
@@ -70,6 +73,8 @@ class Command:
 
 def run_command(runner: Runner) -> int:
     """Run a command with the words that it was given; its exit code."""
+    if answered(runner.config):
+        return 0
     dry_run = DRY_RUN in sys.argv[1:] and runner.locate is not None
     if dry_run:
         sys.argv.remove(DRY_RUN)
@@ -77,11 +82,13 @@ def run_command(runner: Runner) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them
     command = Command(runner, sys.argv[1:], dry_run=dry_run)
     try:
-        hydra.main(config_path=CONF, config_name=runner.config, version_base="1.3")(command)()
+        hydra.main(config_path=str(CONF), config_name=runner.config, version_base="1.3")(command)()
     except (ConfigError, RunError, KeyboardInterrupt) as error:
         return _say_why(error)
     except (HydraException, OmegaConfBaseException) as error:
-        return _say(sentence(error), 2)
+        place = getattr(error, "missing_cfg_file", None) or ""
+        options = overlays(runner.config) if "experiment/" in place else None
+        return _say(sentence(error, options=options), 2)
     except ValueError as error:
         if command.began:
             raise

@@ -20,14 +20,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments.converge.settings import ConvergeSettings
 from experiments.runs.compute_once import RunError
 from experiments.runs.files import read_json
 from experiments.runs.folder import CONFIG, STATUS, TRACKER, TRAJECTORY
-from experiments.settings import ConfigError, sentence, to_settings
+from experiments.settings import ConfigError, parse
 
 # Largest difference in nats that still counts as the same result, by the precision of a run.
 # Another processor sums in another order, which changes the last bits of a pass, and the passes
@@ -87,15 +85,11 @@ def settings_of(place: Path, runs_dir: Path) -> ConvergeSettings:
         content = yaml.safe_load((place / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         raise ConfigError(f"its {CONFIG} cannot be read") from None
-    if not isinstance(content, dict) or "${" in repr(content):
+    if not isinstance(content, dict):
         raise ConfigError(f"its {CONFIG} must hold plain settings")
-    content |= {"runs_dir": str(runs_dir), "tracking": {"mode": "disabled"}}
-    try:
-        config = OmegaConf.merge(OmegaConf.structured(ConvergeSettings), content)
-    except OmegaConfBaseException as error:
-        raise ConfigError(sentence(error)) from None
-    assert isinstance(config, DictConfig)
-    return to_settings(config, ConvergeSettings)
+    return parse(
+        {**content, "runs_dir": str(runs_dir), "tracking": {"mode": "disabled"}}, ConvergeSettings
+    )
 
 
 def verify(place: Path) -> Verdict:

@@ -10,7 +10,7 @@ not computed again; a failed or killed one carries on with its first unfinished 
 import sys
 
 from experiments.command import run_command
-from experiments.converge.settings import ConvergeSettings, register_schemas
+from experiments.converge.settings import ConvergeSettings
 from experiments.sweeps.cells import Runner
 
 RUNNER = Runner(
@@ -23,7 +23,6 @@ RUNNER = Runner(
 
 
 def main() -> int:
-    register_schemas()
     return run_command(RUNNER)
 
 

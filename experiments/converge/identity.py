@@ -4,7 +4,7 @@ in memory and without a device.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,8 @@ def locate(settings: ConvergeSettings, known: dict[str, Any] | None = None) -> L
         known[chosen] = (prompts, content_hash(prompts))
     prompts, content = known[chosen]
     study = Path(settings.runs_dir) / settings.study
-    config = asdict(settings)
-    config["prompts"]["source"] = "builtin" if settings.prompts.file is None else "file"
-    folder = RunFolder(study / run_id(settings, model=model, prompts=content), config)
-    return Located(folder, prompts, model)
+    path = study / run_id(settings, model=model, prompts=content)
+    return Located(RunFolder(path, settings.plain()), prompts, model)
 
 
 def folder_of(settings: ConvergeSettings, known: dict[str, Any]) -> RunFolder:
@@ -65,19 +63,9 @@ def run_id(settings: ConvergeSettings, *, model: str, prompts: str) -> str:
     Device, output paths and tracking cannot; the model and the prompts count by their content
     (``model``, ``prompts``: hashes of it), wherever their files lie.
     """
-    plain = asdict(settings)
-    for key in ("runs_dir", "study", "tracking", "model"):
-        del plain[key]
-    plain["dtype"] = plain.pop("device")["dtype"]
+    plain = settings.deciding()
     plain["prompts"] = {"content": prompts, "max_tokens": settings.prompts.max_tokens}
     plain["model"] = model
-    plain["feedback"]["strength"] += 0.0  # -0.0 is 0.0
-    plain["recompute"]["tolerance"] += 0.0
-    # runs from before there was a setting keep their name where it changes nothing
-    if settings.feedback.hidden_strength == 0:
-        del plain["feedback"]["hidden_strength"]
-    if settings.recompute.window is None:
-        del plain["recompute"]["window"]
     if settings.generation.strategy == "sample" and settings.generation.max_new_tokens > 0:
         plain["generation"]["draws"] = DRAWS
     text = json.dumps(plain, sort_keys=True)

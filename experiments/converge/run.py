@@ -1,6 +1,5 @@
 """Compute one convergence run: its prompts, one after the other, into its folder."""
 
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
         ConfigError: settings that cannot be, before anything is written.
         RunError: the computation or the disk failed; ``status.json`` says so too.
     """
-    settings.check()
     try:
         device = choose_device(settings.device.name)
     except ValueError as error:
@@ -109,7 +107,7 @@ def _run_prompts(
     with tqdm(
         total=passes * len(prompts),
         unit="pass",
-        desc=": ".join(filter(None, (asked.place, report.feedback_of(asdict(settings))))),
+        desc=": ".join(filter(None, (asked.place, report.feedback_of(settings.plain())))),
         disable=None if asked.bar else True,  # None: off where nobody watches
     ) as bar:
         for number, prompt in enumerate(prompts):

@@ -11,7 +11,7 @@ is not run again; one that was killed starts afresh, which takes seconds and giv
 import sys
 
 from experiments.command import run_command
-from experiments.state_tracking.settings import StateTrackingSettings, register
+from experiments.state_tracking.settings import StateTrackingSettings
 from experiments.sweeps.cells import Runner
 
 RUNNER = Runner(
@@ -24,7 +24,6 @@ RUNNER = Runner(
 
 
 def main() -> int:
-    register()
     return run_command(RUNNER)
 
 

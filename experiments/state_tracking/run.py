@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,13 @@ GOOD = 0.9  # accuracy at which a level counts as solved
 
 def run_id(settings: StateTrackingSettings) -> str:
     """A short hash of everything that can change a result."""
-    plain = asdict(settings)
-    for key in ("runs_dir", "study", "tracking", "device"):
-        del plain[key]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(settings.deciding(), sort_keys=True).encode()).hexdigest()[:10]
 
 
 def locate(settings: StateTrackingSettings, known: dict[str, Any] | None = None) -> RunFolder:
     """The run that these settings stand for."""
     path = Path(settings.runs_dir) / settings.study / run_id(settings)
-    return RunFolder(path, asdict(settings))
+    return RunFolder(path, settings.plain())
 
 
 def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
@@ -47,7 +43,6 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
         ConfigError: settings that cannot be.
         RunError: the run broke off.
     """
-    settings.check()
     try:
         device = choose_device(settings.device.name)
     except ValueError as error:

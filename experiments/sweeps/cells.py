@@ -8,7 +8,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.compute_once import Asked, RunError
 from experiments.runs.folder import RunFolder
-from experiments.settings import ConfigError, to_settings
+from experiments.settings import ConfigError, Settings, to_settings
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Cell
 
@@ -37,15 +37,9 @@ class Runner:
 
     module: str
     config: str
-    settings: type[Any]
+    settings: type[Settings]
     compute: str
     locate: str | None = None
-
-    def settings_of(self, config: DictConfig) -> Any:
-        """Raises ConfigError at the first setting that is impossible."""
-        settings = to_settings(config, self.settings)
-        settings.check()
-        return settings
 
     def run(self, settings: Any, asked: Asked) -> None:
         pkgutil.resolve_name(self.compute)(settings, asked)
@@ -62,7 +56,7 @@ class Runner:
 
 def cell_key(settings: Any) -> str:
     """Names a cell of a sweep by its settings alone, also where no run can be located."""
-    text = json.dumps(asdict(settings), sort_keys=True)
+    text = json.dumps(settings.plain(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -77,7 +71,7 @@ def cells_of(runner: Runner, all_settings: Sequence[Any]) -> list[Cell]:
         except ConfigError as error:
             problem = str(error)
         study = str(Path(settings.runs_dir) / settings.study)
-        cells.append(Cell(cell_key(settings), run_id, problem, study, asdict(settings)))
+        cells.append(Cell(cell_key(settings), run_id, problem, study, settings.plain()))
     return cells
 
 

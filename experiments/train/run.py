@@ -27,7 +27,7 @@ from experiments.tracking.tracker import Tracker
 from experiments.train.corpus import Corpus, documents, read_texts, stream
 from experiments.train.loop import HISTORY, STATE, Training
 from experiments.train.model_card import model_card
-from experiments.train.settings import TrainSettings, register_schemas
+from experiments.train.settings import TrainSettings
 from stateful_gpt.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -59,10 +59,9 @@ def train(settings: TrainSettings) -> Path:
     Raises:
         ConfigError: settings that cannot be, or an output folder that holds another training.
     """
-    settings.check()
     try:
         device = choose_device(settings.device.name)
-        architecture = GPTConfig(**asdict(settings.architecture))
+        architecture = GPTConfig(**settings.architecture.plain())
     except ValueError as error:
         raise ConfigError(str(error)) from None
     texts = read_texts("corpus.train", settings.corpus.train)
@@ -179,7 +178,7 @@ def _depths(profile: DepthProfile, held_out: Corpus, settings: TrainSettings) ->
 
 def _claim(output: Path, settings: TrainSettings) -> None:
     """Make the output folder ours, or find that it holds this very training."""
-    wanted = {key: value for key, value in asdict(settings).items() if key not in _FREE}
+    wanted = {key: value for key, value in settings.plain().items() if key not in _FREE}
     path = output / CONFIG
     for name in (CONFIG, TOKENIZER, STATE, HISTORY, DEPTHS, CARD):
         remove_partial(output / name)
@@ -230,7 +229,7 @@ def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
         name=output.name,
         group="train",
         tags=["train"],
-        config=asdict(settings),
+        config=settings.plain(),
         folder=output,
         axis="step",
         measures=_measures(settings),
@@ -262,5 +261,4 @@ def compute(settings: TrainSettings, asked: Asked) -> None:
 
 
 def main() -> int:
-    register_schemas()
     return run_command(RUNNER)

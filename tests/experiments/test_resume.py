@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 import experiments.converge.run
 from experiments.converge.settings import (
@@ -28,7 +28,7 @@ from experiments.converge.settings import (
 )
 from experiments.runs import compute_once
 from experiments.runs.compute_once import RunError
-from experiments.settings import to_settings
+from experiments.settings import parse
 
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]
@@ -302,9 +302,9 @@ def test_who_comes_second_waits_for_the_first(
     failed: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, undisturbed = failed
-    saved = OmegaConf.merge(ConvergeSettings, OmegaConf.load(folder / "config.yaml"))
-    settings = to_settings(cast(DictConfig, saved), ConvergeSettings)
-    settings.runs_dir, settings.study = str(folder.parent.parent), folder.parent.name
+    saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    place = {"runs_dir": str(folder.parent.parent), "study": folder.parent.name}
+    settings = parse({**saved, **place}, ConvergeSettings)
     with ThreadPoolExecutor() as pool, (folder / ".lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)  # let go when the file is closed, whatever happens
         waiting = pool.submit(experiments.converge.run.converge, settings)
