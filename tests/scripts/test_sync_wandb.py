@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from experiments.converge.run import converge
 from experiments.converge.settings import ConvergeSettings
-from experiments.settings import to_settings
+from experiments.settings import parse
 from experiments.tracking import service as wandb_service
 from experiments.tracking import tracker as tracking
 from experiments.tracking.tracker import Tracker
@@ -55,8 +54,7 @@ def study(checkpoint_folder: Path, tmp_path: Path, server: WandbServer) -> Path:
             "runs_dir": str(tmp_path / "runs"),
             "study": "s",
         }
-        merged = OmegaConf.merge(OmegaConf.structured(ConvergeSettings), told)
-        converge(to_settings(merged, ConvergeSettings))  # type: ignore[arg-type]
+        converge(parse(told, ConvergeSettings))
     return tmp_path / "runs" / "s"
 
 
