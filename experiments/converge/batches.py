@@ -9,6 +9,7 @@ import torch
 
 from experiments.converge.prompts import EncodedPrompt
 from experiments.converge.recorder import Recorder
+from experiments.converge.records import Measures
 from experiments.converge.settings import ConvergeSettings
 from experiments.runs.folder import RunFolder
 from stateful_gpt.checkpoint import Checkpoint
@@ -42,7 +43,7 @@ def compute(
     feedback: Feedback,
     prompts: list[EncodedPrompt],
     *,
-    on_pass: Callable[[int, int, dict[str, list[float]], int], object],
+    on_pass: Callable[[int, int, Measures, int], object],
     on_batch: Callable[[int], object],
 ) -> list[dict[str, Any]]:
     """The summaries of all prompts; what an earlier attempt has kept is not computed again.
@@ -77,7 +78,7 @@ def _batch(
     feedback: Feedback,
     first: int,
     prompts: list[EncodedPrompt],
-    on_pass: Callable[[int, int, dict[str, list[float]], int], object],
+    on_pass: Callable[[int, int, Measures, int], object],
 ) -> list[dict[str, Any]]:
     started = time.monotonic()
     model, encoding, generation = checkpoint.model, checkpoint.tokenizer, settings.generation
@@ -122,6 +123,9 @@ def _batch(
 
 
 def generator(settings: ConvergeSettings, prompt: int, device: torch.device) -> torch.Generator:
-    """A prompt's own stream of random numbers: it does not matter which prompts it is read with."""
-    seeds = np.random.SeedSequence((settings.seed, settings.generation.seed, prompt))
-    return torch.Generator(device).manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+    """A prompt's own stream of random numbers, which no other prompt and no other seed has: it does
+    not matter which prompts it is computed with.
+    """
+    seeds = [settings.seed, settings.generation.seed]
+    sequence = np.random.SeedSequence(seeds, spawn_key=[prompt])
+    return torch.Generator(device).manual_seed(int(sequence.generate_state(1, np.uint64)[0]))

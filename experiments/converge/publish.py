@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from experiments.converge.records import Measures
 from experiments.converge.settings import TrackingSettings
 from experiments.runs.files import read_json, write_json
 from experiments.runs.folder import CONFIG, ITERATIONS, STATUS, SUMMARY, TRAJECTORY, now
@@ -76,12 +77,60 @@ def open_tracker(
     return tracker
 
 
-def publish(tracker: Tracker, folder: Path, summary: dict[str, Any]) -> None:
+class Live:
+    """Tells W&B of a run while it is computed: a history row a pass, and one a generation step.
+
+    Rows speak of the prompts of one batch. A prompt that is at rest counts on with the values it
+    ended with, as in ``history_rows``.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._last: dict[str, Any] | None = None
+        self._batches = 0
+
+    @property
+    def told_all(self) -> bool:
+        """Whether the rows are those of ``history_rows``: of one batch, and of fixed texts."""
+        return self._batches == 1 and self._last is not None and self._last["step"] == 0
+
+    def end_batch(self) -> None:
+        self._batches += 1
+        self._end_step()
+
+    def __call__(self, step: int, number: int, measures: Measures, at_rest: int) -> None:
+        """See ``Recorder``'s on_pass."""
+        if not self._tracker.active:
+            return
+        if number == 1:
+            self._end_step()
+        row: dict[str, Any] = {"iteration": number, "step": step}
+        for name, how in AGGREGATES.items():
+            known = [value for value in measures[name] if not math.isnan(value)]
+            row[name] = None
+            if known:
+                row[name] = max(known) if how == "max" else sum(known) / len(known)
+        row["settled_share"] = at_rest / len(measures["nll"])
+        self._last = row
+        self._tracker.log(row)
+
+    def _end_step(self) -> None:
+        """The last pass over a generation step stands for the step."""
+        if self._last is not None and self._last["step"] > 0:
+            names = ("iteration", "nll", "kl_effect", "oracle_error_max")
+            row = {f"generation/{name}": self._last[name] for name in names}
+            self._tracker.log(row | {"generation_step": self._last["step"]})
+
+
+def publish(
+    tracker: Tracker, folder: Path, summary: dict[str, Any], *, rows_too: bool = True
+) -> None:
     """Log a run from its own files: a history row an iteration, summary, pictures, Parquet."""
     if not tracker.active:
         return
-    for row in history_rows(folder):
-        tracker.log(row)
+    if rows_too:
+        for row in history_rows(folder):
+            tracker.log(row)
     tracker.image("heat_map", lambda: _heat_map(folder))
     names, xs, ys, among = moving_tokens(folder)
     tracker.lines(

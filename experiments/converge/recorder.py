@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from experiments.converge.prompts import EncodedPrompt
-from experiments.converge.records import MEASURES, Pass, Records, Step
+from experiments.converge.records import MEASURES, Measures, Pass, Records, Step
 from experiments.converge.settings import ConvergeSettings
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import Watcher, Window
@@ -41,7 +41,7 @@ class Recorder:
         feedback: Feedback,
         settings: ConvergeSettings,
         double: LanguageModel | None,
-        on_pass: Callable[[int, int, dict[str, list[float]], int], object],
+        on_pass: Callable[[int, int, Measures, int], object],
     ) -> None:
         self.records = Records(prompts, [], settings.reporting_tolerance)
         self._model, self._double, self._feedback = model, double, feedback

@@ -27,6 +27,7 @@ from stateful_gpt.oracle import lyapunov_exponents
 from stateful_gpt.recompute import Outcome
 from stateful_gpt.tokenizer import decode, token_text
 
+Measures = dict[str, list[float]]  # a number for each row, NaN where there is none
 MEASURES = (
     "step_max",
     "step_rms",
@@ -64,7 +65,7 @@ class Pass:
 
     rows: list[int]
     log_probs: Tensor  # (R, T)
-    measures: dict[str, list[float]]  # R numbers each; NaN where missing
+    measures: Measures  # R numbers each
 
 
 @dataclass
@@ -135,8 +136,8 @@ class Records:
             },
             schema=trajectory_schema(self.steps[0].passes[0].log_probs.dtype),
         )
-        rows = [row for index in range(len(self.prompts)) for row in self._rows_of(index)]
-        return trajectory, pa.Table.from_pylist(rows, schema=ITERATIONS)
+        measured = [row for i in range(len(self.prompts)) for row in self._rows_of(i)]
+        return trajectory, pa.Table.from_pylist(measured, schema=ITERATIONS)
 
     def _rows_of(self, index: int) -> list[dict[str, Any]]:
         """The rows of iterations.parquet of one prompt."""
@@ -146,7 +147,9 @@ class Records:
             passes = step.of(place)
             prefixes, _ = self._without_oracle(step, place)
             for number, (recorded, i) in enumerate(passes, start=1):
-                row = {name: _number(values[i]) for name, values in recorded.measures.items()}
+                row: dict[str, Any] = {
+                    name: _number(values[i]) for name, values in recorded.measures.items()
+                }
                 if prefixes is not None:
                     row["settled_prefix"] = prefixes[number - 1]
                 row |= {

@@ -1,31 +1,27 @@
-"""Compute one convergence run: its prompts, one after the other, into its folder."""
+"""Compute one convergence run into its folder."""
 
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
+from experiments.converge.batches import compute
 from experiments.converge.identity import locate
 from experiments.converge.prompts import EncodedPrompt, encode_prompts
-from experiments.converge.publish import open_tracker, publish
-from experiments.converge.recorder import Recorder, in_float64, overall
-from experiments.converge.settings import ConvergeSettings, GenerationSettings
+from experiments.converge.publish import Live, open_tracker, publish
+from experiments.converge.records import Measures, overall
+from experiments.converge.settings import ConvergeSettings
 from experiments.runs.compute_once import ALONE, Asked, compute_once, finished_already, warn
 from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError
 from experiments.sweeps import report
+from experiments.tracking.tracker import Tracker
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
 from stateful_gpt.feedback import Feedback
-from stateful_gpt.generate import Start, generate
-from stateful_gpt.model import GPT
-from stateful_gpt.recompute import RecomputeConfig
-from stateful_gpt.solving import Full, Sampling, Solver
-from stateful_gpt.tokenizer import end_token
-from stateful_gpt.windowed import Windowed
+from stateful_gpt.language_model import LanguageModel
 
 
 def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
@@ -58,12 +54,13 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
         located.prompts,
         checkpoint.tokenizer,
         max_tokens=settings.prompts.max_tokens,
-        block_size=checkpoint.model.config.block_size,
-        vocab_size=checkpoint.model.config.vocab_size,
+        block_size=checkpoint.model.block_size,
+        vocab_size=checkpoint.model.vocab_size,
     )
 
-    def compute(_: object) -> dict[str, Any]:
-        summaries = _run_prompts(settings, folder, checkpoint, feedback, prompts, asked)
+    def compute_run(tracker: Tracker) -> tuple[Live, dict[str, Any]]:
+        live = Live(tracker)
+        summaries = _compute_prompts(settings, folder, checkpoint, feedback, prompts, asked, live)
         summary = {
             "run_id": folder.id,
             "study": settings.study,
@@ -71,8 +68,8 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
             "overall": overall(summaries),
             "prompts": summaries,
         }
-        folder.assemble(len(prompts), summary)
-        return summary
+        folder.assemble(summary)
+        return live, summary
 
     compute_once(
         folder,
@@ -86,102 +83,57 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
             warn=warn,
             study=folder.path.parent,
         ),
-        compute=compute,
-        publish=lambda tracker, summary: publish(tracker, folder.path, summary),
+        compute=compute_run,
+        publish=lambda tracker, computed: publish(
+            tracker, folder.path, computed[1], rows_too=not computed[0].told_all
+        ),
         shorten="prompts.max_tokens",
     )
     return folder.path
 
 
-def _run_prompts(
+def _compute_prompts(
     settings: ConvergeSettings,
     folder: RunFolder,
     checkpoint: Checkpoint,
     feedback: Feedback,
     prompts: list[EncodedPrompt],
     asked: Asked,
+    live: Live,
 ) -> list[dict[str, Any]]:
     passes = settings.recompute.iterations * (settings.generation.max_new_tokens + 1)
-    double = in_float64(checkpoint.model)
-    summaries = []
     with tqdm(
         total=passes * len(prompts),
         unit="pass",
         desc=": ".join(filter(None, (asked.place, report.feedback_of(settings.plain())))),
         disable=None if asked.bar else True,  # None: off where nobody watches
     ) as bar:
-        for number, prompt in enumerate(prompts):
-            summary = folder.kept(number, prompt.id)
-            if summary is None:
-                summary = _run_prompt(
-                    settings, folder, checkpoint, double, feedback, number, prompt, bar
-                )
-            summaries.append(summary)
-            bar.n = passes * (number + 1)
+
+        def on_pass(step: int, number: int, measures: Measures, at_rest: int) -> None:
+            live(step, number, measures, at_rest)
+            bar.update(len(measures["nll"]))
+            bar.set_postfix_str(f"pass {number}, {at_rest} of {len(measures['nll'])} at rest")
+
+        def on_batch(done: int) -> None:
+            live.end_batch()
+            bar.n = passes * done
             bar.refresh()
-    return summaries
+
+        return compute(
+            settings,
+            folder,
+            checkpoint,
+            _in_float64(checkpoint.model) if settings.measures.lyapunov else None,
+            feedback,
+            prompts,
+            on_pass=on_pass,
+            on_batch=on_batch,
+        )
 
 
-def _run_prompt(
-    settings: ConvergeSettings,
-    folder: RunFolder,
-    checkpoint: Checkpoint,
-    double: Any,
-    feedback: Feedback,
-    number: int,
-    prompt: EncodedPrompt,
-    bar: "tqdm[Any]",
-) -> dict[str, Any]:
-    encoding, generation = checkpoint.tokenizer, settings.generation
-    device = checkpoint.model.lm_head.weight.device
-    recorder = Recorder(
-        prompt,
-        model=checkpoint.model,
-        feedback=feedback,
-        settings=settings,
-        on_pass=bar.update,
-    )
-    result = generate(
-        checkpoint.model,
-        [prompt.tokens],
-        max_new_tokens=generation.max_new_tokens,
-        feedback=feedback,
-        config=RecomputeConfig(
-            iterations=settings.recompute.iterations,
-            tolerance=settings.recompute.tolerance,
-            damping=settings.recompute.damping,
-        ),
-        solver=_solver(settings),
-        start=Start(settings.recompute.start),
-        sampling=Sampling(
-            temperature=generation.temperature if generation.strategy == "sample" else None,
-            top_k=generation.top_k,
-            vocab_size=encoding.n_vocab,
-            end_token=end_token(encoding),
-        ),
-        generator=torch.Generator(device).manual_seed(seed_of(settings.seed, generation, number)),
-        on_window=recorder.window,
-    )
-    tokens = result.tokens[0]
-    recorder.finish()
-    summary = recorder.summary(tokens, result.outcomes[0], encoding=encoding, double=double)
-    folder.keep(
-        number, summary, recorder.trajectory_table(tokens, encoding), recorder.iterations_table()
-    )
-    return summary
-
-
-def seed_of(seed: int, generation: GenerationSettings, number: int) -> int:
-    """Of the random numbers of one prompt, whose stream no other prompt and no other seed has: it
-    does not matter which prompts were computed before.
-    """
-    sequence = np.random.SeedSequence([seed, generation.seed], spawn_key=[number])
-    return int(sequence.generate_state(1, np.uint64)[0])
-
-
-def _feedback(settings: ConvergeSettings, model: GPT) -> Feedback:
+def _feedback(settings: ConvergeSettings, model: LanguageModel) -> Feedback:
     chosen = settings.feedback
-    n_layer = model.config.n_layer
+    n_layer = model.n_layer
     if chosen.layers != "all" and max(chosen.layers) >= n_layer:
         raise ConfigError(
             f"feedback.layers must be from 0 to {n_layer - 1} for this model, got"
@@ -194,7 +146,7 @@ def _feedback(settings: ConvergeSettings, model: GPT) -> Feedback:
         hidden_strength=chosen.hidden_strength,
         shift=0 if chosen.shift == 0 else 1,
     )
-    if feedback.of_hidden and model.gate is None:
+    if feedback.of_hidden and not model.takes_hidden_states:
         raise ConfigError(
             "feedback: hidden states need a model with a gate for them, such as"
             f" model=bundled_stateful; {settings.model.path!r} has none"
@@ -202,10 +154,10 @@ def _feedback(settings: ConvergeSettings, model: GPT) -> Feedback:
     return feedback
 
 
-def _solver(settings: ConvergeSettings) -> Solver:
-    if settings.recompute.solver == "windowed":
-        return Windowed(settings.recompute.window)
-    return Full()
+@lru_cache(maxsize=1)
+def _in_float64(model: LanguageModel) -> LanguageModel:
+    """Kept for the next run of a sweep."""
+    return model.in_float64()
 
 
 @lru_cache(maxsize=1)
@@ -213,5 +165,5 @@ def _checkpoint(
     path: str, tokenizer: str | None, dtype: str, device: torch.device, _identity: str
 ) -> Checkpoint:
     """Kept between the jobs of a sweep in one process, while the files stay the same."""
-    in_float64.cache_clear()  # before there are two models
+    _in_float64.cache_clear()  # before there are two models
     return load_checkpoint(path, tokenizer=tokenizer, dtype=DTYPES[dtype], device=device)

@@ -61,7 +61,7 @@ class RecomputeSettings(Settings):
         description="all, auto or a whole number of at least 1 (1 reads from left to right)",
     )
     iterations: Count = 64
-    tolerance: Literal["auto"] | Annotated[Number, Field(ge=0)] = 0.0
+    tolerance: Literal["auto"] | Annotated[Number, Field(ge=0)] = "auto"
     damping: Number = Field(
         default=1.0, gt=0, le=1, description="above 0 and at most 1 (1 is undamped)"
     )

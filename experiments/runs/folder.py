@@ -1,7 +1,7 @@
 """The folder of one run: whether it is finished, and what is kept of one that is not.
 
-A run is computed prompt by prompt. Each finished prompt lies in ``.prompts/`` until the last one
-is done; then the files of the run are put together and ``status.json`` says ``finished``. Knows
+A run is computed batch by batch. Each finished batch lies in ``.prompts/`` until the last one is
+done; then the files of the run are put together and ``status.json`` says ``finished``. Knows
 nothing of what is computed.
 """
 
@@ -40,6 +40,7 @@ class RunFolder:
         self._origin: dict[str, Any] = {}  # of what is computed now
         self._before: dict[str, Any] | None = None  # of the attempt before
         self._kept: list[tuple[str, dict[str, Any] | None]] = []  # prompts of earlier attempts
+        self._parts: list[int] = []  # the first prompt of each batch that is kept
 
     @property
     def id(self) -> str:
@@ -75,7 +76,7 @@ class RunFolder:
         before = read_json(self.path / STATUS)
         self._before = _part_origin(before) if isinstance(before, dict) else None
         self._origin = _part_origin(origin)
-        self._kept = []
+        self._kept, self._parts = [], []
         self._status = {
             "state": "running",
             "run_id": self.id,
@@ -121,32 +122,48 @@ class RunFolder:
             f" another {', '.join(names)}; {STATUS} says which"
         )
 
-    def kept(self, number: int, prompt_id: str) -> dict[str, Any] | None:
-        """The summary of a prompt that an earlier attempt has finished, or None."""
-        summary = read_json(self._part(number, "json"))
-        if not isinstance(summary, dict) or summary.get("prompt_id") != prompt_id:
+    def kept(self, first: int, prompt_ids: list[str]) -> list[dict[str, Any]] | None:
+        """The summaries of a batch that an earlier attempt has finished, or None.
+
+        Args:
+            first: number of its first prompt; ``prompt_ids`` are those from there on.
+        """
+        part = read_json(self._part(first, "json"))
+        if not isinstance(part, dict):
             return None
+        # a part of before there were batches is the summary of one prompt
+        summaries = part.get("prompts", [part])
         try:
+            ids = [summary["prompt_id"] for summary in summaries]
             for name in (TRAJECTORY, ITERATIONS):
-                pq.read_metadata(self._part(number, name))
-        except (OSError, pa.ArrowException):
+                pq.read_metadata(self._part(first, name))
+        except (KeyError, TypeError, OSError, pa.ArrowException):
             return None  # a crash of the whole machine can leave a name without its content
+        if not ids or ids != prompt_ids[: len(ids)]:
+            return None
         # earlier versions did not say: then it was the attempt before, as far as is known
-        self._kept.append((prompt_id, summary.pop("origin", self._before)))
-        return summary
+        origin = part.pop("origin", self._before)
+        self._kept += [(prompt_id, origin) for prompt_id in ids]
+        self._parts.append(first)
+        return list(summaries)
 
     def keep(
-        self, number: int, summary: dict[str, Any], trajectory: pa.Table, iterations: pa.Table
+        self,
+        first: int,
+        summaries: list[dict[str, Any]],
+        trajectory: pa.Table,
+        iterations: pa.Table,
     ) -> None:
-        """Save a finished prompt. The summary comes last: with it, the prompt is whole."""
-        write_table(self._part(number, TRAJECTORY), trajectory)
-        write_table(self._part(number, ITERATIONS), iterations)
-        write_json(self._part(number, "json"), {**summary, "origin": self._origin})
+        """Save a finished batch. The summaries come last: with them, it is whole."""
+        write_table(self._part(first, TRAJECTORY), trajectory)
+        write_table(self._part(first, ITERATIONS), iterations)
+        write_json(self._part(first, "json"), {"prompts": summaries, "origin": self._origin})
+        self._parts.append(first)
 
-    def assemble(self, count: int, summary: dict[str, Any]) -> None:
-        """Put the files of the run together from its finished prompts."""
+    def assemble(self, summary: dict[str, Any]) -> None:
+        """Put the files of the run together from the batches that are kept, in their order."""
         for name in (TRAJECTORY, ITERATIONS):
-            parts = [self._part(number, name) for number in range(count)]
+            parts = [self._part(first, name) for first in sorted(self._parts)]
 
             def write(path: Path, parts: list[Path] = parts) -> None:
                 with pq.ParquetWriter(path, pq.read_schema(parts[0])) as writer:
