@@ -13,9 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from pydantic import ValidationError
 
+from experiments.converge.identity import run_id
 from experiments.converge.settings import ConvergeSettings, DeviceSettings, FeedbackSettings
 from experiments.help import answered
-from experiments.runs.folder import RunFolder, run_id
+from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError, parse, to_settings
 from experiments.state_tracking import run as state_tracking
 from experiments.state_tracking.settings import StateTrackingSettings, TaskSettings
@@ -36,10 +37,11 @@ IDS_OF_CA8EE83 = {
     "experiment=strength_sweep feedback.strength=-0.0": "27c2d797eb",
     CARRIED: "82b1e97499",
     HIDDEN: "374b431f68",
-    SAMPLED: "28322d9322",
+    f"{SAMPLED} generation.max_new_tokens=0": "b6eb46a9c3",  # draws nothing
     "recompute=windowed recompute.window=4 device.dtype=float64": "6a92e0d7a9",
     f"{BOTH} prompts.max_tokens=7": "65cfe1cc1c",
 }
+SAMPLED_OF_CA8EE83 = "28322d9322"
 CONTESTANT = "contestant.passes=8 contestant.through=true"
 RATES = "training.learning_rate=0.004 training.matrix_learning_rate=0.02"
 CONTEST_IDS_OF_CA8EE83 = {
@@ -73,6 +75,10 @@ def test_runs_keep_the_names_that_they_had_before_there_were_more_settings(
     assert run_id(parse(stored, ConvergeSettings), model="m", prompts="p") == identity
 
 
+def test_a_run_with_other_random_numbers_than_before_has_another_name() -> None:
+    assert run_id(settings_of(SAMPLED), model="m", prompts="p") != SAMPLED_OF_CA8EE83
+
+
 @pytest.mark.parametrize(("words", "identity"), CONTEST_IDS_OF_CA8EE83.items())
 def test_contests_keep_their_names(words: str, identity: str) -> None:
     config = compose("state_tracking", overrides=words.split())
@@ -96,7 +102,7 @@ def test_a_new_setting_counts_where_it_changes_results(words: str, same: bool) -
 
 def test_a_run_stores_its_settings_as_before(tmp_path: Path) -> None:
     settings = settings_of(f"{SAMPLED} runs_dir={tmp_path}")
-    RunFolder(settings, "x").begin(settings, {})
+    RunFolder(tmp_path / "default" / "x", settings.plain()).begin({})
     text = (tmp_path / "default" / "x" / "config.yaml").read_text(encoding="utf-8")
     stored: Any = yaml.safe_load(text)
     assert stored["feedback"] == {
