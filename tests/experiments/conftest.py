@@ -14,8 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import experiments.converge.run
-from experiments.command import Remember
 from experiments.converge.settings import ConvergeSettings
+from experiments.runs import compute_once
 from experiments.settings import parse
 from experiments.tracking import service as wandb_service
 from experiments.tracking import tracker as tracking
@@ -34,7 +34,7 @@ Command = Callable[..., list[str]]
 @pytest.fixture(autouse=True)
 def committed_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run stores does not depend on whether somebody edits the source just now."""
-    monkeypatch.setattr(experiments.converge.run, "changes", lambda: None)
+    monkeypatch.setattr(compute_once, "changes", lambda: None)
 
 
 @pytest.fixture
@@ -46,11 +46,10 @@ def in_process(
 
     def call(module: str, *words: str) -> Called:
         GlobalHydra.instance().clear()
-        monkeypatch.setattr(Remember, "config", None)
         monkeypatch.setattr(sys, "argv", [module, *words])
         capfd.readouterr()
         try:
-            code = importlib.import_module(f"experiments.{module}.run").main()
+            code = importlib.import_module(f"experiments.{module}.__main__").main()
         except SystemExit as stop:
             code = int(stop.code or 0)
         return code, *capfd.readouterr()

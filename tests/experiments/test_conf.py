@@ -93,6 +93,7 @@ def test_every_file_shows_a_command_that_composes_and_uses_it(name: str) -> None
         assert f"hydra/launcher={Path(name).stem}" in overrides
     elif "/" in name:
         group, choice = Path(name).parent.name, Path(name).stem
+        group = "override hydra/sweeper" if group == "sweeper" else group
         default = OmegaConf.load(CONF / f"{runner}.yaml").defaults
         uses = {key: value for entry in default if isinstance(entry, DictConfig)
                 for key, value in entry.items()}  # fmt: skip

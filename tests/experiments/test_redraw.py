@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from analysis.verify import overrides, verify
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,6 @@ from PIL import Image
 
 from analysis.__main__ import main
 from analysis.load import load
-from analysis.verify import overrides, verify
 
 Converge = Callable[..., tuple[int, str, str]]
 Compute = Callable[..., Path]

@@ -13,9 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from pydantic import ValidationError
 
+from experiments.converge.identity import run_id
 from experiments.converge.settings import ConvergeSettings, DeviceSettings, FeedbackSettings
 from experiments.help import answered
-from experiments.runs.folder import RunFolder, run_id
+from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError, parse, to_settings
 from experiments.state_tracking import run as state_tracking
 from experiments.state_tracking.settings import StateTrackingSettings, TaskSettings
@@ -25,7 +26,10 @@ from stateful_gpt.feedback import KINDS
 
 ROOT = Path(__file__).parents[2]
 CARRIED = "experiment=generation recompute.start=carried"
-SAMPLED = "feedback=prob feedback.layers=[0,1] generation=sample generation.top_k=5 seed=3"
+SAMPLED = (
+    "feedback=prob feedback.layers=[0,1] seed=3"
+    " generation=sample generation.top_k=5 generation.max_new_tokens=0"
+)
 HIDDEN = "model=bundled_stateful feedback=hidden_state feedback.shift=0"
 BOTH = "feedback.hidden_strength=0.5 recompute.tolerance=1e-4 recompute.damping=0.5"
 
@@ -36,7 +40,7 @@ IDS_OF_CA8EE83 = {
     "experiment=strength_sweep feedback.strength=-0.0": "27c2d797eb",
     CARRIED: "82b1e97499",
     HIDDEN: "374b431f68",
-    SAMPLED: "28322d9322",
+    SAMPLED: "b6eb46a9c3",
     "recompute=windowed recompute.window=4 device.dtype=float64": "6a92e0d7a9",
     f"{BOTH} prompts.max_tokens=7": "65cfe1cc1c",
 }
@@ -96,8 +100,8 @@ def test_a_new_setting_counts_where_it_changes_results(words: str, same: bool) -
 
 def test_a_run_stores_its_settings_as_before(tmp_path: Path) -> None:
     settings = settings_of(f"{SAMPLED} runs_dir={tmp_path}")
-    RunFolder(settings, "x").begin(settings, {})
-    text = (tmp_path / "default" / "x" / "config.yaml").read_text(encoding="utf-8")
+    RunFolder(tmp_path / "x", settings.plain()).begin({})
+    text = (tmp_path / "x" / "config.yaml").read_text(encoding="utf-8")
     stored: Any = yaml.safe_load(text)
     assert stored["feedback"] == {
         **{"kind": "prob", "strength": 0.5, "layers": [0, 1], "shift": 1},
