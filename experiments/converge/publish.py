@@ -40,6 +40,7 @@ AGGREGATES = {
     "kl_effect": "mean",
     "hidden_step_norm": "mean",
 }
+LOG10 = ("step_max", "oracle_error_max")  # logged as log10 too: W&B's axes are linear at first
 
 
 def open_tracker(
@@ -50,7 +51,7 @@ def open_tracker(
     tracking: TrackingSettings,
     warn: Callable[[str], object],
     study: Path,
-    patient: bool = False,
+    patience: float | None = None,
 ) -> Tracker:
     """A tracker for the run with this configuration; ``folder`` is where W&B keeps its files.
 
@@ -67,12 +68,12 @@ def open_tracker(
         config=config,
         folder=folder,
         axis="iteration",
-        measures=tuple(AGGREGATES),
+        measures=(*AGGREGATES, *(f"{measure}_log10" for measure in LOG10)),
         warn=warn,
         later=f"python -m scripts.sync_wandb {shlex.quote(str(study))}",
-        patient=patient,
+        patience=patience,
     )
-    if tracker.active and not patient:
+    if tracker.active and patience is None:
         terminal_view.show(study, tracker.files.parent, name=name, run_id=run_id)
     return tracker
 
@@ -212,5 +213,7 @@ def history_rows(folder: Path) -> list[dict[str, Any]]:
         for measure, column in columns.items():
             value = float(column.iloc[place])
             row[measure] = None if math.isnan(value) else value
+            if measure in LOG10:
+                row[f"{measure}_log10"] = math.log10(value) if 0 < value < math.inf else None
         rows.append(row)
     return rows

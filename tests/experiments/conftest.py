@@ -17,10 +17,8 @@ import experiments.converge.run
 from experiments.converge.settings import ConvergeSettings
 from experiments.runs import compute_once
 from experiments.settings import parse
-from experiments.tracking import service as wandb_service
 from experiments.tracking import tracker as tracking
-from experiments.tracking.service import let_go
-from experiments.tracking.tracker import Tracker
+from experiments.tracking.tracker import Tracker, stop_helper
 from tests.wandb_server import KEY, WandbServer, serving
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +168,7 @@ def quiet_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
     monkeypatch.setattr(Tracker, "server_failed", False)
     yield
-    let_go()  # it read the environment when it was started
+    stop_helper()  # it read the environment when it was started
 
 
 @pytest.fixture
@@ -178,7 +176,6 @@ def wandb_server(quiet_wandb: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """A server that takes runs, and patience for a machine with other things to do."""
     monkeypatch.setattr(tracking, "INIT_SECONDS", 60.0)
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 60.0)
-    monkeypatch.setattr(wandb_service, "PROBE_SECONDS", 30.0)
     with serving() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
