@@ -150,9 +150,7 @@ def generate(
         feedback,
         batch=len(texts),
         capacity=longest,
-        cached=feedback.triangular
-        and config.damping == 1.0
-        and (config.tolerance != 0 or config.window is not None),
+        cached=feedback.triangular and config.skips_what_is_final,
     )
     outcomes: list[list[Outcome]] = [[] for _ in texts]
     ended = [False] * len(texts)
@@ -276,8 +274,7 @@ class _SoFar:
         counts = [len(self.texts[row]) for row in rows]
         # a crop drops ``slide`` tokens at once, but never so many that none is left
         slide = min(slide, block)
-        over = [-(-max(0, count - block) // slide) * slide for count in counts]
-        starts = [min(begin, count - 1) for begin, count in zip(over, counts, strict=True)]
+        starts = [-(-max(0, count - block) // slide) * slide for count in counts]
         lengths = [count - begin for count, begin in zip(counts, starts, strict=True)]
         tokens = self._cut(rows, starts, lengths, self.tokens)
         return Window(step, list(rows), starts, lengths, tokens, plain_first)

@@ -39,7 +39,7 @@ class LeftToRight:
         like = torch.empty(0, model.width, dtype=model.dtype, device=model.device)
         self._state = feedback.blank(batch, capacity, like=like)
         self._log_probs = torch.zeros(batch, capacity, dtype=wide(model.dtype), device=model.device)
-        self._hidden: Tensor | None = None  # (B, C) at the last token read
+        self._hidden = like.new_zeros(batch, capacity, model.width)
 
     @property
     def log_probs(self) -> Tensor:
@@ -50,17 +50,18 @@ class LeftToRight:
         """Go on with these rows, of which one may be named several times."""
         self._cache.keep(rows)
         self._state, self._log_probs = self._state[rows], self._log_probs[rows]
-        self._hidden = None if self._hidden is None else self._hidden[rows]
+        self._hidden = self._hidden[rows]
 
     def set_back(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens; the next one read is the last of them."""
-        self._cache.length, self._hidden = length, None
+        """Forget all but the first ``length`` tokens; others can be read behind them."""
+        self._cache.length = length
 
     @torch.no_grad()
     def score_next(self, targets: Tensor) -> Tensor:
-        """(B,) log-probabilities of (B,) ids as the next token; nothing is read."""
-        assert self._hidden is not None
-        return score_targets(self._model, self._hidden, targets).log_probs
+        """(B,) log-probabilities of (B,) ids as the next token after one at least; none is read."""
+        return score_targets(
+            self._model, self._hidden[:, self._cache.length - 1], targets
+        ).log_probs
 
     @torch.no_grad()
     def read(self, tokens: Tensor, *, nudges: Tensor | None = None) -> Tensor:
@@ -71,16 +72,18 @@ class LeftToRight:
         """
         for t in range(tokens.size(1)):
             token, at = tokens[:, t], self._cache.length
-            if self._hidden is not None:
-                scores = score_targets(self._model, self._hidden, token)
+            self._state[:, at] = 0.0
+            if at > 0:  # nothing predicts position 0
+                before = self._hidden[:, at - 1]  # (B, C)
+                scores = score_targets(self._model, before, token)
                 self._log_probs[:, at] = scores.log_probs
-                self._state[:, at] = self._feedback.estimates(scores, self._hidden)
+                self._state[:, at] = self._feedback.estimates(scores, before)
             if nudges is not None:
                 nudge = nudges[:, t]
                 self._state[:, at] += nudge if self._state.ndim == 2 else nudge[:, None]
             modulation = self._feedback.modulation(self._state[:, : at + 1], begin=at)
             hidden = self._model.read(token[:, None], modulation=modulation, cache=self._cache)
-            self._hidden = hidden[:, 0]
+            self._hidden[:, at] = hidden[:, 0]
         return self.log_probs
 
 

@@ -85,7 +85,8 @@ class Passes:
         # nothing predicts position 0: probability 1, log-probability 0, no hidden state
         log_probs = F.pad(scores.log_probs, (1, 0))
         if self._feedback.triangular:
-            return Said(torch.cat([torch.zeros_like(said[:, :1]), said], dim=1), log_probs)
+            first = said.new_zeros(len(said), 1, *said.shape[2:])
+            return Said(torch.cat([first, said], dim=1), log_probs)
         scores = TokenScores(log_probs, F.pad(scores.logits, (1, 0)))
         return Said(self._feedback.state(scores, hidden), log_probs)
 

@@ -73,6 +73,11 @@ class RecomputeConfig:
         """The step in nats that counts as none; 0 where only rounding does."""
         return 0.0 if self.tolerance == "auto" else self.tolerance
 
+    @property
+    def skips_what_is_final(self) -> bool:
+        """Whether triangular passes are asked only for what is not final."""
+        return self.damping == 1.0 and (self.tolerance != 0 or self.window is not None)
+
 
 @dataclass(frozen=True)
 class Span:
@@ -175,10 +180,12 @@ def recompute(
         observe: called after every pass.
     """
     known = list(settled) if settled is not None else [1] * len(lengths)
-    loop = _Loop(config, list(lengths), known, triangular, inert, output_too)
+    rough = config.allowed_step if config.window is not None else 0.0
+    fronts = Fronts(list(lengths), known, window=config.window, tolerance=rough, inert=inert)
+    loop = _Loop(config, fronts, triangular=triangular, output_too=output_too)
     if start is not None:
-        loop.fed = loop.state = start
-        loop.log_probs = start.new_zeros(start.shape[:2]) if log_probs is None else log_probs
+        loop.fed = start
+        loop.now = (start, start.new_zeros(start.shape[:2]) if log_probs is None else log_probs)
     for number in range(1, config.iterations + 1):
         whole = number == config.iterations or (number == 1 and observe is not None)
         span = loop.span(whole)
@@ -196,176 +203,141 @@ class _Loop:
     """Where the rows stand. Tensors hold the rows ``self.rows``, in their order."""
 
     def __init__(
-        self,
-        config: RecomputeConfig,
-        lengths: list[int],
-        known: list[int],
-        triangular: bool,
-        inert: bool,
-        output_too: bool,
+        self, config: RecomputeConfig, fronts: Fronts, *, triangular: bool, output_too: bool
     ) -> None:
-        self.config = config
-        self.lengths = lengths
-        self.goal = [length + output_too for length in lengths]  # of the fronts
+        self.config, self.fronts, self.lengths = config, fronts, fronts.lengths
+        self.goal = [length + output_too for length in self.lengths]  # of the fronts
         self.exact = triangular and config.damping == 1.0
-        self.by_front = self.exact and (config.tolerance != 0 or config.window is not None)
-        self.fronts = Fronts(
-            lengths,
-            known,
-            window=config.window,
-            tolerance=config.allowed_step if config.window is not None else 0.0,
-            inert=inert,
-        )
-        self.passes = [0] * len(lengths)
-        self.outcomes: list[Outcome | None] = [None] * len(lengths)
-        self.rows = list(range(len(lengths)))
+        self.by_front = triangular and config.skips_what_is_final
+        self.passes = [0] * len(self.lengths)
+        self.outcomes: list[Outcome | None] = [None] * len(self.lengths)
+        self.rows = list(range(len(self.lengths)))
         self.running = set(self.rows)
         # the first position to move is final then: a triangular pass cannot come back
-        self.cycles = None if self.exact else CycleDetector(len(lengths))
+        self.cycles = None if self.exact else CycleDetector(len(self.rows))
         self.fed: Tensor | None = None  # (R, T, ...)
-        self.state: Tensor | None = None  # what was said of it
-        self.log_probs: Tensor | None = None
-        self.ended: tuple[Tensor, Tensor] | None = None  # (B, T, ...), (B, T) once rows have left
+        self.now: tuple[Tensor, Tensor] | None = None  # what was said of it: (R, T, ...), (R, T)
+        self.ended: tuple[Tensor, Tensor] | None = None  # the same of all B rows, once some left
 
     def span(self, whole: bool) -> Span:
         """What the next pass evaluates; an empty range where all is final."""
         if not self.by_front:
             return Span(self.rows, 0, max(self.lengths[row] for row in self.rows))
-        going = [row for row in self.rows if row in self.running]
-        return Span(self.rows, *self.fronts.range(going, to_the_end=whole))
+        return Span(self.rows, *self.fronts.range(sorted(self.running), to_the_end=whole))
 
     def take(self, number: int, span: Span, said: Said | None) -> Iteration:
         """Merge what a pass said, and judge each row."""
-        before = self.log_probs
-        finite: list[float] = [1] * len(self.rows)
-        rests: list[float] | None = None
+        before = self.now
+        finite = rests = [True] * len(self.rows)
         if said is not None:
-            columns = self._merge_front(said) if self.by_front else self._merge_whole(said)
-            finite = columns[0]
-            rests = None if self.by_front else columns[1]
-        assert self.log_probs is not None
+            merge = self._merge_front if self.by_front else self._merge_whole
+            self.now, finite, rests = merge(said)
+        assert self.now is not None
+        log_probs = self.now[1]
         step_max = step_rms = None
-        steps: list[float | None] = [None] * len(self.rows)
+        steps = [torch.inf] * len(self.rows)
         if number > 1:
             assert before is not None
-            step = (self.log_probs - before).abs()
+            step = (log_probs - before[1]).abs()
             counts = torch.tensor([self.lengths[row] for row in self.rows], device=step.device)
             step_max = step.amax(dim=1)
             step_rms = (step.double().square().sum(dim=1) / counts).sqrt()
-            if self.config.allowed_step > 0:
+            if self.config.allowed_step > 0 and self.config.window is None:
                 steps = step_max.tolist()
-        cycling = self.cycles.see(self.log_probs) if self.cycles is not None else None
+        cycles = self.cycles.see(log_probs) if self.cycles is not None else [False] * len(self.rows)
         for i, row in enumerate(self.rows):
             if row not in self.running:
                 continue
             self.passes[row] = number
             if self.exact and not self.by_front:
                 self.fronts.reach[row] = min(self.goal[row], self.fronts.reach[row] + 1)
-            outcome = self._judge(row, bool(finite[i]), steps[i], rests[i] if rests else None)
-            if outcome is None and cycling is not None and cycling[i]:
+            outcome = None
+            if not finite[i]:
+                outcome = Outcome.DIVERGED
+            elif self.fronts.reach[row] >= self.goal[row]:
+                rough = self.fronts.rough[row]
+                outcome = Outcome.WITHIN_TOLERANCE if rough else Outcome.SETTLED
+            elif rests[i]:  # no theorem says so, but the pass said what it was fed
+                outcome = Outcome.SETTLED
+            elif steps[i] <= self.config.allowed_step:
+                outcome = Outcome.WITHIN_TOLERANCE
+            elif cycles[i]:
                 outcome = Outcome.CYCLE
             self.outcomes[row] = outcome
             stops = self.config.tolerance != 0 and outcome is not None
             if stops or outcome is Outcome.DIVERGED:
                 self.running.discard(row)
-        return Iteration(number, span, self.log_probs, step_max, step_rms)
+        return Iteration(number, span, log_probs, step_max, step_rms)
 
-    def _judge(
-        self, row: int, finite: bool, step: float | None, rests: float | None
-    ) -> Outcome | None:
-        if not finite:
-            return Outcome.DIVERGED
-        if self.fronts.reach[row] >= self.goal[row]:
-            return Outcome.WITHIN_TOLERANCE if self.fronts.rough[row] else Outcome.SETTLED
-        # no theorem says so, but the pass said what it was fed
-        still = ROUNDINGS if self.config.tolerance == "auto" else 0.0
-        if rests is not None and rests <= still:
-            return Outcome.SETTLED
-        if self.config.window is None and step is not None and step <= self.config.allowed_step:
-            return Outcome.WITHIN_TOLERANCE
-        return None
-
-    def _merge_whole(self, said: Said) -> list[list[float]]:
-        """Take over all positions: whether each row is finite, and roundings from what was fed."""
+    def _merge_whole(self, said: Said) -> tuple[tuple[Tensor, Tensor], list[bool], list[bool]]:
+        """Take over all positions; whether each row is finite, and whether it is at rest."""
         device = said.log_probs.device
         lengths = torch.tensor([self.lengths[row] for row in self.rows], device=device)
         valid = torch.arange(said.log_probs.size(1), device=device) < lengths[:, None]
         # an overflow in what is fed back of padding would reach real positions as 0 * inf
         state = choose(valid, said.state, torch.zeros_like(said.state))
         log_probs = said.log_probs.masked_fill(~valid, 0.0)
-        finite = state.isfinite().flatten(1).all(dim=1).double()
-        rests = torch.full_like(finite, torch.inf)
+        finite = state.isfinite().flatten(1).all(dim=1)
+        rests = torch.zeros_like(finite)
         if self.fed is not None:
-            rests = roundings(state, self.fed).flatten(1).amax(dim=1).double()
-        if self.state is not None and self.log_probs is not None:
+            still = ROUNDINGS if self.config.tolerance == "auto" else 0
+            rests = roundings(state, self.fed).flatten(1).amax(dim=1) <= still
+        if self.now is not None:
             going = torch.tensor([row in self.running for row in self.rows], device=device)
-            state = choose(going[:, None], state, self.state)
-            log_probs = torch.where(going[:, None], log_probs, self.log_probs)
-        self.state, self.log_probs = state, log_probs
-        table: list[list[float]] = torch.stack([finite, rests]).tolist()
-        return table
+            state = choose(going[:, None], state, self.now[0])
+            log_probs = torch.where(going[:, None], log_probs, self.now[1])
+        return (state, log_probs), *torch.stack([finite, rests]).tolist()
 
-    def _merge_front(self, said: Said) -> list[list[float]]:
-        """Take over what lies behind each row's front: whether each row is finite."""
+    def _merge_front(self, said: Said) -> tuple[tuple[Tensor, Tensor], list[bool], list[bool]]:
+        """Take over what lies behind each front; finite as above. Rest is for fronts to say."""
         begin, end = said.begin, said.begin + said.log_probs.size(1)
-        if self.state is None:
-            rows, T = len(self.rows), max(self.lengths[row] for row in self.rows)
-            self.state = said.state.new_zeros(rows, T, *said.state.shape[2:])
-            self.log_probs = said.log_probs.new_zeros(rows, T)
-        assert self.log_probs is not None
+        if self.now is None:
+            shape = (len(self.rows), max(self.lengths))
+            self.now = (
+                said.state.new_zeros(*shape, *said.state.shape[2:]),
+                said.log_probs.new_zeros(shape),
+            )
+        state, log_probs = (values.clone() for values in self.now)  # observers keep what they saw
         going = [row in self.running for row in self.rows]
-        old = (self.state[:, begin:end], self.log_probs[:, begin:end])
+        old = (state[:, begin:end], log_probs[:, begin:end])
         *new, still = self.fronts.merge(self.rows, going, begin, old, (said.state, said.log_probs))
-        self.state, self.log_probs = self.state.clone(), self.log_probs.clone()
-        self.state[:, begin:end], self.log_probs[:, begin:end] = new
-        finite = self.state.isfinite().flatten(1).all(dim=1)
+        state[:, begin:end], log_probs[:, begin:end] = new
+        finite = state.isfinite().flatten(1).all(dim=1)
         table: list[list[int]] = torch.cat([finite[None].long(), still]).tolist()  # the one wait
         for i, row in enumerate(self.rows):
             if going[i]:
                 self.fronts.advance(row, begin, table[1][i], table[2][i])
-        return [list(map(float, table[0]))]
+        return (state, log_probs), list(map(bool, table[0])), [False] * len(going)
 
     def next(self, *, leave: bool) -> None:
         """Make the state for the next pass; rows that have ended leave first, if they may."""
-        damping = self.config.damping
-        fed = self.state
-        if damping != 1.0 and self.fed is not None and self.state is not None:
-            fed = (1.0 - damping) * self.fed + damping * self.state
-        elif damping != 1.0 and self.state is not None:
-            fed = damping * self.state
+        assert self.now is not None
+        damping, fed = self.config.damping, self.now[0]
+        if damping != 1.0:
+            fed = damping * fed if self.fed is None else (1 - damping) * self.fed + damping * fed
         self.fed = fed
         if leave and len(self.running) < len(self.rows):
             self._put_away()
             kept = [i for i, row in enumerate(self.rows) if row in self.running]
             self.rows = [self.rows[i] for i in kept]
             T = max(self.lengths[row] for row in self.rows)
-            assert self.fed is not None
-            assert self.state is not None
-            assert self.log_probs is not None
-            self.fed, self.state = self.fed[kept, :T], self.state[kept, :T]
-            self.log_probs = self.log_probs[kept, :T]
+            self.fed = self.fed[kept, :T]
+            self.now = (self.now[0][kept, :T], self.now[1][kept, :T])
             if self.cycles is not None:
                 self.cycles.keep(kept, T)
 
-    def _put_away(self) -> None:
+    def _put_away(self) -> tuple[Tensor, Tensor]:
         """Write the rows of the last pass to where those of the whole batch are."""
-        assert self.state is not None
-        assert self.log_probs is not None
+        assert self.now is not None
         if self.ended is None:
-            self.ended = (self.state.clone(), self.log_probs.clone())
-            return
-        T = self.state.size(1)
-        self.ended[0][self.rows, :T] = self.state
-        self.ended[1][self.rows, :T] = self.log_probs
+            self.ended = (self.now[0].clone(), self.now[1].clone())
+        for whole, values in zip(self.ended, self.now, strict=True):
+            whole[self.rows, : values.size(1)] = values
+        return self.ended
 
     def result(self) -> Recomputed:
-        self._put_away()
-        assert self.ended is not None
+        state, log_probs = self._put_away()
         outcomes = [outcome or Outcome.ITERATION_LIMIT for outcome in self.outcomes]
         ends = zip(self.fronts.reach, self.goal, outcomes, strict=True)
-        return Recomputed(
-            *self.ended,
-            outcomes,
-            self.passes,
-            [g if o is Outcome.SETTLED else min(r, g) for r, g, o in ends],
-        )
+        settled = [g if o is Outcome.SETTLED else min(r, g) for r, g, o in ends]
+        return Recomputed(state, log_probs, outcomes, self.passes, settled)

@@ -177,7 +177,8 @@ class Predictions:
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """(n,) KL(P || Q) in nats of (n, V) log-probabilities."""
     # rounding alone can make a divergence of 0 negative
-    return torch.linalg.vecdot(log_p.exp(), log_p - log_q).clamp_min(0.0)
+    divergence: Tensor = torch.linalg.vecdot(log_p.exp(), log_p - log_q)
+    return divergence.clamp_min(0.0)
 
 
 def mean_kl(model: LanguageModel, hidden_p: Tensor, hidden_q: Tensor) -> float:
