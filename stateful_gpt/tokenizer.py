@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import tiktoken
 
@@ -22,6 +22,7 @@ from stateful_gpt.untrusted import TOKENIZER_SIZE, parse_json, parse_plain_pickl
 
 END_OF_TEXT = "<|endoftext|>"
 BPE_FORMAT = "stateful_gpt.bpe/1"
+CHARACTERS_FORMAT = "stateful_gpt.characters/1"
 
 # GPT-2's rule for cutting text into words before merging (possessive quantifiers, as tiktoken)
 SPLIT_PATTERN = (
@@ -138,7 +139,7 @@ class Characters:
 def load_tokenizer(name: str | Path, *, vocab_size: int | None = None) -> Tokenizer:
     """The tokenizer called ``gpt2`` or ``byte``, or the one in a file.
 
-    A file is this project's JSON (see :func:`save_bpe`), tiktoken's own list of ranks (base64
+    A file is this project's JSON (see :func:`save_tokenizer`), tiktoken's own list of ranks (base64
     bytes, a space, the rank; GPT-2's rule for words is assumed) or nanoGPT's ``meta.pkl``.
 
     Args:
@@ -161,9 +162,13 @@ def load_tokenizer(name: str | Path, *, vocab_size: int | None = None) -> Tokeni
     path = Path(name)
     try:
         if raw[:1] == b"\x80":
-            return Characters(str(path), _characters(parse_plain_pickle(raw)))
+            return Characters(str(path), _characters_of(parse_plain_pickle(raw)["stoi"]))
         if raw.lstrip()[:1] == b"{":
-            return _bpe_from_json(raw)
+            content = parse_json(raw)
+            if content.get("format") == CHARACTERS_FORMAT:
+                ids = {character: i for i, character in enumerate(content["characters"])}
+                return Characters(str(path), _characters_of(ids))
+            return _bpe_from_json(content)
         return BytePairs(path.stem, _ranks_from_lines(raw), ends=True)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TokenizerError(f"{path} is not a tokenizer file: {cut(error)}") from None
@@ -195,19 +200,21 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, name: str) -> BytePairs:
     return BytePairs(name, ranks, ends=True)
 
 
-def save_bpe(encoding: BytePairs, path: Path) -> None:
+def save_tokenizer(encoding: BytePairs | Characters, path: Path) -> None:
     """Write an encoding as readable JSON that :func:`load_tokenizer` takes back."""
-    end = end_token(encoding)
-    content = {
-        "format": BPE_FORMAT,
-        "name": encoding.name,
-        "pattern": SPLIT_PATTERN,
-        "special_tokens": {} if end is None else {END_OF_TEXT: end},
-        "ranks": [
-            base64.b64encode(token).decode()
-            for token in sorted(encoding.ranks, key=lambda token: encoding.ranks[token])
-        ],
-    }
+    content: dict[str, Any]
+    if isinstance(encoding, Characters):
+        content = {"format": CHARACTERS_FORMAT, "characters": encoding.characters}
+    else:
+        end = end_token(encoding)
+        ranked = sorted(encoding.ranks, key=lambda token: encoding.ranks[token])
+        content = {
+            "format": BPE_FORMAT,
+            "name": encoding.name,
+            "pattern": SPLIT_PATTERN,
+            "special_tokens": {} if end is None else {END_OF_TEXT: end},
+            "ranks": [base64.b64encode(token).decode() for token in ranked],
+        }
     path.write_text(json.dumps(content, indent=0) + "\n")
 
 
@@ -251,8 +258,7 @@ def _ranks_from_lines(raw: bytes) -> dict[bytes, int]:
     return ranks
 
 
-def _bpe_from_json(raw: bytes) -> BytePairs:
-    content = parse_json(raw)
+def _bpe_from_json(content: dict[str, Any]) -> BytePairs:
     if content.get("format") != BPE_FORMAT:
         raise TokenizerError(f"format must be {BPE_FORMAT!r}, got {content.get('format')!r}")
     name, special = content["name"], content["special_tokens"]
@@ -271,15 +277,12 @@ def _bpe_from_json(raw: bytes) -> BytePairs:
     return BytePairs(cut(name), ranks, ends=bool(special))
 
 
-def _characters(content: object) -> list[str]:
-    """The characters of nanoGPT's ``meta.pkl`` in the order of their ids."""
-    ids = content.get("stoi") if isinstance(content, dict) else None
-    if not isinstance(ids, dict) or not ids:
-        raise TokenizerError("it is no meta.pkl of nanoGPT's: it has no table stoi of characters")
+def _characters_of(ids: dict[str, int]) -> list[str]:
+    """Characters in the order of their ids, as ``stoi`` of nanoGPT's meta.pkl has them."""
     for character, i in ids.items():
         if type(character) is not str or len(character) != 1 or type(i) is not int:
-            raise TokenizerError(f"stoi must give ids to characters, got {character!r}: {i!r}")
-        character.encode()  # half a character
-    if sorted(ids.values()) != list(range(len(ids))):
+            raise TokenizerError(f"it gives ids to other things than characters: {character!r}")
+        character.encode()  # half a character is none
+    if not ids or sorted(ids.values()) != list(range(len(ids))):
         raise TokenizerError("the ids of its characters are not 0, 1, 2 … with one character each")
     return sorted(ids, key=lambda character: ids[character])

@@ -11,7 +11,7 @@ import pickle
 import pickletools
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 SETTINGS_SIZE = 2**24  # bytes; the most that is read of a file of settings
 TOKENIZER_SIZE = 2**26  # bytes; the largest published ones have a tenth of it
@@ -37,7 +37,7 @@ def machine_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def open_regular(path: str | Path, *, most: int) -> BinaryIO:
+def open_regular(path: str | Path, *, most: int) -> io.BufferedReader:
     """Open a regular file of at most ``most`` bytes for reading; links to one count as one.
 
     Raises:
@@ -57,7 +57,7 @@ def open_regular(path: str | Path, *, most: int) -> BinaryIO:
         raise OSError(
             errno.EINVAL, size if kind is None else f"it is {kind}, not a regular file", str(path)
         )
-    return os.fdopen(handle, "rb")
+    return open(handle, "rb")
 
 
 def read_regular(path: str | Path, *, most: int) -> bytes:

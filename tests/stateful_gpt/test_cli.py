@@ -18,7 +18,7 @@ from stateful_gpt.generate import Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.solving import Sampling
-from stateful_gpt.tokenizer import byte_tokenizer, decode, save_bpe
+from stateful_gpt.tokenizer import byte_tokenizer, decode, save_tokenizer
 from stateful_gpt.windowed import Windowed
 
 Capture = pytest.CaptureFixture[str]
@@ -396,7 +396,7 @@ def test_a_tokenizer_that_cannot_begin_a_text_is_one_line(
     run: Run, tmp_path: Path, arguments: list[str]
 ) -> None:
     path = tmp_path / "no_end.json"
-    save_bpe(byte_tokenizer(), path)
+    save_tokenizer(byte_tokenizer(), path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"special_tokens": {}}))
     assert_one_line(run("--tokenizer", str(path), *arguments), "has no <|endoftext|>")
 

@@ -20,7 +20,7 @@ from stateful_gpt.tokenizer import (
     end_token,
     gpt2_tokenizer,
     load_tokenizer,
-    save_bpe,
+    save_tokenizer,
     token_text,
     train_bpe,
 )
@@ -90,7 +90,7 @@ def test_training_gives_the_size_asked_for_and_merges(trained: object) -> None:
 
 def test_a_saved_bpe_comes_back_identical(trained: object, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    save_bpe(trained, path)
+    save_tokenizer(trained, path)
     loaded = load_tokenizer(path)
     assert loaded.ranks == trained.ranks
     assert loaded.end_tokens == trained.end_tokens
@@ -98,7 +98,7 @@ def test_a_saved_bpe_comes_back_identical(trained: object, tmp_path: Path) -> No
     for text in (*corpus()[:3], "unseen: ☃ \n\n\t x"):
         assert loaded.encode_ordinary(text) == trained.encode_ordinary(text)
     again = tmp_path / "again.json"
-    save_bpe(loaded, again)
+    save_tokenizer(loaded, again)
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -277,6 +277,9 @@ def test_characters_of_nanogpt_are_their_ids(tmp_path: Path, protocol: int) -> N
     assert encoding.encode_ordinary("a☃\n") == [2, 6, 0]
     assert decode(encoding, [2, 6, 0, 7]) == "a☃\n<id 7>"
     assert token_text(encoding, 5) == "é"
+    save_tokenizer(encoding, tmp_path / "tokenizer.json")
+    again = load_tokenizer(tmp_path / "tokenizer.json")
+    assert again.encode_ordinary(ALPHABET) == list(range(len(ALPHABET)))
 
 
 @pytest.mark.parametrize(("text", "named"), [("abQ", "'Q' at position 2"), ("\x1b", r"'\x1b' at")])
