@@ -130,7 +130,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         and options.samples > 1,
         "--layers are of attention, and hidden states enrich embeddings: leave it out": hidden_alone
         and options.layers is not None,
-        "--hidden_strength adds to a feedback of tokens; hidden_state takes --strength": options.hidden_strength
+        "--hidden_strength adds to a feedback of tokens: leave it out": options.hidden_strength
         and options.feedback in ("hidden_state", "none"),
         "--shift 0 is of hidden states, and none are fed back: leave it out": options.shift == 0
         and not (hidden_alone or options.hidden_strength),
