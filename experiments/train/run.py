@@ -40,7 +40,7 @@ from stateful_gpt.model import GPTConfig
 from stateful_gpt.tokenizer import (
     TokenizerError,
     load_tokenizer,
-    save_bpe,
+    save_tokenizer,
     train_bpe,
 )
 
@@ -211,7 +211,7 @@ def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> tikto
             trained = train_bpe(
                 texts, vocab_size=settings.architecture.vocab_size, name=output.name
             )
-            write_atomically(path, lambda partial: save_bpe(trained, partial))
+            write_atomically(path, lambda partial: save_tokenizer(trained, partial))
         return load_tokenizer(path)
     except TokenizerError as error:
         raise ConfigError(f"tokenizer: {error}") from None
