@@ -17,18 +17,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.load import SHORT_NAMES
 from analysis.page.finding import finding
 from analysis.page.texts import Text, packed, texts_of, thinned
 from analysis.runs import Runs
+from analysis.saved import TRAJECTORY_COLUMNS
 
 HERE = Path(__file__).parent
 SCRIPTS = ("data", "words", "colours", "view", "tokens", "curve", "table", "controls", "main")
 STUDY_LIMIT = 1_000_000  # bytes
 RUN_LIMIT = 300_000  # bytes: a page beside each run in a tracker
-STRENGTH = "feedback.strength"
 # what every study may vary, by its place in the selects; any other setting follows
-FAMILIAR = ("model.name", "feedback.kind", "feedback.layers", "recompute.start", "seed")
+FAMILIAR = ("model", "kind", "layers", "start", "seed")
 IMPLIED_BY_MODEL = ("model.path", "model.tokenizer")
 COLUMNS = (
     ("outcome", "outcome", "How the passes ended"),
@@ -39,19 +38,21 @@ COLUMNS = (
     ("change", "Δ surprise", "The same less the plain model's, in nats; above 0 is worse"),
     ("kl_effect", "effect", "How different the predictions became: KL divergence, in nats"),
 )
-RECORDED = ("study", "run_id", "commit", "dirty", "device", "command", "started", "finished")
 TOLERANCE = 1e-3  # nats, where a run did not record its own
 
 
 @dataclass(frozen=True)
 class Frames:
-    """What the page needs of saved runs."""
+    """What the page needs of saved runs. `run` is a key that is unique over all of them."""
 
-    runs: pd.DataFrame  # a row a run: RECORDED, settings by dotted key, measures over its prompts
-    settings: tuple[str, ...]  # the columns of `runs` that can change a result
+    runs: (
+        pd.DataFrame
+    )  # index run: run_id, study, settings by short name, measures over its prompts
+    settings: Sequence[str]  # the columns of `runs` that can change a result
+    prompts: pd.DataFrame  # run, prompt_id, outcome
     trajectory: pd.DataFrame  # run, prompt_id, step, iteration, position, token, log_prob
-    outcomes: Mapping[tuple[int, str], str]  # by run and prompt
-    left_out: tuple[tuple[str, str], ...]  # run id and reason
+    recorded: Sequence[Mapping[str, object]]  # by run: commit, device, command, times ...
+    left_out: Sequence[tuple[str, str]]  # run id and reason
 
 
 def build(saved: Runs, *, limit: int = STUDY_LIMIT) -> str:
@@ -69,55 +70,56 @@ def build(saved: Runs, *, limit: int = STUDY_LIMIT) -> str:
 
 def _frames(saved: Runs) -> Frames:
     """From what `analysis.load` gives today."""
-    long_names = {short: long for long, short in SHORT_NAMES.items()}
-    measures = saved.overall.set_index("run").drop(columns=["prompt_id"], errors="ignore")
-    recorded = pd.DataFrame(
-        [
-            {name: saved.saved[run].status.get(name) for name in RECORDED if name not in saved.runs}
-            for run in saved.runs.index
-        ],
-        index=saved.runs.index,
-    )
-    settings = [name for name in saved.settings if name in saved.runs]
-    runs = saved.runs.rename(columns={name: long_names.get(name, name) for name in settings})
-    parts = [
-        saved.trajectory(
-            run,
-            prompt,
-            columns=("prompt_id", "step", "iteration", "position", "token", "log_prob"),
-        ).assign(run=run, prompt_id=prompt)
-        for run in saved.runs.index
-        if saved.saved[run].trajectory is not None
-        for prompt in saved.summaries.loc[saved.summaries["run"] == run, "prompt_id"]
-    ]
+    parts = []
+    for run in saved.runs.index:
+        dataset = saved.saved[run].trajectory
+        if dataset is not None:
+            rows = dataset.to_table(columns=list(TRAJECTORY_COLUMNS)).to_pandas()
+            prompts = saved.summaries.loc[saved.summaries["run"] == run, "prompt_id"]
+            parts.append(rows[rows["prompt_id"].isin(prompts)].assign(run=run))
+    measures = saved.overall.set_index("run")
+    wanted = (*(key for key, *_ in COLUMNS), "nll_plain", "reporting_tolerance")
+    measures = measures[[name for name in wanted if name in measures]]
     return Frames(
-        runs=runs.join(recorded).join(measures, rsuffix=" measured"),
-        settings=tuple(long_names.get(name, name) for name in settings),
+        runs=saved.runs.join(measures),
+        settings=saved.settings,
         trajectory=pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(),
-        outcomes=saved.summaries.set_index(["run", "prompt_id"])["outcome"].to_dict(),
-        left_out=tuple((item.run_id, item.reason) for item in saved.left_out),
+        prompts=saved.summaries[["run", "prompt_id", "outcome"]],
+        recorded=[saved.saved[run].status for run in saved.runs.index],
+        left_out=[(item.run_id, item.reason) for item in saved.left_out],
     )
 
 
 def _texts(frames: Frames) -> list[Text]:
     if frames.trajectory.empty:
         return []
-    tolerance = _numbers(frames.runs, "reporting_tolerance").fillna(TOLERANCE)
-    still = {key for key, outcome in frames.outcomes.items() if outcome == "settled"}
-    starts = frames.runs.get("recompute.start", pd.Series(index=frames.runs.index))
-    cold = {run for run, start in starts.items() if start != "carried"}
-    return texts_of(frames.trajectory, tolerance=tolerance.to_dict(), still=still, cold=cold)
+    runs = frames.runs
+    tolerance = _numbers(runs, "reporting_tolerance").fillna(TOLERANCE)
+    start = runs["start"] if "start" in runs else pd.Series("cold", index=runs.index)
+    still = frames.prompts[frames.prompts["outcome"] == "settled"]
+    return texts_of(
+        frames.trajectory,
+        tolerance={
+            int(run): float(value) for run, value in zip(runs.index, tolerance, strict=True)
+        },
+        still={
+            (int(run), str(prompt))
+            for run, prompt in zip(still["run"], still["prompt_id"], strict=True)
+        },
+        cold={int(run) for run in runs.index[start != "carried"]},
+    )
 
 
 def _content(frames: Frames, texts: Sequence[Text]) -> dict[str, object]:
-    runs = frames.runs.assign(change=_numbers(frames.runs, "nll") - _numbers(frames.runs, "nll_plain"))
+    change = _numbers(frames.runs, "nll") - _numbers(frames.runs, "nll_plain")
+    runs = frames.runs.assign(change=change)
     differing = _differing(runs, frames.settings)
     keys = [key for key, *_ in COLUMNS]
     rows = [
         {
             "id": str(row["run_id"]),
             "study": str(row["study"]),
-            "strength": _plain(row[STRENGTH]),
+            "strength": _plain(row["strength"]),
             "settings": [_said(row[name]) for name in differing],
             "measures": [_plain(row.get(key)) for key in keys],
         }
@@ -127,18 +129,18 @@ def _content(frames: Frames, texts: Sequence[Text]) -> dict[str, object]:
         "title": ", ".join(dict.fromkeys(runs["study"].astype(str))),
         "finding": finding(runs, texts, left_out=len(frames.left_out)),
         "settings": differing,
-        "kind": _said(runs["feedback.kind"].iloc[0]),
+        "kind": _said(runs["kind"].iloc[0]),
         "columns": [{"key": key, "name": name, "about": about} for key, name, about in COLUMNS],
         "runs": rows,
         "leftOut": [{"id": run_id, "reason": reason} for run_id, reason in frames.left_out],
-        "provenance": _provenance(runs),
+        "provenance": _provenance(frames.recorded),
     }
 
 
 def _stored(texts: Sequence[Text], runs: pd.DataFrame) -> dict[str, object]:
     """The texts as rows of numbers, each list of tokens and of passes kept once."""
     places = {run: place for place, run in enumerate(runs.index)}
-    models = runs.reindex(columns=["model.name", "model.path"]).astype(str).agg(tuple, axis=1)
+    models = runs.reindex(columns=["model", "model.path"]).astype(str).agg(tuple, axis=1)
     names = [(models[text.run], text.prompt, text.step, text.first, text.tokens) for text in texts]
     plain = {name: place for place, name in reversed([*enumerate(names)]) if texts[place].plain}
     prompts = list(dict.fromkeys(text.prompt for text in texts))
@@ -179,10 +181,10 @@ def _beginning(tokens: tuple[str, ...], longest: Mapping[tuple[str, ...], None])
 
 def _differing(runs: pd.DataFrame, settings: Sequence[str]) -> list[str]:
     """The settings, strength apart, in which the runs differ; the familiar ones first."""
-    names = [name for name in ("study", *settings) if name != STRENGTH and name in runs]
+    names = [name for name in ("study", *settings) if name != "strength" and name in runs]
     differing = [name for name in names if runs[name].map(_said).nunique() > 1]
-    if "model.name" in differing:  # these only repeat it, unless they say more
-        per_model = runs.astype({name: str for name in differing}).groupby("model.name")
+    if "model" in differing:  # these only repeat it, unless they say more
+        per_model = runs.astype({name: str for name in differing}).groupby("model")
         differing = [
             name
             for name in differing
@@ -191,20 +193,18 @@ def _differing(runs: pd.DataFrame, settings: Sequence[str]) -> list[str]:
     return sorted(differing, key=lambda name: (*FAMILIAR, name).index(name))
 
 
-def _provenance(runs: pd.DataFrame) -> list[list[object]]:
+def _provenance(recorded: Sequence[Mapping[str, object]]) -> list[list[object]]:
     """What was recorded of how the runs were made: a name, and its different values."""
-    names = ("commit", "device", "command", "started", "finished")
     found: list[list[object]] = []
-    for name in names:
-        values = sorted({str(value) for value in runs.get(name, ()) if _plain(value) is not None})
-        if name == "started":
-            values = values[:1]
-        elif name == "finished":
-            values = values[-1:]
+    for name in ("commit", "device", "command", "started", "finished"):
+        values = sorted({str(one[name]) for one in recorded if one.get(name) is not None})
+        if name in ("started", "finished"):  # of the first, of the last
+            values = values[:1] if name == "started" else values[-1:]
         if values:
             found.append([name, values])
-    if "dirty" in runs and (runs["dirty"] == True).any():  # noqa: E712  # an object column
-        found.append(["changes", ["some runs were made with changes that no commit holds"]])
+    dirty = sum(one.get("dirty") is True for one in recorded)
+    if dirty:
+        found.append(["changes", [f"{dirty} of {len(recorded)} with changes that no commit holds"]])
     return found
 
 

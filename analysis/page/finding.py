@@ -26,12 +26,16 @@ class Change:
     def clear(self) -> bool:
         return abs(self.mean) > self.half
 
+    @property
+    def signed(self) -> str:
+        return f"{self.mean:+.2f} ± {self.half:.2f} nats a token".replace("-", "−")
+
     def __str__(self) -> str:
         return f"{abs(self.mean):.2f} ± {self.half:.2f} nats a token"
 
 
 def finding(runs: pd.DataFrame, texts: Sequence[Text], *, left_out: int) -> str:
-    """From a row a run (index run; feedback.kind, feedback.strength, outcome ...) and its texts."""
+    """From a row a run (index run; kind, strength, outcome ...) and its texts."""
     said = [_rest(runs, texts), _effect(runs, texts)]
     if left_out:
         noun = "run is" if left_out == 1 else "runs are"
@@ -47,7 +51,7 @@ def _rest(runs: pd.DataFrame, texts: Sequence[Text]) -> str:
     if len(runs) == 1:
         sentence = "Fed back, the model's estimates came to rest"
         if not all_rest:
-            return "Fed back, the model's estimates did not come to rest in the passes it was given."
+            return "Fed back, the model's estimates did not come to rest in the passes given."
     else:
         share = f"all {len(runs)}" if all_rest else f"{len(resting)} of {len(runs)}"
         sentence = f"Fed back, the model's estimates came to rest in {share} runs"
@@ -64,8 +68,8 @@ def _rest(runs: pd.DataFrame, texts: Sequence[Text]) -> str:
 
 def _bounded(row: pd.Series) -> bool:
     """Whether T − 1 passes must do: an estimate depends on earlier ones alone, and is undamped."""
-    damping = row.get("recompute.damping")
-    same_position = row.get("feedback.kind") == "hidden_state" and row.get("feedback.shift") == 0
+    damping = row.get("damping")
+    same_position = row.get("kind") == "hidden_state" and row.get("shift") == 0
     return not same_position and (pd.isna(damping) or float(damping) == 1.0)
 
 
@@ -73,7 +77,7 @@ def _effect(runs: pd.DataFrame, texts: Sequence[Text]) -> str:
     """How much worse or better tokens are predicted, each paired with the plain model."""
     changes: list[tuple[Change, pd.Series]] = []
     for run, row in runs.iterrows():
-        fed = pd.notna(row["feedback.strength"]) and row["feedback.strength"] != 0
+        fed = pd.notna(row["strength"]) and row["strength"] != 0
         change = change_of([text for text in texts if text.run == run]) if fed else None
         if change is not None:
             changes.append((change, row))
@@ -85,22 +89,26 @@ def _effect(runs: pd.DataFrame, texts: Sequence[Text]) -> str:
     if len(changes) == 1:
         change = changes[0][0]
         if unclear:
-            return f"Whether it predicts better or worse is not clear ({change.mean:+.2f} ± {change.half:.2f} nats a token)."
+            return f"It predicts neither clearly worse nor better: by {change.signed}."
         return f"It predicts {'worse' if worse else 'better'}, by {change}."
+    if unclear == len(changes):
+        return f"In none of {unclear} runs with feedback does it clearly predict worse or better."
+    several = runs["kind"].nunique() > 1
     parts = [
-        f"{word} in {len(group)}, by up to {_largest(group)}"
+        f"{word} in {len(group)} of {len(changes)} runs, by up to {_largest(group, several)}"
         for word, group in (("worse", worse), ("better", better))
         if group
     ]
     if unclear:
-        parts.append(f"no clear difference in {unclear}")
-    return f"Of {len(changes)} runs with feedback it predicts {'; '.join(parts)}."
+        parts.append(f"neither clearly in {unclear}")
+    return f"With feedback it predicts {', '.join(parts)}."
 
 
-def _largest(group: Sequence[tuple[Change, pd.Series]]) -> str:
+def _largest(group: Sequence[tuple[Change, pd.Series]], several_kinds: bool) -> str:
     change, row = max(group, key=lambda one: abs(one[0].mean))
-    symbol = "s" if row.get("feedback.kind") == "hidden_state" else "β"
-    return f"{change} ({symbol} = {row['feedback.strength']:g})".replace("-", "−")
+    symbol = "s" if row["kind"] == "hidden_state" else "β"
+    kind = f"{row['kind']}, " if several_kinds else ""
+    return f"{change} ({kind}{symbol} = {row['strength']:g})".replace("-", "−")
 
 
 def change_of(texts: Sequence[Text]) -> Change | None:

@@ -9,6 +9,7 @@ import base64
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -67,20 +68,21 @@ def texts_of(
     (run, prompt) whose estimates had come to rest, so that a change in the last pass is the last;
     `cold` the runs of which every step begins with a plain pass, not the first alone.
     """
-    keys = ["run", "prompt_id", "step"]
-    groups = trajectory.groupby(keys, sort=True, observed=True)
-    return [
-        _text(
-            rows,
-            run=int(run),
-            prompt=str(prompt),
-            step=int(step),
-            tolerance=tolerance[run],
-            still=(run, str(prompt)) in still,
-            plain=step == 0 or run in cold,
+    texts = []
+    for key, rows in trajectory.groupby(["run", "prompt_id", "step"], observed=True):
+        run, prompt, step = cast(tuple[int, str, int], key)
+        texts.append(
+            _text(
+                rows,
+                run=run,
+                prompt=prompt,
+                step=step,
+                tolerance=tolerance[run],
+                still=(run, prompt) in still,
+                plain=step == 0 or run in cold,
+            )
         )
-        for (run, prompt, step), rows in groups
-    ]
+    return texts
 
 
 def _text(
@@ -108,13 +110,15 @@ def _text(
     settles = np.where(away.any(axis=0), len(passes) - away[::-1].argmax(axis=0), 0)
     settles = passes[np.minimum(settles, len(passes) - 1)]
     moving = (settles == passes[-1]) & away[:-1].any(axis=0) & (not still)
-    settles = np.where(moving | ~numbers[-1], 0, settles).astype(np.uint16)
+    unpredicted = ~numbers.any(axis=0)  # nothing predicts the first token
+    settles = np.where((moving | ~numbers[-1]) & ~unpredicted, 0, settles)
+    settles = np.where(unpredicted, passes[0], settles).astype(np.uint16)
     changes = np.flatnonzero((values != values[-1]).any(axis=1))
     end = changes[-1] + 2 if len(changes) else 1
     return Text(
-        run=run,
-        prompt=prompt,
-        step=step,
+        run=int(run),
+        prompt=str(prompt),
+        step=int(step),
         first=int(positions[0]),
         tokens=tokens,
         passes=passes[:end],
@@ -163,7 +167,8 @@ def _thin(texts: list[Text], what: str, most: int) -> tuple[list[Text], str] | N
     if len(runs) <= most:
         return None
     wanted = _spread(runs, most)
-    return [text for text in texts if text.run in wanted], f"the texts of {most} runs, evenly spread"
+    fewer = [text for text in texts if text.run in wanted]
+    return fewer, f"the texts of {most} runs, evenly spread"
 
 
 def _spread(items: list[int], most: int) -> set[int]:

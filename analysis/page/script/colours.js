@@ -17,12 +17,17 @@ const MODES = {
   surprise: { name: "Surprise (log-probability)", unit: "nats", ends: ["expected", "surprising"] },
   settles: { name: "Pass at which it settles", unit: "", ends: ["at once", "late"] },
 };
-const most = { change: 1, surprise: 10, settles: 1 }; // ends of the scales, set once texts are read
+let most = { change: 1, surprise: 10, settles: 1 }; // where the scales end
+let scaled = ""; // for which settings
 
-/** Ends that nearly all values lie within, the same for every view of the study. */
+/** Ends that nearly all values lie within, the same for every strength, text and pass. */
 function setScales() {
+  const settings = JSON.stringify(view.a.settings);
+  if (settings === scaled) return;
+  scaled = settings;
+  most = { change: 1, surprise: 10, settles: 1 };
   const found = { change: [], surprise: [] };
-  for (const text of texts) {
+  for (const text of siblings(view.a).flatMap((run) => run.texts)) {
     const last = text.passes.at(-1);
     for (let token = 1; token < text.tokens.length; token += 1) {
       found.surprise.push(surprise(text, last, token) ?? 0);

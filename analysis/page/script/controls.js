@@ -1,9 +1,5 @@
 // Selects, the pass with its play button, and the keys.
 
-const SHORT = {
-  "model.name": "model", "feedback.kind": "kind", "feedback.layers": "layers",
-  "recompute.start": "start", "feedback.shift": "shift",
-};
 const TICK = 350; // milliseconds a pass
 let ticking = null;
 
@@ -17,14 +13,14 @@ function makeControls() {
     () => view.colour, (colour) => show({ colour }));
   if (study.prompts.length > 1) {
     addSelect(choices, "prompt", "Text", () => promptsOf(view.a).map((at) => [at, visible(study.prompts[at])]),
-      () => view.prompt, (prompt) => show({ prompt: Number(prompt), token: null, pass: Infinity }));
+      () => view.prompt, (prompt) => show({ prompt: Number(prompt), token: null, pass: LAST }));
   }
   study.settings.forEach((name, index) => {
     const said = runs.filter((run) => run.texts.length).map((run) => run.settings[index]);
     const values = [...new Set(said)].sort((one, other) => compare(one, other, false));
     if (values.length < 2) return;
-    addSelect(choices, `setting-${index}`, SHORT[name] ?? name, () => values.map((value) => [value, value || "–"]),
-      () => view.a.settings[index], (value) => show({ a: withSetting(index, value), pass: Infinity }));
+    addSelect(choices, `setting-${index}`, capital(name), () => values.map((value) => [value, value || "–"]),
+      () => view.a.settings[index], (value) => show({ a: withSetting(index, value), pass: LAST }));
   });
   if (texts.some((text) => text.step > 0)) {
     addSelect(choices, "step", "Tokens generated", () => stepsOf().map((step) => [step, step]),
@@ -81,6 +77,10 @@ function withSetting(index, value) {
   const able = runs.filter((run) => run.texts.length && run.settings[index] === value);
   const most = Math.max(...able.map(likeness));
   return nearest(able.filter((run) => likeness(run) === most), view.a);
+}
+
+function capital(name) {
+  return name.slice(0, 1).toUpperCase() + name.slice(1);
 }
 
 function togglePlay() {

@@ -61,7 +61,7 @@ function options(lines, last) {
     series: [{}, ...series],
     axes: [
       { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], label: "pass", labelSize: 18, size: 32 },
-      { ...axis, size: 44 },
+      { ...axis, size: 50 },
     ],
     hooks: {
       draw: [(u) => markPass(u, colour("ink")), (u) => nameCurves(u, lines, colour)],

@@ -14,7 +14,6 @@ async function start() {
   }
   await readTexts();
   document.getElementById("touch").hidden = false;
-  setScales();
   makeControls();
   makeSide("a");
   makeSide("b");

@@ -1,17 +1,16 @@
 // The runs as a table that sorts by any column; a run's button shows it beside the other.
 
-const WORDS = new Set(["outcome"]);
 const DIGITS = { rate: 3, lyapunov: 3, nll: 3, change: 3, kl_effect: 3 };
 const order = { column: null, down: false };
 
-/** [heading, explanation, value of a run, its class, digits, whether it has a sign] by column. */
+/** [heading, explanation, value of a run, whether a number, digits, its key] by column. */
 function columns() {
-  const strength = ["strength", "How much the estimates count", (run) => run.strength, ""];
+  const strength = ["strength", "How much the estimates count", (run) => run.strength, false];
   const settings = study.settings.map((name, index) => [
-    SHORT[name] ?? name, name, (run) => run.settings[index], "",
+    name, `Setting ${name}`, (run) => run.settings[index], false,
   ]);
   const measures = study.columns.map(({ key, name, about }, index) => [
-    name, about, (run) => run.measures[index], WORDS.has(key) ? "" : "number", DIGITS[key], key === "change",
+    name, about, (run) => run.measures[index], key !== "outcome", DIGITS[key], key,
   ]);
   return [strength, ...settings, ...measures];
 }
@@ -19,14 +18,14 @@ function columns() {
 function makeTable() {
   const table = document.getElementById("runs");
   const head = make("tr");
-  columns().forEach(([name, about, , className], column) => {
+  columns().forEach(([name, about, , counts], column) => {
     const button = make("button", { type: "button", title: about }, name);
     button.addEventListener("click", () => {
       order.down = order.column === column && !order.down;
       order.column = column;
       fillTable();
     });
-    const cell = make("th", { scope: "col", className });
+    const cell = make("th", { scope: "col", className: counts ? "number" : "" });
     cell.append(button);
     head.append(cell);
   });
@@ -55,11 +54,11 @@ function fillTable() {
 function tableRow(run, all) {
   const row = make("tr");
   row.dataset.run = run.index;
-  all.forEach(([, , value, className, digits, signed], column) => {
+  all.forEach(([, , value, counts, digits, key], column) => {
     const shown = value(run);
-    const text = typeof shown === "number" ? number(shown, digits, signed) : shown;
-    const cell = make(column ? "td" : "th", { className });
-    if (column) cell.textContent = text === null || text === "" ? "–" : String(text).replace("_", " ");
+    const text = typeof shown === "number" ? number(shown, digits, key === "change") : shown;
+    const cell = make(column ? "td" : "th", { className: counts ? "number" : "" });
+    if (column) cell.textContent = text === null || text === "" ? "–" : key === "outcome" ? text.replace("_", " ") : text;
     else {
       cell.scope = "row";
       const button = make("button", { type: "button", title: `Show run ${run.id}` }, strengthName(run));

@@ -14,6 +14,7 @@ const sketches = []; // functions that bring a part of the page up to date
 function show(changes) {
   Object.assign(view, changes);
   settleView();
+  setScales();
   for (const sketch of sketches) sketch();
   writeAddress();
 }
@@ -32,6 +33,9 @@ function settleView() {
   if (view.token !== null && view.token >= length) view.token = null;
   if (view.hover !== null && view.hover >= length) view.hover = null;
 }
+
+/** Beyond every pass and step: the last one there is. */
+const LAST = Number.MAX_SAFE_INTEGER;
 
 function closer(one, other, wanted) {
   return Math.abs(one - wanted) < Math.abs(other - wanted);
@@ -63,11 +67,13 @@ function lastPass() {
   return Math.max(...family().map(([, text]) => text.passes.at(-1)));
 }
 
-/** The first view: both ends of the strengths, at rest. */
+/** The first view: both ends of the strengths at rest, where there are most and most has changed. */
 function firstView() {
-  const a = runs.find((run) => run.texts.length);
-  const all = siblings(a);
-  return { ...view, a: all[0], b: all.length > 1 ? all.at(-1) : null, pass: Infinity, step: Infinity };
+  const at = study.columns.findIndex(({ key }) => key === "change");
+  const weight = (run) => siblings(run).length + 0.9 * Math.tanh(Math.abs(run.measures[at]) || 0);
+  const able = runs.filter((run) => run.texts.length);
+  const all = siblings(able.reduce((best, run) => (weight(run) > weight(best) + 0.02 ? run : best)));
+  return { ...view, a: all[0], b: all.length > 1 ? all.at(-1) : null, pass: LAST, step: LAST };
 }
 
 function writeAddress() {

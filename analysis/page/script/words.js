@@ -20,7 +20,7 @@ function number(value, digits = undefined, signed = false) {
 /** `β = 0.5`; a hidden state has a scale s instead. */
 function strengthName(run) {
   if (run.strength === null) return "no feedback";
-  const kind = run.settings[study.settings.indexOf("feedback.kind")] ?? study.kind;
+  const kind = run.settings[study.settings.indexOf("kind")] ?? study.kind;
   return `${kind === "hidden_state" ? "s" : "β"} = ${number(run.strength)}`;
 }
 
