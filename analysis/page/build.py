@@ -97,7 +97,7 @@ def _texts(frames: Frames) -> list[Text]:
     tolerance = _numbers(runs, "reporting_tolerance").fillna(TOLERANCE)
     start = runs["start"] if "start" in runs else pd.Series("cold", index=runs.index)
     still = frames.prompts[frames.prompts["outcome"] == "settled"]
-    return texts_of(
+    texts = texts_of(
         frames.trajectory,
         tolerance={
             int(run): float(value) for run, value in zip(runs.index, tolerance, strict=True)
@@ -108,6 +108,8 @@ def _texts(frames: Frames) -> list[Text]:
         },
         cold={int(run) for run in runs.index[start != "carried"]},
     )
+    places = {str(p): place for place, p in enumerate(frames.prompts["prompt_id"].unique())}
+    return sorted(texts, key=lambda text: (text.run, places[text.prompt], text.step))
 
 
 def _content(frames: Frames, texts: Sequence[Text]) -> dict[str, object]:

@@ -1,7 +1,8 @@
 // The path of a token, or of the whole text, at every strength; drawn by uPlot.
 
 let plot = null;
-let plotted = ""; // what the curves in `plot` show
+let plotted = ""; // whose curves `plot` shows
+let pathOf = null; // of which token
 const LABELS = 74; // pixels at the right for the names of the curves
 
 function drawCurve() {
@@ -23,13 +24,18 @@ function drawCurve() {
     .map((line) => `${strengthName(line[0])}: ${number(measure(line, view.pass), 2)}`);
   document.getElementById("curve").setAttribute(
     "aria-label", `${title.textContent} Pass ${view.pass}: ${said.join("; ")} nats`);
-  const shown = [token, view.prompt, view.step, view.a.id, view.b?.id, dark.matches].join();
-  if (shown === plotted) {
+  const shown = [view.prompt, view.step, view.a.index, view.b?.index, dark.matches].join();
+  if (shown === plotted && token === pathOf) {
     plot.redraw(false);
     return;
   }
-  plotted = shown;
   const data = [passes, ...lines.map((line) => passes.map((pass) => measure(line, pass)))];
+  pathOf = token;
+  if (shown === plotted) {
+    plot.setData(data);
+    return;
+  }
+  plotted = shown;
   const old = plot;
   plot = new uPlot(options(lines, passes.length), data, document.getElementById("curve"));
   old?.destroy();

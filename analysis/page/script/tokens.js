@@ -18,7 +18,7 @@ function makeSide(name) {
   });
   box.addEventListener("focusin", (event) => {
     // a click chooses by itself
-    if (event.target.matches(":focus-visible")) show({ token: tokenIn(event) });
+    if (event.target.matches(":focus-visible")) show({ token: tokenIn(event), hover: null });
   });
   box.addEventListener("keydown", (event) => walk(event, box));
   let drawn = null;
