@@ -195,9 +195,9 @@ def test_sliders_move_the_colours_to_the_recorded_values(
     shown.slide("strength-b", run)
     shown.slide("pass", number)
     values = recorded(study, run, "list", number)
-    place = np.clip(1 + values / end_of_scale(shown), 0, 1)
-    expected = matplotlib.colormaps["cividis"](place)[:, :3] * 255
-    assert np.abs(shown.colours("b") - expected).max() < 12  # of 255: the page has 17 stops, matplotlib 256
+    place = np.clip(-values / end_of_scale(shown), 0, 1)
+    expected = matplotlib.colormaps["YlGnBu"](place)[:, :3] * 255
+    assert np.abs(shown.colours("b") - expected).max() < 4  # of 255: matplotlib has 256 colours, the page 0.01 nats
     assert len(np.unique(shown.colours("b"), axis=0)) > 20
 
 

@@ -1,9 +1,14 @@
-// Colours that the colour-blind can tell apart: cividis, and blue to orange by way of the ground.
+// Colours that the colour-blind can tell apart; all begin at the ground of the page.
 
-const SEQUENTIAL = [
-  "#00224e", "#002e6a", "#1a386f", "#32436d", "#434e6c", "#535a6d", "#61656f", "#6f7073", "#7d7c78",
-  "#8c8878", "#9b9476", "#aba072", "#bcae6c", "#cdbb63", "#dec958", "#f0d846", "#fee838",
-];
+const SEQUENTIAL = {
+  light: [ // YlGnBu, by Cynthia Brewer
+    "#ffffd9", "#edf8b1", "#c7e9b4", "#7fcdbb", "#41b6c4", "#1d91c0", "#225ea8", "#253494", "#081d58",
+  ],
+  dark: [ // cividis
+    "#00224e", "#002e6a", "#1a386f", "#32436d", "#434e6c", "#535a6d", "#61656f", "#6f7073", "#7d7c78",
+    "#8c8878", "#9b9476", "#aba072", "#bcae6c", "#cdbb63", "#dec958", "#f0d846", "#fee838",
+  ],
+};
 const DIVERGING = {
   light: ["#08407e", "#2b7bba", "#9cc6e4", "#ffffff", "#fdc48c", "#e8791c", "#8f3a02"],
   dark: ["#8cc8ff", "#3f8fd6", "#1d4468", "#15181c", "#693a10", "#d0701c", "#ffb878"],
@@ -51,14 +56,13 @@ function shownValue(mode, text, pass, token) {
 /** [background, ink] of a value. What stands out from the ground is what deserves a look. */
 function colours(mode, value) {
   if (value === null) return ["transparent", "inherit"];
-  let stops = SEQUENTIAL;
+  const scheme = dark.matches ? "dark" : "light";
+  let stops = SEQUENTIAL[scheme];
   let place = value / most[mode];
   if (mode === "settles") place = (value - 1) / Math.max(1, most.settles - 1);
   if (mode === "change") {
-    stops = dark.matches ? DIVERGING.dark : DIVERGING.light;
+    stops = DIVERGING[scheme];
     place = (place + 1) / 2;
-  } else if (!dark.matches) {
-    place = 1 - place;
   }
   const rgb = between(stops, Math.min(1, Math.max(0, place)));
   return [`rgb(${rgb.join(", ")})`, luminance(rgb) > 0.18 ? "#000" : "#fff"];
