@@ -1,4 +1,4 @@
-"""The commands `python -m analysis figures`, `table` and `verify`.
+"""The commands `python -m analysis figures`, `table`, `page` and `verify`.
 
 Results go to stdout, what was left out and what went wrong to stderr, each in one line. Exit codes:
 0 done, 1 a run is not reproduced, 2 a source or path is no good, 130 interrupted.
@@ -94,6 +94,14 @@ def _table(runs: Runs, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _page(runs: Runs, arguments: argparse.Namespace) -> int:
+    from analysis.page.build import build  # only where a page is made
+
+    write_whole(arguments.out, build(runs).encode("utf-8"))
+    print(arguments.out)
+    return 0
+
+
 def _again(arguments: argparse.Namespace, *ending: str) -> str:
     """The command as typed, but for where its result goes: that does not change it."""
     chosen = [word for run in arguments.run for word in ("--run", run)]
@@ -117,7 +125,7 @@ def _verify(runs: Runs, arguments: argparse.Namespace) -> int:
     return 0 if reproduced else 1
 
 
-COMMANDS = {"figures": _figures, "table": _table, "verify": _verify}
+COMMANDS = {"figures": _figures, "table": _table, "page": _page, "verify": _verify}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,6 +151,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="every column, full precision; FILE.json says which runs and which command",
     )
+    page = commands.add_parser("page", parents=[shared], help="one HTML file to explore a study in")
+    page.add_argument("--out", type=Path, required=True, metavar="FILE", help="written here")
     check = commands.add_parser(
         "verify", parents=[source], help="compute a run again: is its trajectory reproduced?"
     )

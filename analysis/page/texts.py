@@ -133,7 +133,7 @@ def thinned(texts: Sequence[Text]) -> Iterator[tuple[list[Text], list[str]]]:
     """The texts, then ever fewer of them, each time with a sentence per thing given up."""
     kept, said = list(texts), dict[str, str]()
     yield kept, []
-    for what, most in THINNING:
+    for what, most in THINNING if kept else ():
         fewer = _thin(kept, what, most)
         if fewer is not None:
             kept, said[what] = fewer

@@ -8,6 +8,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.__main__ import main
 from analysis.load import load
 from analysis.page import build as page_build
 from analysis.page.build import RUN_LIMIT, build
@@ -77,7 +79,7 @@ def test_every_recorded_estimate_is_in_the_page_to_a_hundredth_of_a_nat(study: P
             recorded = group.pivot(index="iteration", columns="position", values="log_prob")
             kept = stored[run, prompt, step]
             held = np.concatenate([kept, np.repeat(kept[-1:], len(recorded) - len(kept), axis=0)])
-            assert np.abs(held - recorded.to_numpy()).max() <= 0.5 / PER_NAT + 1e-9
+            assert np.abs(held - recorded.to_numpy())[:, 1:].max() <= 0.5 / PER_NAT + 1e-9
 
 
 def rows_of(log_prob: list[list[float]]) -> pd.DataFrame:
@@ -178,6 +180,15 @@ def test_only_the_code_of_this_folder_may_run(hostile: str) -> None:
     assert not [name for name in names if name.startswith("on") or name in ("src", "href", "style")]
 
 
+def test_the_command_writes_the_page(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pages" / "study.html"
+    assert main(["page", str(study), "--prompt", "list", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert data_of(out.read_text(encoding="utf-8"))["prompts"] == ["list"]
+
+
 def test_the_page_writes_texts_as_texts_only() -> None:
     code = "".join(path.read_text("utf-8") for path in (FOLDER / "script").glob("*.js"))
     for way in (
@@ -212,6 +223,15 @@ def test_runs_that_failed_or_broke_off_are_named(make_run: MakeRun, tmp_path: Pa
         ("cut", "running"),
     }
     assert "2 runs are failed or unfinished" in data["finding"]
+
+
+def test_runs_without_trajectories_are_a_table(study: Path) -> None:
+    runs = load([str(study)])
+    bare = {key: replace(run, trajectory=None) for key, run in runs.saved.items()}
+    data = data_of(build(replace(runs, saved=bare), limit=0))
+    assert data["texts"] == []
+    assert len(data["runs"]) == 6
+    assert data["finding"].startswith("Fed back, the model's estimates came to rest in ")
 
 
 def test_settings_that_differ_are_columns_and_the_familiar_come_first(

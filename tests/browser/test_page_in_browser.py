@@ -197,7 +197,8 @@ def test_sliders_move_the_colours_to_the_recorded_values(
     values = recorded(study, run, "list", number)
     place = np.clip(-values / end_of_scale(shown), 0, 1)
     expected = matplotlib.colormaps["YlGnBu"](place)[:, :3] * 255
-    assert np.abs(shown.colours("b") - expected).max() < 4  # of 255: matplotlib has 256 colours, the page 0.01 nats
+    # matplotlib has 256 colours, the page 0.01 nats; nothing predicts the first token
+    assert np.abs(shown.colours("b") - expected)[1:].max() < 4  # of 255
     assert len(np.unique(shown.colours("b"), axis=0)) > 20
 
 
@@ -206,6 +207,7 @@ def test_the_change_from_the_plain_model_is_blue_or_orange(shown: Shown, study: 
     shown.slide("pass", 9)
     change = recorded(study, 0, "dialogue", 1) - recorded(study, 0, "dialogue", 9)
     red, _, blue = shown.colours("a").T
+    change[0] = 0.0  # nothing predicts the first token
     assert (red > blue)[change > 0.1].all()
     assert (red < blue)[change < -0.1].all()
     assert (change > 0.1).any()

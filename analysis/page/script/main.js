@@ -33,7 +33,9 @@ function drawProvenance() {
     for (const value of values) list.append(make("dd", {}, visible(value)));
   }
   const [texts, prompts] = study.whole;
-  document.getElementById("thinned").textContent = study.thinned.length
+  const note = document.getElementById("thinned");
+  note.hidden = !texts;
+  note.textContent = study.thinned.length
     ? `To stay small, this page keeps ${study.thinned.join("; ")} – of ${texts} recorded texts of ${prompts} prompts. The table has every run.`
     : "Every recorded estimate is here, to 0.01 nats.";
   const leftOut = document.getElementById("left-out");
