@@ -1,4 +1,4 @@
-"""The commands `python -m analysis figures` and `table`.
+"""The commands `python -m analysis figures`, `table` and `page`.
 
 Results go to stdout, what was left out and what went wrong to stderr, each in one line. Exit codes:
 0 done, 2 a source or path is no good, 130 interrupted.
@@ -93,6 +93,14 @@ def _table(runs: Runs, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _page(runs: Runs, arguments: argparse.Namespace) -> int:
+    from analysis.page.build import build  # only where a page is made
+
+    write_whole(arguments.out, build(runs).encode("utf-8"))
+    print(arguments.out)
+    return 0
+
+
 def _again(arguments: argparse.Namespace, *ending: str) -> str:
     """The command as typed, but for where its result goes: that does not change it."""
     chosen = [word for run in arguments.run for word in ("--run", run)]
@@ -101,7 +109,7 @@ def _again(arguments: argparse.Namespace, *ending: str) -> str:
     return shlex.join(words)
 
 
-COMMANDS = {"figures": _figures, "table": _table}
+COMMANDS = {"figures": _figures, "table": _table, "page": _page}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="every column, full precision; FILE.json says which runs and which command",
     )
+    page = commands.add_parser("page", parents=[shared], help="one HTML file to explore a study in")
+    page.add_argument("--out", type=Path, required=True, metavar="FILE", help="written here")
     return parser
 
 
