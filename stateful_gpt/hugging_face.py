@@ -124,7 +124,7 @@ class HuggingFaceModel:
         return HuggingFaceModel(copy.deepcopy(self._model).double())
 
     def _precision(self) -> AbstractContextManager[object]:
-        return _Float64() if self.dtype == torch.float64 else nullcontext()
+        return Float64() if self.dtype == torch.float64 else nullcontext()
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -216,7 +216,7 @@ class _Handed(tuple[Tensor]):
         return None
 
 
-class _Float64(TorchFunctionMode):
+class Float64(TorchFunctionMode):
     """Widens what models cast to float32: norms, rotary angles and softmaxes above all."""
 
     def __torch_function__(
@@ -303,7 +303,8 @@ def _positions(settings: Any) -> int:
     most: int = getattr(settings, "max_position_embeddings", None) or sys.maxsize
     ropes = getattr(settings, "rope_parameters", None) or getattr(settings, "rope_scaling", None)
     for rope in (ropes, *ropes.values()) if isinstance(ropes, dict) else ():
-        if isinstance(rope, dict) and rope.get("rope_type") in ("longrope", "dynamic"):
+        kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
+        if kind in ("longrope", "dynamic"):
             first = rope.get("original_max_position_embeddings")
             first = first or getattr(settings, "original_max_position_embeddings", None)
             most = min(most, int(first or most))

@@ -19,7 +19,15 @@ SMALL = {
 }
 GROUPED = SMALL | {"num_key_value_heads": 2}
 HEADS_OF_4 = GROUPED | {"head_dim": 4}
-GPT2_SIZES = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64}
+GPT2_SIZES = {
+    "vocab_size": VOCAB,
+    "n_embd": 16,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 
 # the architectures that the adapter takes: class of their settings, and the settings
@@ -182,3 +190,18 @@ def tiny(name: str, *, dtype: torch.dtype = torch.float64, **changes: Any) -> An
             if parameter.ndim > 1:
                 parameter.normal_(std=0.4)
     return model.to(dtype)
+
+
+def supported() -> list[str]:
+    """The architectures of SUPPORTED that the installed version of transformers makes reachable."""
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    since_5 = {"stablelm", "olmoe"}
+    return [
+        name
+        for name in SUPPORTED
+        if version >= ((5, 24) if name == "gptj" else (5, 0) if name in since_5 else (4, 56))
+    ]
+
+
+def refused() -> list[str]:
+    return [name for name, (config, *_) in REFUSED.items() if hasattr(transformers, config)]
