@@ -115,6 +115,11 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
         CheckpointError: it cannot be loaded, or its weights are not those of its architecture.
     """
     transformers, wide = _transformers(), dtype == torch.float64
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder} has no safetensors (weights in other formats, pickles above all, are not"
+            " read)"
+        )
     with quiet():
         try:
             # float64 by way of float32: what is computed when a model is made is the same then
@@ -122,6 +127,7 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
                 folder,
                 dtype=torch.float32 if wide else dtype,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
@@ -130,8 +136,12 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
             raise CheckpointError(
                 f"{folder} is not a causal model that transformers loads: {one_line(error)}"
             ) from None
-    for kind in ("missing", "mismatched", "unexpected"):
-        for name in sorted(found[f"{kind}_keys"], key=str)[:1]:
+    for name, there, wanted in sorted(found["mismatched_keys"], key=str)[:1]:
+        raise CheckpointError(
+            f"{folder}: {name} must have shape {tuple(wanted)}, got {tuple(there)}"
+        )
+    for kind in ("missing", "unexpected"):
+        for name in sorted(found[f"{kind}_keys"])[:1]:
             raise CheckpointError(
                 f"the weights in {folder} are not those of its architecture: {name} is {kind}"
             )
