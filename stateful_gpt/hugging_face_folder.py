@@ -136,14 +136,12 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
             raise CheckpointError(
                 f"{folder} is not a causal model that transformers loads: {one_line(error)}"
             ) from None
-    for name, there, wanted in sorted(found["mismatched_keys"], key=str)[:1]:
-        raise CheckpointError(
-            f"{folder}: {name} must have shape {tuple(wanted)}, got {tuple(there)}"
-        )
-    for kind in ("missing", "unexpected"):
-        for name in sorted(found[f"{kind}_keys"])[:1]:
+    kinds = {"missing": "missing", "unexpected": "unexpected", "mismatched": "of another shape"}
+    for kind, what in kinds.items():
+        for key in sorted(found[f"{kind}_keys"], key=str)[:1]:
+            name = key if isinstance(key, str) else key[0]  # with both shapes
             raise CheckpointError(
-                f"the weights in {folder} are not those of its architecture: {name} is {kind}"
+                f"the weights in {folder} are not those of its architecture: {name} is {what}"
             )
     return model.double() if wide else model
 
