@@ -136,6 +136,12 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
             raise CheckpointError(
                 f"{folder} is not a causal model that transformers loads: {one_line(error)}"
             ) from None
+    old = int(transformers.__version__.split(".")[0]) < 5
+    if old and getattr(model.config.get_text_config(), "rope_parameters", None):
+        raise CheckpointError(
+            f"{folder} was written by transformers 5, whose rotary settings"
+            f" {transformers.__version__} would pass over: load it with transformers 5"
+        )
     kinds = {"missing": "missing", "unexpected": "unexpected", "mismatched": "of another shape"}
     for kind, what in kinds.items():
         for key in sorted(found[f"{kind}_keys"], key=str)[:1]:

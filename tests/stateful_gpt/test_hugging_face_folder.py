@@ -101,6 +101,12 @@ def test_weights_of_another_shape_are_refused(folder: Path) -> None:
     assert "layers.0.mlp.down_proj.weight is of another shape" in refusal(folder)
 
 
+@pytest.mark.skipif(transformers.__version__ >= "5", reason="it reads its own rotary settings")
+def test_rotary_settings_that_an_old_transformers_would_pass_over_are_refused(folder: Path) -> None:
+    edit(folder / "config.json", rope_parameters={"rope_theta": 1e5, "rope_type": "default"})
+    assert "load it with transformers 5" in refusal(folder)
+
+
 @pytest.mark.parametrize(("layers", "kind"), [(4, "missing"), (2, "unexpected")])
 def test_weights_that_are_missing_or_too_many_are_refused(
     folder: Path, layers: int, kind: str
