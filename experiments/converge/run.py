@@ -150,9 +150,10 @@ def _feedback(settings: ConvergeSettings, model: LanguageModel) -> Feedback:
 
 
 @lru_cache(maxsize=1)
-def _in_float64(model: LanguageModel) -> LanguageModel:
+def _in_float64(model: Any) -> LanguageModel:
     """Kept for the next run of a sweep."""
-    return model.in_float64()
+    double: LanguageModel = model.in_float64()
+    return double
 
 
 @lru_cache(maxsize=1)

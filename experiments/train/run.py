@@ -35,7 +35,7 @@ from stateful_gpt.checkpoint import (
 )
 from stateful_gpt.depth import DepthProfile
 from stateful_gpt.device import choose_device
-from stateful_gpt.model import GPTConfig
+from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.tokenizer import (
     Tokenizer,
     TokenizerError,
@@ -126,7 +126,7 @@ def train(settings: TrainSettings) -> Path:
     return output
 
 
-def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpoint | None:
+def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpoint[GPT] | None:
     """The model that training starts from; its shape must be the one that is asked for."""
     if settings.start_from is None:
         return None
