@@ -97,6 +97,7 @@ def _compute_prompts(
     live: Live,
 ) -> list[dict[str, Any]]:
     passes = settings.recompute.iterations * (settings.generation.max_new_tokens + 1)
+    model: Any = checkpoint.model  # hashed by which object it is
     with tqdm(
         total=passes * len(prompts),
         unit="pass",
@@ -118,7 +119,7 @@ def _compute_prompts(
             settings,
             folder,
             checkpoint,
-            _in_float64(checkpoint.model) if settings.measures.lyapunov else None,
+            _in_float64(model) if settings.measures.lyapunov else None,
             feedback,
             prompts,
             on_pass=on_pass,
