@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,16 +16,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.help import answered, overlays, refuse_overlay
+from experiments.help import CONF, answered, overlays, refuse_overlay
 from experiments.runs.compute_once import Asked, RunError
-from experiments.settings import ConfigError, sentence
+from experiments.settings import ConfigError, sentence, to_settings
 from experiments.sweeps import launchers
 from experiments.sweeps.cells import Runner, overrides_of_the_job
 from experiments.sweeps.report import report
 from experiments.sweeps.study import survey
 from experiments.sweeps.sweep import Launch, Overrides, rehearse, sweep
 
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
 DRY_RUN = "--dry-run"
 
 
@@ -48,7 +48,7 @@ class Command:
             if self.dry_run:
                 self.code = rehearse(self.runner, [config])
                 return
-            settings = self.runner.settings_of(config)
+            settings: Any = to_settings(config, self.runner.settings)
             self.runner.run(settings, asked)
         except (ConfigError, RunError, KeyboardInterrupt) as error:
             if task.mode is RunMode.MULTIRUN:  # of another sweeper than ours
@@ -82,12 +82,12 @@ def run_command(runner: Runner) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them
     command = Command(runner, sys.argv[1:], dry_run=dry_run)
     try:
-        hydra.main(config_path=CONF, config_name=runner.config, version_base="1.3")(command)()
+        hydra.main(config_path=str(CONF), config_name=runner.config, version_base="1.3")(command)()
     except (ConfigError, RunError, KeyboardInterrupt) as error:
         return _say_why(error)
     except (HydraException, OmegaConfBaseException) as error:
-        missing = str(getattr(error, "missing_cfg_file", ""))
-        options = overlays(runner.config) if missing.startswith("experiment/") else None
+        place = getattr(error, "missing_cfg_file", None) or ""
+        options = overlays(runner.config) if "experiment/" in place else None
         return _say(sentence(error, options=options), 2)
     except ValueError as error:
         if command.began:

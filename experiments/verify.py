@@ -85,10 +85,11 @@ def settings_of(place: Path, runs_dir: Path) -> ConvergeSettings:
         content = yaml.safe_load((place / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         raise ConfigError(f"its {CONFIG} cannot be read") from None
-    if not isinstance(content, dict) or "${" in repr(content):
+    if not isinstance(content, dict):
         raise ConfigError(f"its {CONFIG} must hold plain settings")
-    content |= {"runs_dir": str(runs_dir), "tracking": {"mode": "disabled"}}
-    return parse(content, ConvergeSettings)
+    return parse(
+        {**content, "runs_dir": str(runs_dir), "tracking": {"mode": "disabled"}}, ConvergeSettings
+    )
 
 
 def verify(place: Path) -> Verdict:

@@ -48,9 +48,8 @@ def locate(settings: ConvergeSettings, known: dict[str, Any] | None = None) -> L
         known[chosen] = (prompts, content_hash(prompts))
     prompts, content = known[chosen]
     study = Path(settings.runs_dir) / settings.study
-    identity = run_id(settings, model=model, prompts=content)
-    folder = RunFolder(study / identity, settings.plain())
-    return Located(folder, prompts, model)
+    path = study / run_id(settings, model=model, prompts=content)
+    return Located(RunFolder(path, settings.plain()), prompts, model)
 
 
 def folder_of(settings: ConvergeSettings, known: dict[str, Any]) -> RunFolder:

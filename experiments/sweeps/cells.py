@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.compute_once import Asked, RunError
 from experiments.runs.folder import RunFolder
-from experiments.settings import ConfigError, to_settings
+from experiments.settings import ConfigError, Settings, to_settings
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Cell
 
@@ -37,13 +37,9 @@ class Runner:
 
     module: str
     config: str
-    settings: type[Any]
+    settings: type[Settings]
     compute: str
     locate: str | None = None
-
-    def settings_of(self, config: DictConfig) -> Any:
-        """Raises ConfigError at the first setting that is impossible."""
-        return to_settings(config, self.settings)
 
     def run(self, settings: Any, asked: Asked) -> None:
         pkgutil.resolve_name(self.compute)(settings, asked)

@@ -80,7 +80,7 @@ class Study:
                 break
             needed.append(command)
             left -= covered
-        needed += [command for run_id in left if (command := missing[run_id])]
+        needed += [own for run_id in left if (own := missing[run_id])]
         return list(dict.fromkeys(needed))
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from experiments.runs.compute_once import Asked
 from experiments.runs.folder import RunFolder
-from experiments.settings import ConfigError
+from experiments.settings import ConfigError, to_settings
 from experiments.sweeps import launchers, plan
 from experiments.sweeps.cells import CellJob, Runner, cells_of
 from experiments.sweeps.plan import Cell
@@ -29,7 +29,7 @@ Launch = Callable[[CellJob, Sequence[Overrides], int], object]
 
 def rehearse(runner: Runner, configs: Sequence[DictConfig]) -> int:
     """Say which runs these are and how they stand, compute nothing; an exit code."""
-    cells = cells_of(runner, [runner.settings_of(config) for config in configs])
+    cells = cells_of(runner, [to_settings(config, runner.settings) for config in configs])
     for study, of_study in _by_study(cells).items():
         print(f"{study}\n{plain_list(survey_cells(study, of_study))}")
     problems = dict.fromkeys(cell.problem for cell in cells if cell.problem)
@@ -54,7 +54,7 @@ def sweep(
     Raises:
         ConfigError: a setting that cannot be, before anything is written.
     """
-    settings = [runner.settings_of(composed) for _, composed in jobs]
+    settings = [to_settings(composed, runner.settings) for _, composed in jobs]
     launcher = str(config.hydra.runtime.choices["hydra/launcher"])
     launchers.check_installed(launcher)
     workers = launchers.workers(

@@ -26,10 +26,7 @@ from stateful_gpt.feedback import KINDS
 
 ROOT = Path(__file__).parents[2]
 CARRIED = "experiment=generation recompute.start=carried"
-SAMPLED = (
-    "feedback=prob feedback.layers=[0,1] seed=3"
-    " generation=sample generation.top_k=5 generation.max_new_tokens=0"
-)
+SAMPLED = "feedback=prob feedback.layers=[0,1] generation=sample generation.top_k=5 seed=3"
 HIDDEN = "model=bundled_stateful feedback=hidden_state feedback.shift=0"
 BOTH = "feedback.hidden_strength=0.5 recompute.tolerance=1e-4 recompute.damping=0.5"
 
@@ -40,10 +37,11 @@ IDS_OF_CA8EE83 = {
     "experiment=strength_sweep feedback.strength=-0.0": "27c2d797eb",
     CARRIED: "82b1e97499",
     HIDDEN: "374b431f68",
-    SAMPLED: "b6eb46a9c3",
+    f"{SAMPLED} generation.max_new_tokens=0": "b6eb46a9c3",  # draws nothing
     "recompute=windowed recompute.window=4 device.dtype=float64": "6a92e0d7a9",
     f"{BOTH} prompts.max_tokens=7": "65cfe1cc1c",
 }
+SAMPLED_OF_CA8EE83 = "28322d9322"
 CONTESTANT = "contestant.passes=8 contestant.through=true"
 RATES = "training.learning_rate=0.004 training.matrix_learning_rate=0.02"
 CONTEST_IDS_OF_CA8EE83 = {
@@ -77,6 +75,10 @@ def test_runs_keep_the_names_that_they_had_before_there_were_more_settings(
     assert run_id(parse(stored, ConvergeSettings), model="m", prompts="p") == identity
 
 
+def test_a_run_with_other_random_numbers_than_before_has_another_name() -> None:
+    assert run_id(settings_of(SAMPLED), model="m", prompts="p") != SAMPLED_OF_CA8EE83
+
+
 @pytest.mark.parametrize(("words", "identity"), CONTEST_IDS_OF_CA8EE83.items())
 def test_contests_keep_their_names(words: str, identity: str) -> None:
     config = compose("state_tracking", overrides=words.split())
@@ -100,8 +102,8 @@ def test_a_new_setting_counts_where_it_changes_results(words: str, same: bool) -
 
 def test_a_run_stores_its_settings_as_before(tmp_path: Path) -> None:
     settings = settings_of(f"{SAMPLED} runs_dir={tmp_path}")
-    RunFolder(tmp_path / "x", settings.plain()).begin({})
-    text = (tmp_path / "x" / "config.yaml").read_text(encoding="utf-8")
+    RunFolder(tmp_path / "default" / "x", settings.plain()).begin({})
+    text = (tmp_path / "default" / "x" / "config.yaml").read_text(encoding="utf-8")
     stored: Any = yaml.safe_load(text)
     assert stored["feedback"] == {
         **{"kind": "prob", "strength": 0.5, "layers": [0, 1], "shift": 1},
