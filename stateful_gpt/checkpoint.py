@@ -13,13 +13,14 @@ import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from stateful_gpt.console import cut
+from stateful_gpt.language_model import LanguageModel
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.tokenizer import (
     BytePairs,
@@ -46,15 +47,18 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _GPT2_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
+Model = TypeVar("Model", bound=LanguageModel, covariant=True)
+
+
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Generic[Model]):
     """A model ready to run, and the tokenizer that its ids belong to.
 
     ``trained_passes`` is the number of passes a model with hidden-state feedback was trained in,
     where its folder says so.
     """
 
-    model: GPT
+    model: Model
     tokenizer: Tokenizer
     source: str
     trained_passes: int | None = None
@@ -66,7 +70,7 @@ def load_checkpoint(
     tokenizer: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> Checkpoint:
+) -> Checkpoint[GPT]:
     """Load a model in evaluation mode.
 
     Args:

@@ -54,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
         help="so many texts, each from a state of its own; they are printed when all are done",
     )
     add("--max_new_tokens", type=_whole(0), default=100, metavar="N", help="default 100")
+    add(
+        "--slide",
+        type=_whole(1),
+        metavar="N",
+        help="tokens that a full window drops at once; default a quarter of the model's block, 1 is"
+        " nanoGPT's cropping, and recomputes everything for every token",
+    )
     add("--greedy", action="store_true", help="always the most likely token")
     add(
         "--temperature",
@@ -194,11 +201,9 @@ def _run(options: argparse.Namespace) -> int:
     from stateful_gpt.checkpoint import load_checkpoint
     from stateful_gpt.device import DTYPES, choose_device
     from stateful_gpt.feedback import Feedback
-    from stateful_gpt.generate import Start, generate
+    from stateful_gpt.generate import Sampling, Start, generate
     from stateful_gpt.recompute import Outcome, RecomputeConfig
-    from stateful_gpt.solving import Full, Sampling
     from stateful_gpt.tokenizer import END_OF_TEXT, end_token, token_bytes
-    from stateful_gpt.windowed import Windowed
 
     device = choose_device(options.device)
     prompt = as_text(options.prompt)
@@ -224,18 +229,17 @@ def _run(options: argparse.Namespace) -> int:
         hidden_strength=options.hidden_strength,
         shift=options.shift,
     )
-    config = model.config
-    if feedback.of_hidden and model.gate is None:
+    if feedback.of_hidden and not model.takes_hidden_states:
         raise ValueError(
             "hidden states can be fed back only to a model with a gate for them, such as"
             f" bundled_stateful; {options.model} has none"
         )
-    if options.layers is not None and max(options.layers) >= config.n_layer:
+    if options.layers is not None and max(options.layers) >= model.n_layer:
         raise ValueError(
-            f"--layers must be from 0 to {config.n_layer - 1}, got {max(options.layers)}"
+            f"--layers must be from 0 to {model.n_layer - 1}, got {max(options.layers)}"
         )
     room = options.samples * (len(tokens) + options.max_new_tokens)
-    needed = 8 * room * (3 + (config.n_embd if feedback.of_hidden else 0))
+    needed = 8 * room * (3 + (model.width if feedback.of_hidden else 0))
     if needed > machine_memory():
         raise ValueError(
             f"{options.samples} texts of up to {room // options.samples:,} tokens need"
@@ -243,6 +247,7 @@ def _run(options: argparse.Namespace) -> int:
         )
     if options.feedback != "none" and not feedback.active:
         _tell("at --strength 0 nothing is fed back: this is the plain model")
+    slide = min(options.slide or max(1, model.block_size // 4), model.block_size)
     counts = [len(tokens)] * options.samples
     outgrown = False
     show = printable if sys.stdout.isatty() else str
@@ -253,11 +258,11 @@ def _run(options: argparse.Namespace) -> int:
     def take(row: int, token: int) -> None:
         nonlocal outgrown
         counts[row] += 1
-        if counts[row] > config.block_size and not outgrown:
+        if counts[row] > model.block_size and not outgrown:
             outgrown = True
             _tell(
-                f"the text has outgrown the model's block of {config.block_size} tokens: every"
-                " token now costs a whole recompute"
+                f"the text has outgrown the model's block of {model.block_size} tokens: from now on"
+                f" its first {slide} are dropped whenever it is full, and the rest recomputed"
             )
         if token != end:
             piece = writers[row].decode(token_bytes(encoding, token))
@@ -280,8 +285,8 @@ def _run(options: argparse.Namespace) -> int:
             iterations=options.iterations if feedback.active else 1,
             tolerance=options.tolerance,
             damping=options.damping,
+            window="all" if undamped else None,
         ),
-        solver=Windowed("all") if undamped else Full(),
         start=Start(options.start),
         sampling=Sampling(
             temperature=None if options.greedy else options.temperature or 0.8,
@@ -289,7 +294,8 @@ def _run(options: argparse.Namespace) -> int:
             vocab_size=encoding.n_vocab,
             end_token=end,
         ),
-        generator=torch.Generator(device).manual_seed(options.seed),
+        slide=slide,
+        generators=torch.Generator(device).manual_seed(options.seed),
         on_token=take,
     )
     rests = [writer.decode(b"", final=True) for writer in writers]

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import tiktoken
 import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
@@ -38,6 +37,7 @@ from stateful_gpt.depth import DepthProfile
 from stateful_gpt.device import choose_device
 from stateful_gpt.model import GPTConfig
 from stateful_gpt.tokenizer import (
+    Tokenizer,
     TokenizerError,
     load_tokenizer,
     save_tokenizer,
@@ -147,9 +147,7 @@ def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpo
     return origin
 
 
-def _corpus(
-    key: str, texts: list[str], encoding: tiktoken.Encoding, settings: TrainSettings
-) -> Corpus:
+def _corpus(key: str, texts: list[str], encoding: Tokenizer, settings: TrainSettings) -> Corpus:
     block = settings.architecture.block_size
     if settings.corpus.documents == "line":
         return documents(key, texts, encoding, block_size=block)
@@ -202,7 +200,7 @@ def _claim(output: Path, settings: TrainSettings) -> None:
         ) from None
 
 
-def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> tiktoken.Encoding:
+def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> Tokenizer:
     try:
         if settings.tokenizer != "bpe":
             return load_tokenizer(settings.tokenizer)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
+from stateful_gpt.solving import Sampling, token_pass
 
 from experiments.converge.settings import ConvergeSettings
 from experiments.settings import parse
@@ -21,7 +22,6 @@ from stateful_gpt.generate import Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import Iteration, RecomputeConfig, recompute
-from stateful_gpt.solving import Sampling, token_pass
 
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from stateful_gpt.solving import Sampling
+from stateful_gpt.windowed import Windowed
 
 from stateful_gpt import cli
 from stateful_gpt.checkpoint import load_checkpoint, save_checkpoint
@@ -20,9 +22,7 @@ from stateful_gpt.feedback import KINDS, Feedback, FeedbackKind
 from stateful_gpt.generate import Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
-from stateful_gpt.solving import Sampling
 from stateful_gpt.tokenizer import byte_tokenizer, decode, save_tokenizer
-from stateful_gpt.windowed import Windowed
 
 Capture = pytest.CaptureFixture[str]
 Run = Callable[..., tuple[int, str, str]]
