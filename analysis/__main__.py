@@ -1,7 +1,7 @@
-"""The commands `python -m analysis figures`, `table` and `verify`.
+"""The commands `python -m analysis figures`, `table` and `page`.
 
 Results go to stdout, what was left out and what went wrong to stderr, each in one line. Exit codes:
-0 done, 1 a run is not reproduced, 2 a source or path is no good, 130 interrupted.
+0 done, 2 a source or path is no good, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from analysis.output import write_whole
 from analysis.runs import Runs
 from analysis.saved import SourceError
 from analysis.table import csv_table, text_table
-from analysis.verify import choose, verify
 
 SOURCE = (
     "a run folder, a study folder, an offline W&B run (its folder or .wandb file), or "
@@ -94,6 +93,14 @@ def _table(runs: Runs, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _page(runs: Runs, arguments: argparse.Namespace) -> int:
+    from analysis.page.build import build  # only where a page is made
+
+    write_whole(arguments.out, build(runs).encode("utf-8"))
+    print(arguments.out)
+    return 0
+
+
 def _again(arguments: argparse.Namespace, *ending: str) -> str:
     """The command as typed, but for where its result goes: that does not change it."""
     chosen = [word for run in arguments.run for word in ("--run", run)]
@@ -102,22 +109,7 @@ def _again(arguments: argparse.Namespace, *ending: str) -> str:
     return shlex.join(words)
 
 
-def _verify(runs: Runs, arguments: argparse.Namespace) -> int:
-    everything = arguments.all or bool(arguments.run)
-    chosen = choose(runs, seed=arguments.seed, everything=everything)
-    if not everything and len(runs.runs) > 1:
-        print(f"Of {len(runs.runs)} runs, {chosen[0].run_id} was drawn.", file=sys.stderr)
-    reproduced = True
-    for run in chosen:
-        verdict = verify(run)
-        for warning in verdict.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        print(verdict.sentence, flush=True)
-        reproduced &= verdict.reproduced
-    return 0 if reproduced else 1
-
-
-COMMANDS = {"figures": _figures, "table": _table, "verify": _verify}
+COMMANDS = {"figures": _figures, "table": _table, "page": _page}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,13 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="every column, full precision; FILE.json says which runs and which command",
     )
-    check = commands.add_parser(
-        "verify", parents=[source], help="compute a run again: is its trajectory reproduced?"
-    )
-    check.set_defaults(prompt=[])
-    many = check.add_mutually_exclusive_group()
-    many.add_argument("--all", action="store_true", help="every run, not one at random")
-    many.add_argument("--seed", type=int, metavar="N", help="of the draw of the run")
+    page = commands.add_parser("page", parents=[shared], help="one HTML file to explore a study in")
+    page.add_argument("--out", type=Path, required=True, metavar="FILE", help="written here")
     return parser
 
 
