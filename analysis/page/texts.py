@@ -52,7 +52,6 @@ class Text:
     values: np.ndarray  # (P, T) int16, 1 / PER_NAT nats; MISSING where there is no number
     settles: np.ndarray  # (T,) uint16: the pass from which an estimate stays; 0: it still moved
     plain: bool  # whether the first pass is the plain model's
-    gain: np.ndarray  # (T,) nats: last pass less first pass, before any cut
 
 
 def texts_of(
@@ -125,7 +124,6 @@ def _text(
         values=values[:end],
         settles=settles,
         plain=plain,
-        gain=exact[-1] - exact[0],
     )
 
 

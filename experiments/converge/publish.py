@@ -137,10 +137,9 @@ def _copy_run(folder: Path, place: Path) -> None:
 
 
 def _heat_map(folder: Path) -> bytes:
-    from analysis.figures import heat_map_png  # Matplotlib takes a second: only where it draws
-    from analysis.load import load_unfinished
+    from analysis.draw.tokens import png_of  # Matplotlib takes a second: only where it draws
 
-    return heat_map_png(load_unfinished(folder))
+    return png_of(folder)
 
 
 def history_rows(folder: Path) -> list[dict[str, Any]]:
