@@ -1,4 +1,21 @@
-"""Saved runs to tables and figures: `python -m analysis figures|table SOURCE...`.
+"""Saved runs to tables, figures and pages: `python -m analysis figures|table|page SOURCE...`.
 
 Reads files only. Needs no model, no GPU and no tracker, and knows nothing of how a run is made.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from analysis.runs import Runs
+
+
+def load(*sources: str) -> Runs:
+    """Everything finished in the sources, as tidy frames: see `analysis.runs.Runs`.
+
+    Raises analysis.read.saved.SourceError, a sentence, if a source cannot be read or is empty.
+    """
+    from analysis.runs import runs_of  # pandas takes a second: only where runs are read
+
+    return runs_of(sources)

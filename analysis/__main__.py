@@ -12,24 +12,20 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from analysis.load import load
-from analysis.news import lacking_line, left_out_line, repeated_line, some
 from analysis.output import write_whole
-from analysis.runs import Runs
-from analysis.saved import SourceError
-from analysis.table import csv_table, text_table
+from analysis.read.saved import SourceError
+from analysis.read.sources import left_out_line
+from analysis.runs import Runs, runs_of
+from analysis.table import csv_tables, text_tables
+from analysis.text import printable, some
 
 SOURCE = (
-    "a run folder, a study folder, an offline W&B run (its folder or .wandb file), or "
-    "wandb:ENTITY/PROJECT[/GROUP]"
+    "a run folder, a study folder, a trained model, an offline W&B run (its folder or .wandb "
+    "file), or wandb:ENTITY/PROJECT[/GROUP]"
 )
-
-if TYPE_CHECKING:
-    from analysis.figures.drawing import Skipped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,68 +33,89 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # β on any terminal
     try:
-        runs = load(arguments.sources)
+        runs = runs_of(arguments.sources)
         runs = runs.only(run_ids=arguments.run, prompt_ids=arguments.prompt)
-        chosen = [runs.saved[key] for key in runs.runs.index]
-        for line in (
-            left_out_line(runs.left_out),
-            repeated_line(runs.repeated),
-            lacking_line(chosen),
-        ):
-            if line:
-                print(line, file=sys.stderr)
-        code = COMMANDS[arguments.command](runs, arguments)
+        for line in _news(runs):
+            _complain(line)
+        COMMANDS[arguments.command](runs, arguments)
+        if runs.damaged:
+            _complain(left_out_line(runs.damaged))
         sys.stdout.flush()
-        return code
     except SourceError as error:
-        print(error, file=sys.stderr)
+        _complain(str(error))
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
     except BrokenPipeError:  # the reader has seen enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def _figures(runs: Runs, arguments: argparse.Namespace) -> int:
-    from analysis.figures import write_figures  # a table needs no matplotlib
-    from analysis.figures.drawing import Skipped
+def _news(runs: Runs) -> Iterator[str]:
+    """What there is to tell besides the runs: one line each."""
+    if runs.left_out:
+        yield left_out_line(runs.left_out)
+    if runs.repeated:
+        count = len(runs.repeated)
+        noun = "1 run that lies" if count == 1 else f"{count} runs that lie"
+        yield f"Counted once: {noun} in several places: {some(runs.repeated)}."
+    lacking = runs.runs[runs.runs["lacking"].notna()]
+    if len(lacking):
+        noun = "1 run has" if len(lacking) == 1 else f"{len(lacking)} runs have"
+        names = some([f"{row['run_id']} ({row['lacking']})" for _, row in lacking.iterrows()])
+        yield f"{noun} only W&B's history, with measures over all prompts: {names}."
 
-    def tell(news: Path | Skipped) -> None:
-        if isinstance(news, Skipped):
-            print(f"Not drawn: {news.name}: {news.reason}.", file=sys.stderr)
-        else:
-            print(news)
 
-    write_figures(runs, arguments.out, command=_again(arguments, "--out", "figures"), tell=tell)
-    return 0
+def _figures(runs: Runs, arguments: argparse.Namespace) -> None:
+    from analysis.draw.figures import write_figures  # a table needs no matplotlib
+
+    again = _again(arguments, "--out", "figures")
+    write_figures(runs, arguments.out, command=again, tell=_print, complain=_complain)
 
 
-def _table(runs: Runs, arguments: argparse.Namespace) -> int:
-    command = _again(arguments)
+def _table(runs: Runs, arguments: argparse.Namespace) -> None:
+    names = list(dict.fromkeys(_ids(runs)))
     if arguments.csv is not None:
-        content = csv_table(runs).encode("utf-8")
-        about = {
-            "title": "A row per run and prompt, and one over all prompts of each run",
-            "runs": list(dict.fromkeys(runs.runs["run_id"])),
-            "redraw": _again(arguments, "--csv", "table.csv"),
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
-        write_whole(arguments.csv, content)
-        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-        write_whole(arguments.csv.with_name(f"{arguments.csv.name}.json"), text.encode("utf-8"))
-    print(text_table(runs))
-    print(f"runs: {some(list(dict.fromkeys(runs.runs['run_id'])))}; again: {command}")
-    return 0
+        for place, (kind, text) in enumerate(csv_tables(runs)):
+            path = arguments.csv
+            path = path if place == 0 else path.with_stem(f"{path.stem}_{kind}")
+            content = text.encode("utf-8")
+            about = {
+                "title": "A row per run and prompt, and one over all prompts of each run"
+                if kind == "runs"
+                else f"A row per model: {kind}",
+                "runs": names,
+                "redraw": _again(arguments, "--csv", "table.csv"),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+            write_whole(path, content)
+            beside = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+            write_whole(path.with_name(f"{path.name}.json"), beside.encode("utf-8"))
+    print(text_tables(runs))
+    _print(f"\nruns: {some(names)}; again: {_again(arguments)}", keep="\n")
 
 
-def _page(runs: Runs, arguments: argparse.Namespace) -> int:
+def _page(runs: Runs, arguments: argparse.Namespace) -> None:
     from analysis.page.build import build  # only where a page is made
 
+    if runs.runs.empty:
+        raise SourceError("A page shows convergence runs, and there is none.")
     write_whole(arguments.out, build(runs).encode("utf-8"))
-    print(arguments.out)
-    return 0
+    _print(str(arguments.out))
+
+
+def _ids(runs: Runs) -> Iterator[str]:
+    for rows in (runs.runs, runs.models.rows, runs.contests.rows):
+        yield from rows["run_id"]
+
+
+def _print(line: str, keep: str = "") -> None:
+    print(printable(line, keep=keep))
+
+
+def _complain(line: str) -> None:
+    print(printable(line), file=sys.stderr)
 
 
 def _again(arguments: argparse.Namespace, *ending: str) -> str:
@@ -109,20 +126,23 @@ def _again(arguments: argparse.Namespace, *ending: str) -> str:
     return shlex.join(words)
 
 
-COMMANDS = {"figures": _figures, "table": _table, "page": _page}
+COMMANDS: dict[str, Callable[[Runs, argparse.Namespace], None]] = {
+    "figures": _figures,
+    "table": _table,
+    "page": _page,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m analysis", description="Saved runs to figures and tables."
+        prog="python -m analysis", description="Saved runs to figures, tables and pages."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    source = argparse.ArgumentParser(add_help=False)
-    source.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE)
-    source.add_argument(
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE)
+    shared.add_argument(
         "--run", action="append", default=[], metavar="RUN_ID", help="only this run (repeatable)"
     )
-    shared = argparse.ArgumentParser(add_help=False, parents=[source])
     shared.add_argument(
         "--prompt", action="append", default=[], metavar="ID", help="only this prompt (repeatable)"
     )

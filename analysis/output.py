@@ -6,7 +6,15 @@ import os
 import tempfile
 from pathlib import Path
 
-from analysis.saved import SourceError
+from analysis.read.saved import SourceError
+
+
+def make_folder(folder: Path) -> None:
+    """Raises SourceError, in a sentence, if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be written: {error.strerror or error}.") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -10,10 +10,11 @@ import argparse
 import sys
 
 import numpy as np
+import pandas as pd
 
-from analysis.load import load
-from analysis.runs import Grid
-from analysis.saved import SourceError
+import analysis
+from analysis.read.saved import SourceError
+from analysis.text import visible
 
 END = ("<|endoftext|>", "■")  # a long name for what begins and ends a text
 
@@ -31,27 +32,36 @@ def main() -> int:
     )
     options = parser.parse_args()
     try:
-        runs = load(options.sources).only(run_ids=[], prompt_ids=options.prompt)
+        runs = analysis.load(*options.sources).only(run_ids=[], prompt_ids=options.prompt)
+        frame = runs.trajectory
         for prompt_id in runs.prompt_ids:
             for run, settings in runs.runs.iterrows():
-                what = f"{settings['model']}, {settings['kind']}, strength {settings['strength']:g}"
-                print(f"{prompt_id}: {what}")
-                print(passes(runs.grid(run, prompt_id), tolerance=options.tolerance))
+                of_run = frame[(frame["run"] == run) & (frame["prompt_id"] == prompt_id)]
+                if len(of_run):
+                    print(f"{visible(prompt_id)}: {settings['model']}, {settings['label']}")
+                    print(passes(of_run, tolerance=options.tolerance))
     except SourceError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def passes(grid: Grid, *, tolerance: float) -> str:
-    """A table of a row for each pass, up to the first from which on all are near the last."""
-    away = np.abs(grid.log_prob - grid.log_prob[:, -1:]).max(axis=0)  # (N,) nats
+def passes(trajectory: pd.DataFrame, *, tolerance: float) -> str:
+    """A table of a row for each pass, up to the first from which on all are near the last.
+
+    Args:
+        trajectory: of one run and prompt, as `Runs.trajectory` has it; the last step is printed.
+    """
+    last = trajectory[trajectory["step"] == trajectory["step"].max()]
+    wide = last.pivot(index="iteration", columns="position", values="log_prob").iloc[:, 1:]
+    away = (wide - wide.iloc[-1]).abs().max(axis=1, skipna=False)  # nats
     far = np.flatnonzero(~(away <= tolerance))
-    shown = min(int(far[-1]) + 2 if len(far) else 1, grid.log_prob.shape[1])
-    lines = ["pass" + "".join(f"{token.replace(*END):>8}" for token in grid.tokens[1:])]
-    for n in range(shown):
-        values = "".join(f"{value:8.3f}" for value in grid.log_prob[1:, n])
-        lines.append(f"{grid.iterations[n]:4d}{values}")
+    shown = wide.iloc[: int(far[-1]) + 2 if len(far) else 1]
+    tokens = last.drop_duplicates("position").set_index("position")["token"].astype(str)
+    names = [visible(tokens[place].replace(*END)) for place in wide]
+    lines = ["pass" + "".join(f"{name:>8}" for name in names)]
+    for iteration, values in shown.iterrows():
+        lines.append(f"{iteration:4d}" + "".join(f"{value:8.3f}" for value in values))
     return "\n".join([*lines, ""])
 
 

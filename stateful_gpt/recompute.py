@@ -254,7 +254,7 @@ class _Loop:
             outcome = None
             if not finite[i]:
                 outcome = Outcome.DIVERGED
-            elif self.fronts.reach[row] >= self.goal[row]:
+            elif self.exact and self.fronts.reach[row] >= self.goal[row]:
                 rough = self.fronts.rough[row]
                 outcome = Outcome.WITHIN_TOLERANCE if rough else Outcome.SETTLED
             elif rests[i]:  # no theorem says so, but the pass said what it was fed

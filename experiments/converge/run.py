@@ -97,6 +97,7 @@ def _compute_prompts(
     live: Live,
 ) -> list[dict[str, Any]]:
     passes = settings.recompute.iterations * (settings.generation.max_new_tokens + 1)
+    model: Any = checkpoint.model  # hashed by which object it is
     with tqdm(
         total=passes * len(prompts),
         unit="pass",
@@ -118,7 +119,7 @@ def _compute_prompts(
             settings,
             folder,
             checkpoint,
-            _in_float64(checkpoint.model) if settings.measures.lyapunov else None,
+            _in_float64(model) if settings.measures.lyapunov else None,
             feedback,
             prompts,
             on_pass=on_pass,
@@ -150,9 +151,10 @@ def _feedback(settings: ConvergeSettings, model: LanguageModel) -> Feedback:
 
 
 @lru_cache(maxsize=1)
-def _in_float64(model: LanguageModel) -> LanguageModel:
+def _in_float64(model: Any) -> LanguageModel:
     """Kept for the next run of a sweep."""
-    return model.in_float64()
+    double: LanguageModel = model.in_float64()
+    return double
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@
 
 Writes runs of random numbers into a temporary folder, in the form of real ones. Then a fresh
 process loads them as a table or figure does: the frames of all runs, and every trajectory read
-once, as a grid of tokens by iterations. The memory is the peak of that process, with its libraries.
+once, into one frame. The memory is the peak of that process, with its libraries.
 """
 
 import argparse
@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from tabulate import tabulate
 
-from analysis.load import load
+import analysis
 
 PROMPTS = 4
 TOKENS = 125
@@ -98,11 +99,9 @@ def _write_records(
 def measure(folder: Path) -> dict[str, float]:
     """Seconds and rows of loading everything under a folder, in this process."""
     began, cpu = time.perf_counter(), time.process_time()
-    runs = load([str(folder)])
+    runs = analysis.load(str(folder))
     framed = time.perf_counter()
-    rows = 0
-    for key, prompt_id in zip(runs.summaries["run"], runs.summaries["prompt_id"], strict=True):
-        rows += runs.grid(key, prompt_id).log_prob.size
+    rows = len(runs.trajectory)
     done = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
@@ -141,9 +140,9 @@ def main() -> int:
         "CPU": f"{found['cpu_seconds']:.2f} s",
         "peak": f"{found['peak_bytes'] / 2**20:.0f} MB",
     }
-    widths = [max(len(name), len(cell)) for name, cell in cells.items()]
-    for row in (cells.keys(), cells.values()):
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    print(
+        tabulate([cells], headers="keys", tablefmt="plain", disable_numparse=True, stralign="right")
+    )
     if arguments.json:
         print(json.dumps(found))
     return 0

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from analysis import load
 from analysis.__main__ import main
-from analysis.figures.drawing import Drawing, file_name
-from analysis.figures.response import response
-from analysis.figures.style import SETTINGS
-from analysis.load import load
-from analysis.series import series_of
+from analysis.draw.figures import FIGURES
+from analysis.draw.settling import settling
+from analysis.draw.strength import headline
+from analysis.draw.style import png
+from analysis.intervals import paired
+from analysis.read import run_folder
 
 MakeRun = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
 ONE = {"p": "one two three four five six"}
-STUDY_FIGURES = ("convergence", "settled_front", "response", "strength_map")
+STUDY_FIGURES = {"headline", "settling", "regimes", "tokens"}
 
 
 def draw(*arguments: str | Path) -> int:
@@ -61,7 +67,7 @@ def test_torch_is_never_imported(study: Path, tmp_path: Path) -> None:
         timeout=60,
     )
     assert ran.stdout.splitlines()[-1] == "[]"
-    assert str(tmp_path / "convergence.png") in ran.stdout
+    assert str(tmp_path / "settling.png") in ran.stdout
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,7 @@ def drawn(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_study_gives_every_figure_as_png_and_svg(drawn: Path) -> None:
-    assert stems(drawn) == {*STUDY_FIGURES, "heat_map_list", "trajectories_list"}
+    assert stems(drawn) == STUDY_FIGURES
 
 
 def test_the_same_runs_give_the_same_png_and_svg_bytes(
@@ -107,15 +113,10 @@ def test_a_single_run_gives_its_own_figures_and_says_what_it_cannot(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert draw(study, "--run", "run_0p5", "--prompt", "list", "--out", tmp_path) == 0
-    assert stems(tmp_path) == {
-        "convergence",
-        "settled_front",
-        "heat_map_list",
-        "trajectories_list",
-    }
+    assert stems(tmp_path) == {"settling", "tokens"}
     said = capsys.readouterr()
     assert said.err.count("\n") == 2
-    assert "Not drawn: response: it needs two runs" in said.err
+    assert "Not drawn: headline: it needs two runs" in said.err
     assert set(said.out.split()) == {str(path) for path in tmp_path.iterdir()}
 
 
@@ -123,15 +124,7 @@ def test_generation_runs_get_a_generation_figure(make_run: MakeRun, tmp_path: Pa
     text = {"p/1": "one two three four five six seven eight"}
     make_run(tmp_path / "runs" / "a", prompts=text, steps=3, feedback__strength=0.5)
     assert draw(tmp_path / "runs", "--out", tmp_path / "out") == 0
-    assert "generation_p-1" in stems(tmp_path / "out")
-
-
-def test_prompts_whose_file_names_would_clash_keep_a_file_each() -> None:
-    prompts = ("a/b", "a:b", "A-B", "plain", "..", "x" * 300)
-    names = [file_name("heat_map", prompt, prompts) for prompt in prompts]
-    assert len({name.casefold() for name in names}) == len(prompts)
-    assert names[3] == "heat_map_plain"
-    assert not any("/" in name or ":" in name or len(name) > 80 for name in names)
+    assert "generation" in stems(tmp_path / "out")
 
 
 def test_odd_tokens_names_and_values_are_drawn_without_a_warning(
@@ -156,32 +149,104 @@ def test_odd_tokens_names_and_values_are_drawn_without_a_warning(
     frame.loc[frame["iteration"] > 5, "log_prob"] = float("nan")
     frame.to_parquet(run / "trajectory.parquet")
     assert draw(tmp_path / "runs", "--out", tmp_path / "out") == 0
-    assert {"convergence", "settled_front"} < stems(tmp_path / "out")
+    assert {"settling", "tokens"} <= stems(tmp_path / "out")
 
 
-def test_a_study_whose_values_are_missing_is_drawn_and_says_so(
-    make_run: MakeRun, tmp_path: Path
-) -> None:
+def test_a_study_whose_values_are_missing_is_drawn(make_run: MakeRun, tmp_path: Path) -> None:
     for strength in (0.5, 1.0):
         run = make_run(tmp_path / "runs" / f"{strength}", prompts=ONE, feedback__strength=strength)
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        lost = {"iterations_to_tolerance": None, "kl_effect": None}
+        lost = {"iterations_to_tolerance": None, "kl_effect": None, "rate": None}
         summary["prompts"][0] |= lost | ({"nll": float("inf")} if strength == 1.0 else {})
         (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-    with matplotlib.rc_context(SETTINGS):
-        runs = load([str(tmp_path / "runs")])
-        drawing = response(runs, series_of(runs))
-    assert isinstance(drawing, Drawing)
-    said = [[text.get_text() for text in axes.texts] for axes in drawing.figure.axes]
-    assert said == [["▲ not reached within 64"], ["▲ no finite value recorded"], ["not recorded"]]
+    figure = headline(load(str(tmp_path / "runs")))
+    assert "no text comes to rest" in " ".join(figure.get_suptitle().split())
 
 
-def test_a_long_text_is_cut_to_a_sensible_height(make_run: MakeRun, tmp_path: Path) -> None:
-    text = {"p": " ".join(f"word{n}" for n in range(300))}
-    make_run(tmp_path / "a", prompts=text, feedback__strength=0.1, recompute__iterations=8)
-    assert draw(tmp_path / "a", "--out", tmp_path / "out") == 0
-    with Image.open(tmp_path / "out" / "heat_map_p.png") as picture:
-        assert picture.height < 20 * 150
+def test_the_headline_says_what_the_runs_needed_and_what_is_guaranteed(study: Path) -> None:
+    runs = load(str(study))
+    title = headline(runs.only(run_ids=[], prompt_ids=["list"])).get_suptitle()
+    assert "22 are guaranteed" in " ".join(title.split()), "23 tokens"
+    most = runs.prompts[runs.prompts["prompt_id"] == "list"]["iterations_to_tolerance"].max()
+    assert f"at most {most:.0f} passes" in " ".join(title.split())
+
+
+def test_a_readers_own_settings_of_matplotlib_change_no_figure(study: Path) -> None:
+    runs = load(str(study)).only(run_ids=[], prompt_ids=["list"])
+    chosen = [draw for draw, fits in FIGURES.values() if fits(runs)]
+    before = [png(draw(runs)) for draw in chosen]
+    odd = {"axes.facecolor": "red", "font.size": 20.0, "lines.linewidth": 9.0, "savefig.dpi": 30}
+    with matplotlib.rc_context(odd):
+        assert [png(draw(runs)) for draw in chosen] == before
+
+
+def test_pyplot_is_never_imported(study: Path, tmp_path: Path) -> None:
+    words = ["figures", str(study / "run_0p5"), "--prompt", "list", "--out", str(tmp_path)]
+    script = (
+        "import sys\nfrom analysis.__main__ import main\n"
+        f"assert main({words!r}) == 0\nassert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    odd = {**os.environ, "MPLBACKEND": "module://nobody_has_this.backend"}
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60, env=odd)
+
+
+def test_every_parquet_file_is_read_once(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: Counter[str] = Counter()
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(first: Any, *rest: Any, **named: Any) -> Any:
+            opened[str(getattr(first, "files", first))] += 1
+            return function(first, *rest, **named)
+
+        return counted
+
+    read_table = run_folder._table
+    monkeypatch.setattr(run_folder, "_table", counting(read_table))
+    monkeypatch.setattr(run_folder, "parquet", counting(run_folder.parquet))
+    assert main(["figures", str(study), "--prompt", "list", "--out", str(tmp_path)]) == 0
+    assert len(opened) == 2 * 6
+    assert set(opened.values()) == {1}
+
+
+def test_the_interval_of_a_change_is_paired_token_by_token(study: Path) -> None:
+    runs = load(str(study))
+    strong = runs.runs.index[runs.runs["strength"] == 0.5][0]
+    interval = paired(runs.estimates[runs.estimates["run"] == strong])
+    assert interval is not None
+    rows = runs.prompts[runs.prompts["run"] == strong]
+    assert interval.mean == pytest.approx((rows["nll"] - rows["nll_plain"]).mean())
+    assert interval.low < interval.mean < interval.high
+    assert interval.over == f"{int((rows['prompt_tokens'] - 1).sum())} tokens of 3 texts"
+    again = paired(runs.estimates[runs.estimates["run"] == strong])
+    assert again == interval
+
+
+def test_seeds_and_repeats_of_one_setting_are_pooled(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1, 2):
+        make_run(tmp_path / f"a{seed}", prompts=ONE, feedback__strength=0.5, seed=seed)
+    make_run(tmp_path / "b", prompts=ONE, feedback__strength=-0.5)
+    runs = load(str(tmp_path))
+    assert list(runs.runs["group"]) == [0, 1, 1, 1]
+    assert list(runs.runs["label"])[1:] == [f"β = 0.5, seed {seed}" for seed in (0, 1, 2)]
+    assert main(["table", str(tmp_path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[:3] for row in rows if row[2:3] == ["overall"]] == [
+        ["−0.5", "1", "overall"],
+        ["0.5", "3", "overall"],
+    ]
+
+
+def test_a_line_ends_where_it_meets_rounding(make_run: MakeRun, tmp_path: Path) -> None:
+    figure = settling(load(str(make_run(tmp_path / "a", feedback__strength=0.5))))
+    (line,) = [line for axes in figure.axes for line in axes.lines]
+    shown = np.asarray(line.get_ydata())
+    level = 16 * 2.0**-52 * 10.0  # float64
+    assert (shown[:-1] > level).all()
+    assert 0 < shown[-1] <= level, "and an exact 0 has its place"
 
 
 def test_runs_left_out_are_named_in_one_line(
@@ -218,11 +283,62 @@ def test_the_table_shows_missing_as_a_dash_and_is_sorted(
     assert main(["table", str(study)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "study sweep · log_prob"
+    assert "prompt" in lines[1].split()
     rows = [line.split() for line in lines[3 : 3 + 6 * 4]]
     strengths = [row[0] for row in rows]
     assert strengths == [s for s in ("−0.5", "−0.1", "0", "0.1", "0.5", "2") for _ in range(4)]
     assert [row[1] for row in rows[:4]] == ["harbour", "rain", "list", "overall"]
     assert rows[20][:5] == ["2", "harbour", "63", "iteration_limit", "–"]
+
+
+def test_the_table_of_one_prompt_has_no_row_over_all(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    assert main(["table", str(study), "--prompt", "rain", "--csv", str(path)]) == 0
+    assert "overall" not in capsys.readouterr().out
+    assert set(pd.read_csv(path)["row"]) == {"prompt"}
+
+
+def test_measures_that_were_switched_off_are_said(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measures = {"oracle": False, "lyapunov": False, "kl": True}
+    make_run(tmp_path / "a", prompts=ONE, measures=measures)
+    make_run(tmp_path / "b", prompts=ONE, feedback__strength=1.0)
+    assert main(["table", str(tmp_path)]) == 0
+    assert "switched off in a (measures.*=false): lyapunov, oracle" in capsys.readouterr().out
+
+
+def test_nothing_from_a_run_can_steer_a_terminal_or_enter_a_file_unseen(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = "\x1b[31m\u202e"
+    run = make_run(tmp_path / "runs" / "a", study=f"s{bad}", prompts={f"p{bad}": f"one two {bad}"})
+    status = run.parent / "b"
+    make_run(status, prompts=ONE, state=f"failed{bad}")
+    words = [str(run.parent), "--prompt", f"p{bad}"]
+    assert main(["table", *words, "--csv", str(tmp_path / "t.csv")]) == 0
+    assert main(["figures", *words, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    written = [path.read_text(encoding="utf-8") for path in (tmp_path / "out").glob("*.svg")]
+    written += [(tmp_path / "t.csv").read_text(encoding="utf-8")]
+    assert len(written) >= 2
+    for text in (said.out, said.err, *written):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    assert "⟨1B⟩" in said.out
+    assert "⟨202E⟩" in said.err
+
+
+def test_a_failure_of_ours_names_its_traceback(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "good", prompts=ONE)
+    bad = make_run(tmp_path / "bad", prompts=ONE, state="failed")
+    (bad / "traceback.txt").write_text("Traceback", encoding="utf-8")
+    assert main(["table", str(tmp_path)]) == 0
+    assert f"bad (failed: {bad / 'traceback.txt'})" in capsys.readouterr().err
 
 
 def test_the_csv_keeps_full_precision_and_provenance(study: Path, tmp_path: Path) -> None:

@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.load import load
-from analysis.news import left_out_line
-from analysis.saved import SourceError
-from analysis.series import series_of
+from analysis import load
+from analysis.__main__ import main
+from analysis.read.saved import SourceError
+from analysis.read.sources import left_out_line
 
 MakeRun = Callable[..., Path]
 ONE = {"p": "one two three four five six"}
 
 
 def labels(folder: Path) -> list[str]:
-    return [one.label for one in series_of(load([str(folder)]))]
+    return list(load(str(folder)).runs["label"])
 
 
 def test_a_study_folder_nested_at_any_depth_gives_every_run_once(
@@ -28,9 +28,9 @@ def test_a_study_folder_nested_at_any_depth_gives_every_run_once(
 ) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "sweep").symlink_to(study)
-    runs = load([str(tmp_path), str(study), str(study / "run_0p5")])
+    runs = load(str(tmp_path), str(study), str(study / "run_0p5"))
     assert list(runs.runs["strength"]) == [-0.5, -0.1, 0.0, 0.1, 0.5, 2.0]
-    assert len(runs.summaries) == 6 * 3
+    assert len(runs.prompts) == 6 * 3
 
 
 def test_only_finished_and_whole_runs_are_data(make_run: MakeRun, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_only_finished_and_whole_runs_are_data(make_run: MakeRun, tmp_path: Path
         (run / name).write_bytes((run / name).read_bytes()[:-9])
         run = make_run(tmp_path / f"without-{name}", prompts=ONE)
         (run / name).unlink()
-    runs = load([str(tmp_path)])
+    runs = load(str(tmp_path))
     assert list(runs.runs["run_id"]) == ["good"]
     line = left_out_line(runs.left_out)
     assert "\n" not in line
@@ -60,7 +60,7 @@ def test_folders_of_hydra_and_of_the_tracker_are_not_runs(
     for folder in (".hydra", "wandb/offline-run-1/files"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.yaml").write_text("a: 1", encoding="utf-8")
-    assert load([str(tmp_path)]).left_out == ()
+    assert load(str(tmp_path)).left_out == ()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_source_that_is_no_good_is_one_sentence(
     Path("offline-run-1/run-1.wandb").write_bytes(b":W&B")
     make_run(Path("unfinished/a"), prompts=ONE, state="running")
     with pytest.raises(SourceError, match=words) as caught:
-        load([source])
+        load(source)
     assert "\n" not in str(caught.value)
     assert source in str(caught.value)
 
@@ -98,10 +98,14 @@ def test_a_partitioned_trajectory_reads_like_a_single_file(
     make_run(
         tmp_path / "parts" / "a", prompts=text, steps=2, feedback__strength=0.5, partitioned=True
     )
-    one, other = (load([str(tmp_path / name)]).grid(0, "007") for name in ("file", "parts"))
-    assert one.tokens == other.tokens == ("one", " two", " three", " four", " five", " six")
-    assert one.step == other.step == 2
-    np.testing.assert_array_equal(one.log_prob, other.log_prob)
+    one, other = (
+        load(str(tmp_path / name)).trajectory.astype({"prompt_id": str, "token": str})
+        for name in ("file", "parts")
+    )
+    last = one[(one["step"] == 2) & (one["iteration"] == 1)]
+    assert list(last["token"]) == ["one", " two", " three", " four", " five", " six"]
+    assert set(one["prompt_id"]) == {"007"}
+    pd.testing.assert_frame_equal(one, other)
 
 
 def test_lacking_and_null_measures_are_missing(make_run: MakeRun, tmp_path: Path) -> None:
@@ -109,7 +113,7 @@ def test_lacking_and_null_measures_are_missing(make_run: MakeRun, tmp_path: Path
     new = make_run(tmp_path / "new", prompts=ONE, feedback__strength=0.5)
     null = pd.read_parquet(new / "iterations.parquet").assign(kl_step=None)
     null.to_parquet(new / "iterations.parquet")
-    runs = load([str(tmp_path)])
+    runs = load(str(tmp_path))
     old = runs.runs.index[runs.runs["run_id"] == "old"][0]
     lacking = runs.iterations["run"] == old
     assert runs.iterations.loc[lacking, "oracle_error_max"].isna().all()
@@ -118,8 +122,8 @@ def test_lacking_and_null_measures_are_missing(make_run: MakeRun, tmp_path: Path
 
 
 def test_not_reached_is_missing_and_never_a_number(study: Path) -> None:
-    runs = load([str(study)])
-    rows = runs.summaries.set_index(["run", "prompt_id"])["iterations_to_tolerance"]
+    runs = load(str(study))
+    rows = runs.prompts.set_index(["run", "prompt_id"])["iterations_to_tolerance"]
     assert np.isnan(rows.loc[5, "harbour"])
     assert rows.loc[5, "rain"] > 0
 
@@ -129,6 +133,8 @@ def test_a_label_names_exactly_the_settings_that_differ(make_run: MakeRun, tmp_p
     make_run(tmp_path / "b", prompts=ONE, feedback__strength=0.5, recompute__damping=1)
     make_run(tmp_path / "c", prompts=ONE, feedback__strength=-2, recompute__damping=1.0)
     assert labels(tmp_path) == ["β = 0.5, damping 0.7", "β = −2, damping 1", "β = 0.5, damping 1"]
+    runs = load(str(tmp_path)).runs
+    assert list(runs["variant"]) == ["damping 0.7", "damping 1", "damping 1"]
 
 
 def test_runs_without_feedback_have_no_strength(make_run: MakeRun, tmp_path: Path) -> None:
@@ -153,7 +159,7 @@ def test_the_same_run_id_in_two_studies_is_two_runs(make_run: MakeRun, tmp_path:
 
 
 def test_unknown_ids_are_named_with_those_that_exist(study: Path) -> None:
-    runs = load([str(study)])
+    runs = load(str(study))
     with pytest.raises(SourceError, match="no run nope; there are: run_m0p5"):
         runs.only(run_ids=["nope"], prompt_ids=[])
     with pytest.raises(SourceError, match="no prompt nope; there are: harbour, rain, list"):
@@ -164,4 +170,86 @@ def test_json_that_is_not_a_mapping_is_unreadable(make_run: MakeRun, tmp_path: P
     make_run(tmp_path / "good", prompts=ONE)
     run = make_run(tmp_path / "odd", prompts=ONE)
     (run / "summary.json").write_text(json.dumps([1, 2]), encoding="utf-8")
-    assert [item.reason for item in load([str(tmp_path)]).left_out] == ["unreadable summary.json"]
+    assert [item.reason for item in load(str(tmp_path)).left_out] == ["unreadable summary.json"]
+
+
+def test_the_first_position_is_missing_so_that_a_plain_mean_is_the_loss(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    runs = load(str(make_run(tmp_path / "a", feedback__strength=0.5)))
+    rows = runs.trajectory
+    assert rows.loc[rows["position"] == 0, "log_prob"].isna().all()
+    last = rows[rows["iteration"] == rows["iteration"].max()]
+    mean = -last.groupby("prompt_id", observed=True)["log_prob"].mean()
+    expected = runs.prompts.set_index("prompt_id")["nll"]
+    assert mean.to_dict() == pytest.approx(expected.to_dict())
+
+
+def test_estimates_hold_the_first_and_the_last_pass_of_every_token(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "cold", prompts=ONE, steps=2, feedback__strength=0.5)
+    make_run(tmp_path / "carried", prompts=ONE, steps=2, recompute__start="carried")
+    runs = load(str(tmp_path))
+    estimates = runs.estimates.set_index("run")
+    for run, start in runs.runs["start"].items():
+        rows = estimates.loc[run]
+        assert len(rows) == 4 + 5 + 6, "the text of each step"
+        known = (rows["position"] > 0) & ((rows["step"] == 0) | (start == "cold"))
+        assert (rows["change"].notna() == known).all(), "a carried pass is not the plain model's"
+        of_run = runs.trajectory[runs.trajectory["run"] == run]
+        last = of_run[of_run["iteration"] == of_run["iteration"].max()]
+        np.testing.assert_array_equal(rows["last"].to_numpy(), last["log_prob"].to_numpy())
+
+
+def test_damage_deep_in_a_trajectory_leaves_out_that_run_alone(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "in" / "good", prompts=ONE, feedback__strength=0.5)
+    bad = make_run(tmp_path / "in" / "bad", prompts=ONE, feedback__strength=1.0)
+    path = bad / "trajectory.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[:20] + bytes(200) + content[220:])
+    assert main(["figures", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "Left out 1 run that is not finished and whole: bad (unreadable" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("trajectory.parquet", {"log_prob": "x"}),
+        ("trajectory.parquet", {"position": 0.5}),
+        ("iterations.parquet", {"nll": "x"}),
+        ("iterations.parquet", {"iteration": None}),
+    ],
+)
+def test_columns_of_other_types_leave_out_the_run(
+    make_run: MakeRun, tmp_path: Path, name: str, change: dict[str, object]
+) -> None:
+    make_run(tmp_path / "good", prompts=ONE)
+    run = make_run(tmp_path / "odd", prompts=ONE)
+    pd.read_parquet(run / name).assign(**change).to_parquet(run / name)
+    left_out = load(str(tmp_path)).left_out
+    assert [(item.run_id, item.reason) for item in left_out] == [
+        ("odd", f"{name} has columns of other types")
+    ]
+
+
+def test_numbers_sort_as_numbers_also_within_text(make_run: MakeRun, tmp_path: Path) -> None:
+    for limit in (9, 10, 100):
+        make_run(tmp_path / f"n{limit}", prompts=ONE, recompute__iterations=limit)
+        make_run(tmp_path / f"m{limit}", prompts=ONE, model__name=f"m{limit}")
+    models = load(*(str(tmp_path / f"m{limit}") for limit in (100, 9, 10)))
+    assert list(models.runs["model"]) == ["m9", "m10", "m100"]
+    limits = load(*(str(tmp_path / f"n{limit}") for limit in (100, 9, 10)))
+    assert list(limits.runs["iterations_allowed"]) == [9, 10, 100]
+    assert list(limits.runs["label"]) == [f"β = 0, {n} iterations" for n in (9, 10, 100)]
+
+
+def test_runs_of_other_reporting_tolerances_have_other_labels(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for tolerance in (1e-3, 1e-4):
+        make_run(tmp_path / f"t{tolerance}", prompts=ONE, reporting_tolerance=tolerance)
+    assert labels(tmp_path) == [f"β = 0, reporting_tolerance {t}" for t in ("0.0001", "0.001")]

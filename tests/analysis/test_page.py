@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import load
 from analysis.__main__ import main
-from analysis.load import load
+from analysis.intervals import Interval
 from analysis.page import build as page_build
 from analysis.page.build import RUN_LIMIT, build
-from analysis.page.finding import Change, finding
+from analysis.page.finding import finding
 from analysis.page.texts import PER_NAT, Text, texts_of
 
 MakeRun = Callable[..., Path]
@@ -70,7 +71,7 @@ def unpacked(data: dict) -> dict[tuple[int, str, int], np.ndarray]:
 
 
 def test_every_recorded_estimate_is_in_the_page_to_a_hundredth_of_a_nat(study: Path) -> None:
-    data = data_of(build(load([str(study)])))
+    data = data_of(build(load(str(study))))
     stored = unpacked(data)
     assert len(stored) == 6 * 3
     for run, row in enumerate(data["runs"]):
@@ -123,7 +124,7 @@ def test_passes_after_rest_are_not_stored() -> None:
 
 
 def test_a_large_study_is_thinned_until_it_fits_and_says_how(study: Path) -> None:
-    runs = load([str(study)])
+    runs = load(str(study))
     whole = build(runs)
     limit = len(whole) - 3_000
     small = build(runs, limit=limit)
@@ -145,7 +146,7 @@ def test_a_large_study_is_thinned_until_it_fits_and_says_how(study: Path) -> Non
 
 
 def test_a_page_of_one_run_is_small_enough_for_a_tracker(study: Path) -> None:
-    page = build(load([str(study / "run_0p5")]), limit=RUN_LIMIT)
+    page = build(load(str(study / "run_0p5")), limit=RUN_LIMIT)
     assert len(page.encode()) <= RUN_LIMIT
     assert data_of(page)["thinned"] == []
 
@@ -153,7 +154,7 @@ def test_a_page_of_one_run_is_small_enough_for_a_tracker(study: Path) -> None:
 @pytest.fixture
 def hostile(make_run: MakeRun, tmp_path: Path) -> str:
     make_run(tmp_path / "h", study="<b onclick=1>&lt;", prompts={HOSTILE: HOSTILE})
-    return build(load([str(tmp_path / "h")]))
+    return build(load(str(tmp_path / "h")))
 
 
 def test_nothing_of_a_run_is_markup(hostile: str) -> None:
@@ -217,7 +218,7 @@ def test_runs_that_failed_or_broke_off_are_named(make_run: MakeRun, tmp_path: Pa
     make_run(tmp_path / "s" / "good", feedback__strength=0.5)
     make_run(tmp_path / "s" / "bad", state="failed")
     make_run(tmp_path / "s" / "cut", state="running")
-    data = data_of(build(load([str(tmp_path / "s")])))
+    data = data_of(build(load(str(tmp_path / "s"))))
     assert {(one["id"], one["reason"]) for one in data["leftOut"]} == {
         ("bad", "failed"),
         ("cut", "running"),
@@ -226,7 +227,7 @@ def test_runs_that_failed_or_broke_off_are_named(make_run: MakeRun, tmp_path: Pa
 
 
 def test_runs_without_trajectories_are_a_table(study: Path) -> None:
-    runs = load([str(study)])
+    runs = load(str(study))
     bare = {key: replace(run, trajectory=None) for key, run in runs.saved.items()}
     data = data_of(build(replace(runs, saved=bare), limit=0))
     assert data["texts"] == []
@@ -244,7 +245,7 @@ def test_settings_that_differ_are_columns_and_the_familiar_come_first(
             recompute__damping=damping,
             prompts={"p": "one two three"},
         )
-    data = data_of(build(load([str(tmp_path / "s")])))
+    data = data_of(build(load(str(tmp_path / "s"))))
     assert data["settings"] == ["kind", "damping"]
     assert [run["settings"] for run in data["runs"]] == [["log_prob", "1"], ["prob", "0.5"]]
 
@@ -260,9 +261,9 @@ def test_a_carried_step_has_its_plain_estimates_from_a_cold_run(
             feedback__strength=0.5,
             recompute__start=start,
         )
-    alone = data_of(build(load([str(tmp_path / "s" / "carried")])))
+    alone = data_of(build(load(str(tmp_path / "s" / "carried"))))
     assert [text[-1] for text in alone["texts"]] == [0, None, None]
-    both = data_of(build(load([str(tmp_path / "s")])))
+    both = data_of(build(load(str(tmp_path / "s"))))
     places = {run["id"]: place for place, run in enumerate(both["runs"])}
     for place, (run, _, step, *_, plain) in enumerate(both["texts"]):
         own = run == places["cold"] or step == 0
@@ -272,39 +273,44 @@ def test_a_carried_step_has_its_plain_estimates_from_a_cold_run(
 
 def runs_frame(**columns: list) -> pd.DataFrame:
     count = len(columns["strength"])
-    usual = {"kind": ["log_prob"] * count, "outcome": ["settled"] * count}
-    return pd.DataFrame({**usual, "iterations_to_tolerance": [3] * count, **columns})
+    usual = {
+        "kind": ["log_prob"] * count,
+        "outcome": ["settled"] * count,
+        "iterations_to_tolerance": [3] * count,
+        "ends_by_theorem": [True] * count,
+    }
+    return pd.DataFrame({**usual, **columns})
 
 
-def text_with(gain: list[float], run: int) -> Text:
-    text = text_of([[0.0] * len(gain), [*map(float, gain)]])
-    return Text(**{**vars(text), "run": run})
-
-
-def test_the_finding_claims_no_more_than_its_interval() -> None:
+def test_the_finding_claims_no_more_than_its_intervals() -> None:
     runs = runs_frame(strength=[-1.0, -0.1, 1.0])
-    texts = [
-        text_with([0, -1.0, -1.1, -0.9, -1.0], 0),
-        text_with([0, 1.0, -1.1, 0.9, -1.0], 1),
-        text_with([0, 0.5, 0.6, 0.5, 0.6], 2),
-    ]
-    assert finding(runs, texts, left_out=0) == (
+    changes = {
+        0: Interval(1.0, 0.92, 1.08, "tokens"),
+        1: Interval(-0.017, -0.043, 0.009, "tokens"),
+        2: Interval(-0.55, -0.61, -0.49, "tokens"),
+    }
+    assert finding(runs, changes, longest=5, left_out=1) == (
         "Fed back, the model's estimates came to rest in all 3 runs, after at most 3 passes "
-        "(4 are guaranteed). With feedback it predicts worse in 1 of 3 runs, by up to "
+        "(4 are guaranteed). With feedback the model predicts worse in 1 of 3 runs, by up to "
         "1.00 ± 0.08 nats a token (β = −1), better in 1 of 3 runs, by up to 0.55 ± 0.06 nats a "
-        "token (β = 1), neither clearly in 1."
+        "token (β = 1), neither clearly in 1. 1 run is failed or unfinished and not shown."
+    )
+    assert finding(runs[1:2], {1: changes[1]}, longest=5, left_out=0).endswith(
+        "The model predicts neither clearly worse nor better: by −0.02 ± 0.03 nats a token."
     )
 
 
-def test_the_finding_of_a_damped_or_diverged_run_promises_no_bound() -> None:
-    damped = runs_frame(strength=[0.5], damping=[0.5])
-    text = text_with([0, -1, 1, -1, 1, 1, -1], 0)
-    assert "guaranteed" not in finding(damped, [text], left_out=0)
+def test_the_finding_promises_no_bound_where_there_is_none() -> None:
+    damped = runs_frame(strength=[0.5], ends_by_theorem=[False])
+    assert "guaranteed" not in finding(damped, {}, longest=9, left_out=0)
     lost = runs_frame(strength=[0.5], outcome=["diverged"], iterations_to_tolerance=[np.nan])
-    said = finding(lost, [text], left_out=0)
-    assert said.startswith("Fed back, the model's estimates did not come to rest")
+    said = finding(lost, {}, longest=9, left_out=0)
+    assert said == "Fed back, the model's estimates did not come to rest in the passes given."
 
 
-def test_an_interval_around_zero_is_not_clear() -> None:
-    assert Change(0.02, 0.01).clear
-    assert not Change(-0.017, 0.026).clear
+def test_of_some_prompts_no_rest_is_claimed(study: Path) -> None:
+    data = data_of(build(load(str(study)).only(run_ids=(), prompt_ids=["list"])))
+    assert "rest" not in data["finding"]
+    assert data["finding"] == (
+        "In none of 5 runs with feedback does the model clearly predict worse or better."
+    )

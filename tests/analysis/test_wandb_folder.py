@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
+from analysis import load
 from analysis.__main__ import main
-from analysis.load import load
-from analysis.saved import ALL_PROMPTS, SourceError
-from analysis.wandb_log import BLOCK, CHUNK_HEADER, FILE_HEADER, NotALog, read_log
+from analysis.read.saved import ALL_PROMPTS, SourceError
+from analysis.read.wandb_log import BLOCK, CHUNK_HEADER, FILE_HEADER, NotALog, read_log
 
 MakeRun = Callable[..., Path]
 ONE = {"p": "one two three four five six"}
@@ -186,11 +186,9 @@ def test_values_that_are_not_json_are_left_out(tmp_path: Path) -> None:
 
 
 def same_frames(one: list[str], other: list[str]) -> None:
-    first, second = load(one), load(other)
-    for name in ("runs", "summaries", "overall", "iterations"):
+    first, second = load(*one), load(*other)
+    for name in ("runs", "prompts", "iterations", "trajectory", "estimates"):
         pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name))
-    for run, prompt in zip(first.summaries["run"], first.summaries["prompt_id"], strict=True):
-        assert (first.grid(run, prompt).log_prob == second.grid(run, prompt).log_prob).all()
 
 
 def test_a_copied_wandb_run_reads_like_its_run_folder(make_run: MakeRun, tmp_path: Path) -> None:
@@ -210,11 +208,11 @@ def test_a_wandb_folder_within_a_study_adds_nothing_and_alone_is_read(
     run = make_run(tmp_path / "s" / "abc", prompts=ONE)
     write_offline(tmp_path / "s" / "wandb" / "offline-run-1-abc", run)
     write_offline(run / "wandb" / "offline-run-1-abc")
-    runs = load([str(tmp_path / "s")])
+    runs = load(str(tmp_path / "s"))
     assert (len(runs.runs), runs.repeated, runs.left_out) == (1, (), ())
     shutil.rmtree(run)
-    assert len(load([str(tmp_path / "s")]).runs) == 1, "all that is left of the study"
-    assert len(load([str(tmp_path / "s" / "wandb")]).runs) == 1
+    assert len(load(str(tmp_path / "s")).runs) == 1, "all that is left of the study"
+    assert len(load(str(tmp_path / "s" / "wandb")).runs) == 1
 
 
 def test_a_run_in_several_sources_counts_once_and_is_named(
@@ -230,7 +228,7 @@ def test_the_more_complete_of_two_copies_counts(make_run: MakeRun, tmp_path: Pat
     run = make_run(tmp_path / "s" / "abc", study="sweep", prompts=ONE)
     history = write_offline(tmp_path / "offline-run-1-abc")
     for sources in ([run, history], [history, run]):
-        runs = load([str(source) for source in sources])
+        runs = load(*map(str, sources))
         assert len(runs.runs) == 1
         assert runs.prompt_ids == ("p",)
 
@@ -242,7 +240,7 @@ def test_without_the_copy_the_history_gives_measures_over_all_prompts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offline = write_offline(tmp_path / "offline-run-1-abc")
-    runs = load([str(offline)])
+    runs = load(str(offline))
     assert list(runs.runs["run_id"]) == ["abc"]
     assert list(runs.runs["strength"]) == [0.5]
     assert runs.prompt_ids == (ALL_PROMPTS,)
@@ -251,7 +249,9 @@ def test_without_the_copy_the_history_gives_measures_over_all_prompts(
     assert main(["table", str(offline)]) == 0
     said = capsys.readouterr()
     rows = [line.split() for line in said.out.splitlines() if " overall " in line]
-    assert rows == [["0.5", "overall", "–", "settled", "3", "–", "–", "4.3000", "+0.3000", "–"]]
+    assert rows == [
+        ["0.5", "overall", "–", "settled", "3", "–", "–", "4.3000", "+0.3000", "–", "–"]
+    ]
     assert said.err == (
         "1 run has only W&B's history, with measures over all prompts: abc (no files/run_folder).\n"
     )
@@ -265,7 +265,7 @@ def test_a_damaged_copy_falls_back_on_the_history(
     offline = write_offline(tmp_path / "offline-run-1-abc", run)
     path = offline / "files" / "run_folder" / name
     path.write_bytes(path.read_bytes()[:-9])
-    (saved,) = load([str(offline)]).saved.values()
+    (saved,) = load(str(offline)).saved.values()
     assert saved.trajectory is None
     assert saved.lacking == f"unreadable {name}"
 
@@ -284,11 +284,9 @@ def test_measures_are_drawn_without_trajectories_and_the_rest_is_said(
         )
     assert main(["figures", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
     drawn = {path.stem for path in (tmp_path / "out").iterdir()}
-    assert drawn == {"convergence", "settled_front", "response", "strength_map"}
+    assert drawn == {"headline", "settling"}
     said = capsys.readouterr().err.splitlines()
-    assert said[1:] == [
-        "Not drawn: heat_map and trajectories: W&B's history holds no single tokens."
-    ]
+    assert [line.split(":")[1].strip() for line in said[1:]] == ["regimes", "tokens"]
 
 
 def test_runs_without_prompts_of_their_own_are_not_drawn_beside_those_with_them(
@@ -297,18 +295,18 @@ def test_runs_without_prompts_of_their_own_are_not_drawn_beside_those_with_them(
     make_run(tmp_path / "in" / "whole", study="sweep", prompts=ONE, feedback__strength=1.0)
     write_offline(tmp_path / "in" / "offline-run-1-abc")
     assert main(["figures", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
-    assert "Not drawn: any line of abc: only their measures" in capsys.readouterr().err
-    assert (tmp_path / "out" / "heat_map_p.png").exists()
+    assert "Not drawn: abc: only its measures over all prompts" in capsys.readouterr().err
+    assert (tmp_path / "out" / "tokens.png").exists()
 
 
 def test_a_log_that_breaks_off_gives_what_it_holds_and_no_outcome(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offline = write_offline(tmp_path / "offline-run-1-abc", None, *whole_log()[:3])
-    runs = load([str(offline)])
+    runs = load(str(offline))
     assert list(runs.iterations["iteration"]) == [1, 2]
-    assert runs.overall["outcome"].isna().all()
-    assert runs.overall["nll"].isna().all(), "the last row of a torn history is not the end"
+    assert runs.runs["outcome"].isna().all()
+    assert runs.runs["nll"].isna().all(), "the last row of a torn history is not the end"
     assert main(["table", str(offline)]) == 0
     assert "abc (no files/run_folder, and its W&B log breaks off)" in capsys.readouterr().err
 
@@ -327,7 +325,7 @@ def test_a_log_without_measures_or_of_a_failure_is_left_out_with_the_reason(
 ) -> None:
     write_log(tmp_path / "in" / "offline-run-1-abc" / "run-abc.wandb", *records)
     with pytest.raises(SourceError, match="there is no finished run") as caught:
-        load([str(tmp_path / "in")])
+        load(str(tmp_path / "in"))
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -343,8 +341,8 @@ def test_odd_values_in_a_log_are_missing_and_harm_nobody(tmp_path: Path) -> None
     summary = {"outcome": {"a": 1}, "run": 5, "prompt_id": "p", "nll": [3], "_runtime": 4}
     records = [run_record(config=config), *map(history_record, rows), summary_record(summary)]
     offline = write_offline(tmp_path / "offline-run-1-abc", None, *records, exit_record())
-    runs = load([str(offline)])
+    runs = load(str(offline))
     assert list(runs.iterations["nll"][runs.iterations["iteration"] == 2]) == [5.0]
     assert runs.prompt_ids == (ALL_PROMPTS,)
-    assert list(runs.overall["run"]) == [0]
+    assert list(runs.runs.index) == [0]
     assert main(["table", str(offline)]) == 0

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 import yaml
 
-from analysis import wandb_server
 from analysis.__main__ import main
-from analysis.saved import SourceError
+from analysis.read import wandb
+from analysis.read.saved import SourceError
 
 MakeRun = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -253,4 +253,4 @@ def test_what_keeps_a_server_from_answering_is_one_sentence(
 @pytest.mark.parametrize("source", ["wandb:", "wandb:me", "wandb:me/", "wandb:/p", "wandb:me/p/"])
 def test_an_address_without_a_project_says_what_it_must_be(source: str) -> None:
     with pytest.raises(SourceError, match="give wandb:ENTITY/PROJECT or"):
-        wandb_server.read(source)
+        wandb.read_address(source)

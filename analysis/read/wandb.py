@@ -1,8 +1,9 @@
-"""Reads runs from a W&B server: `wandb:ENTITY/PROJECT`, or `wandb:ENTITY/PROJECT/GROUP`.
+"""Reads W&B runs: from the folder kept on disk, from its log alone, and from a server.
 
-A run of this project uploads its run folder among the files of its W&B run. These files are
-fetched once into a cache, `$STATEFUL_GPT_CACHE` or `~/.cache/stateful_gpt`. Of a run without them,
-the history still gives the measures over all prompts.
+A run of this project keeps a copy of its run folder among the files of its W&B run, which reads
+like the run itself. Where that copy is missing or damaged, the history still gives the measures
+over all prompts. From a server (`wandb:ENTITY/PROJECT[/GROUP]`) the copies are fetched once into a
+cache, `$STATEFUL_GPT_CACHE` or `~/.cache/stateful_gpt`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,26 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from analysis import run_folder
-from analysis.history import from_history
-from analysis.saved import Found, LeftOut, NotData, SavedRun, SourceError
+import pandas as pd
+
+from analysis.read import run_folder
+from analysis.read.saved import (
+    ALL_PROMPTS,
+    MEASURES,
+    PROMPT_COLUMNS,
+    Found,
+    LeftOut,
+    NotData,
+    SavedRun,
+    SourceError,
+)
+from analysis.read.wandb_log import Log, NotALog, read_log
 
 PREFIX = "wandb:"
 COPY = "run_folder"
@@ -37,13 +49,53 @@ PATIENCE = {  # a server that is down is said to be so within half a minute
     "x_file_transfer_retry_wait_max_seconds": 2.0,
     "x_file_transfer_timeout_seconds": 120.0,
 }
+LOCAL_COPY = Path("files", COPY)
+HISTORY_COLUMNS = ("iteration", *MEASURES)
+MOST_ITERATIONS = 2**31
 
 
-def accepts(source: str) -> bool:
+def accepts_folder(folder: Path) -> bool:
+    """Whether a W&B run lies in this very folder."""
+    return next(folder.glob("*.wandb"), None) is not None
+
+
+def read_folder(folder: Path, *, log: Path | None = None) -> SavedRun:
+    """One W&B run. Raises NotData where even the log holds no measures, or those of a failure."""
+    try:
+        return run_folder.read_run(folder / LOCAL_COPY)
+    except NotData as reason:
+        problem = str(reason)
+    path = log or min(folder.glob("*.wandb"))
+    try:
+        said = read_log(path)
+    except NotALog as reason:
+        raise NotData(str(reason)) from None
+    if said.run_id is None:
+        raise NotData("its W&B log breaks off before the run begins")
+    if said.exit_code:
+        raise NotData("failed")
+    return _from_history(
+        run_id=said.run_id,
+        study=said.group,
+        place=str(folder.resolve()),
+        config=said.config,
+        summary=said.summary,
+        history=said.history,
+        lacking=_lacking(said, problem if (folder / LOCAL_COPY).exists() else f"no {LOCAL_COPY}"),
+    )
+
+
+def _lacking(said: Log, problem: str) -> str:
+    if said.exit_code is None:
+        return f"{problem}, and its W&B log breaks off"
+    return problem
+
+
+def accepts_address(source: str) -> bool:
     return source.startswith(PREFIX)
 
 
-def read(source: str) -> Found:
+def read_address(source: str) -> Found:
     """Every finished run of a project or group. SourceError if the server does not give them."""
     entity, project, group = _address(source)
     with _wandb_said(source):
@@ -60,12 +112,12 @@ def read(source: str) -> Found:
     if not listed:
         raise SourceError(f"{source}: there is no run in it.")
     return Found(
-        runs=tuple(one for one in read_runs if isinstance(one, SavedRun)),
-        left_out=tuple(one for one in read_runs if isinstance(one, LeftOut)),
+        tuple(one for one in read_runs if isinstance(one, SavedRun)),
+        tuple(one for one in read_runs if isinstance(one, LeftOut)),
     )
 
 
-def read_run(run: Any, *, place: str) -> SavedRun:
+def _read_run(run: Any, *, place: str) -> SavedRun:
     """A run of W&B's public API. Raises NotData if it holds no measures or is not finished."""
     if run.state != "finished":
         raise NotData(str(run.state))
@@ -73,7 +125,7 @@ def read_run(run: Any, *, place: str) -> SavedRun:
         return run_folder.read_run(_fetch(run) / COPY)
     except NotData as reason:
         problem = str(reason)
-    return from_history(
+    return _from_history(
         run_id=run.id,
         study=run.group or "",
         place=place,
@@ -88,7 +140,7 @@ def read_run(run: Any, *, place: str) -> SavedRun:
 def _read_or_leave_out(run: Any, source: str) -> SavedRun | LeftOut:
     place = f"{PREFIX}{'/'.join(run.path)}"
     try:
-        return read_run(run, place=place)
+        return _read_run(run, place=place)
     except NotData as reason:
         return LeftOut(run_id=run.id, place=place, reason=str(reason))
 
@@ -161,3 +213,54 @@ def _wandb_said(source: str) -> Iterator[None]:
         raise SourceError(f"{source}: W&B says: {said[:300].rstrip('.')}.") from error
     finally:
         sys.stdin = stdin
+
+
+def _from_history(
+    *,
+    run_id: str,
+    study: str,
+    place: str,
+    config: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    lacking: str,
+    commit: str | None = None,
+) -> SavedRun:
+    """As much of a run as its history tells. Raises NotData where there is no row to tell it."""
+    frame = pd.DataFrame([{name: row.get(name) for name in HISTORY_COLUMNS} for row in history])
+    frame = frame.reindex(columns=list(HISTORY_COLUMNS)).apply(_numbers)
+    frame = frame[frame["iteration"].between(1, MOST_ITERATIONS)]
+    if frame.empty:
+        raise NotData(f"{lacking}, and no history of iterations")
+    # a run that was resumed logs again what it had logged before
+    frame = frame.drop_duplicates("iteration", keep="last").sort_values("iteration")
+    ended = "outcome" in summary  # until then, W&B's summary repeats the last row of the history
+    overall = {key: summary[key] for key in PROMPT_COLUMNS if ended and _is_plain(summary.get(key))}
+    tolerance = config.get("reporting_tolerance")
+    told = {"reporting_tolerance": tolerance if _is_plain(tolerance) else None, **overall}
+    return SavedRun(
+        run_id=run_id,
+        study=str(config.get("study") or study or "unknown"),
+        place=place,
+        config={key: value for key, value in config.items() if not key.startswith("_")},
+        status={"commit": commit},
+        summary={
+            "run_id": run_id,
+            "overall": overall,
+            "prompts": [{**told, "prompt_id": ALL_PROMPTS}],
+        },
+        iterations=frame.astype({"iteration": int}).assign(prompt_id=ALL_PROMPTS, step=0),
+        trajectory=None,
+        lacking=lacking,
+    )
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """Anything that is no number is missing: a log may hold what it likes."""
+    return pd.Series(
+        [value if isinstance(value, int | float) else None for value in column], dtype=float
+    )
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float)

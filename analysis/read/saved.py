@@ -1,15 +1,15 @@
-"""What every reader hands over: one saved run, the runs it left out, and why a source is no good.
+"""What every reader hands over: saved runs and models, what it left out, why a source is no good.
 
-Knows the shape of a run, not where it is kept: folders and trackers are the readers' business.
+Knows the shape of a record, not where it is kept: folders and trackers are the readers' business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
-import pyarrow.dataset as ds
+import pyarrow as pa
 
 MEASURES = (
     "step_max",
@@ -39,7 +39,7 @@ PROMPT_COLUMNS = (
     "oracle_error_max",
     "seconds",
 )
-COUNTS = ("prompt_tokens", "generated_tokens", "iterations", "iterations_to_tolerance")
+TEXT_COLUMNS = frozenset({"prompt_id", "text", "generated_text", "outcome"})
 TRAJECTORY_COLUMNS = ("prompt_id", "step", "iteration", "position", "token", "log_prob")
 # where only values over all prompts were kept, they stand in for the prompts under this name
 ALL_PROMPTS = "(all prompts)"
@@ -50,12 +50,12 @@ class SourceError(Exception):
 
 
 class NotData(Exception):
-    """What lies here is not a finished, readable run; the text says why in a few words."""
+    """What lies here is not finished and readable; the text says why in a few words."""
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """One saved run: its records, its measures, and its trajectory, which is read on demand."""
+    """One convergence run: its records, its measures, and its trajectory, read on demand."""
 
     run_id: str
     study: str
@@ -64,8 +64,20 @@ class SavedRun:
     status: Mapping[str, object]
     summary: Mapping[str, object]
     iterations: pd.DataFrame  # prompt_id, step, iteration and whichever MEASURES were recorded
-    trajectory: ds.Dataset | None  # TRAJECTORY_COLUMNS, lazily; None: it was not kept
+    trajectory: Callable[[], pa.Table] | None  # TRAJECTORY_COLUMNS, or NotData; None: not kept
     lacking: str | None = None  # what was not kept, in a few words; None: the run is complete
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """One trained model, of `experiments.train` or of a state-tracking contest."""
+
+    run_id: str
+    place: str
+    kind: str  # "training" or "state_tracking"
+    settings: Mapping[str, object]  # by dotted key
+    facts: Mapping[str, object]  # what is said of it as a whole
+    curve: pd.DataFrame  # depth, and nll and kl, or level and accuracy
 
 
 @dataclass(frozen=True)
@@ -81,5 +93,5 @@ class LeftOut:
 class Found:
     """Everything one source holds."""
 
-    runs: tuple[SavedRun, ...]
+    runs: tuple[SavedRun | SavedModel, ...]
     left_out: tuple[LeftOut, ...]

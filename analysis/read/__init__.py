@@ -1,0 +1,1 @@
+"""Readers: any saved form of a run becomes the same records."""

@@ -1,0 +1,322 @@
+"""Trained models and contestants of state tracking: grouped by all but the seed, as saved."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+from safetensors.numpy import save_file
+
+from analysis import load
+from analysis.__main__ import main
+from analysis.draw.recurrence import recurrence
+from analysis.models import at_full_depth, trained
+from analysis.table import spread
+
+ROOT = Path(__file__).parents[2]
+Save = Callable[..., Path]
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Save:
+    """Write a trained model's folder."""
+
+    def write(
+        name: str,
+        *,
+        seed: int = 0,
+        nll: list[float],
+        passes: int = 1,
+        steps: int = 10,
+        width: int = 8,
+    ) -> Path:
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        stateful = passes > 1
+        settings = {
+            "seed": seed,
+            "corpus": {"train": f"/somewhere/{name}"},
+            "architecture": {"n_layer": 4, "n_embd": width, "hidden_feedback": stateful},
+            "training": {
+                "steps": steps,
+                "passes": passes,
+                "draw_passes": False,
+                "through_passes": False,
+                "update_every_pass": False,
+            },
+        }
+        (folder / "training.yaml").write_text(yaml.safe_dump(settings))
+        depths = {
+            "nll": nll,
+            "kl": [0.5 / 4**n for n in range(len(nll) - 1)],
+            "nll_full": nll[-1] + 0.01 if stateful else None,
+            "contracts": True,
+            "characters_per_token": 2.0,
+        }
+        (folder / "depths.json").write_text(json.dumps(depths))
+        (folder / "history.json").write_text(json.dumps([{"tokens_read": 1000 * passes * steps}]))
+        save_file({"a": np.zeros((3, 4)), "b": np.zeros(5)}, folder / "model.safetensors")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def models(train: Save, tmp_path: Path) -> Path:
+    for seed in range(3):
+        train(f"plain-{seed}", seed=seed, nll=[3.0 + 0.1 * seed])
+        train(f"d3-{seed}", seed=seed, nll=[3.5, 2.9, 2.8 + 0.01 * seed, 2.85], passes=3)
+    train("longer-0", nll=[2.95], steps=30)
+    (tmp_path / "models" / "unfinished").mkdir()
+    return tmp_path / "models"
+
+
+def rows_of(out: str) -> list[list[str]]:
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_seeds_are_put_together_and_nothing_else(models: Path) -> None:
+    found = load(str(models)).models
+    names = found.rows.groupby("group", sort=False)["variant"].first()
+    assert list(names) == ["plain, 10 steps", "plain, 30 steps", "stateful, 10 steps"]
+    assert list(found.rows.groupby("group", sort=False).size()) == [3, 1, 3]
+    losses = trained(found).groupby(found.rows["group"])
+    assert list(losses.get_group(2)["last"]) == pytest.approx([2.8, 2.81, 2.82])
+    assert list(losses.get_group(2)["generating"]) == pytest.approx([2.86] * 3)
+    assert list(losses.get_group(0)["generating"]) == pytest.approx([3.0, 3.1, 3.2])
+    assert losses.get_group(0)["second"].isna().all()
+    assert set(found.rows["parameters"]) == {17}
+
+
+def test_models_of_other_width_have_other_labels(train: Save) -> None:
+    folders = [str(train(f"w{width}", nll=[3.0], width=width)) for width in (16, 8)]
+    assert list(load(*folders).models.rows["label"]) == ["width 8", "width 16"]
+
+
+def test_the_table_states_mean_spread_and_cost(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["table", str(models), "--csv", str(tmp_path / "all.csv")]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    plain, _, stateful = (dict(zip(rows[0], row, strict=True)) for row in rows[2:])
+    assert plain["depth 0"] == "3.1000 ± 0.1000"
+    assert plain["tokens read (M)"] == "0.01"
+    assert stateful["depth D−1"] == "2.8100 ± 0.0100"
+    assert stateful["nats/character"].startswith("1.4300"), "at generation's depth: 2.86 over 2"
+    assert stateful["KL falls"] == "3 of 3"
+    assert stateful["tokens read (M)"] == "0.03", "three passes cost three times as much"
+    saved = pd.read_csv(tmp_path / "all.csv")
+    assert len(saved) == 7
+    assert saved["nll_2"].dropna().tolist() == pytest.approx([2.8, 2.81, 2.82])
+
+
+def test_the_figure_is_the_same_again_and_tells_how_to_redraw_it(
+    models: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "figures" / "recurrence_trained.png"
+    assert main(["figures", str(models), "--out", str(path.parent)]) == 0
+    with Image.open(path) as image:
+        assert f"python -m analysis figures {models} --out" in image.info["Comment"]
+        assert "d3-0" in image.info["Description"]
+    first = path.read_bytes()
+    assert main(["figures", str(models), "--out", str(path.parent)]) == 0
+    assert path.read_bytes() == first
+
+
+def test_plain_models_alone_are_drawn(train: Save, tmp_path: Path) -> None:
+    folder = train("plain", nll=[3.0])
+    assert main(["figures", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "recurrence_trained.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("depths.json", "{"),
+        ("depths.json", '{"nll": [], "kl": [], "nll_full": null}'),
+        ("history.json", "[]"),
+        ("training.yaml", "- 1"),
+        ("model.safetensors", "short"),
+    ],
+)
+def test_a_damaged_training_is_left_out_by_name(
+    train: Save, name: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("good", nll=[3.0])
+    folder = train("bad", nll=[3.0])
+    (folder / name).write_text(content)
+    assert main(["table", str(folder.parent)]) == 0
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("Left out 1 run that is not finished and whole: bad (")
+
+
+def test_one_value_has_no_spread() -> None:
+    assert spread(pd.Series([1.0])) == "1.0000"
+    assert spread(pd.Series([1.0, 2.0])) == "1.5000 ± 0.7071"
+    assert spread(pd.Series([], dtype=float)) == "–"
+
+
+def test_runs_that_feed_hidden_states_back_are_drawn_by_depth(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "a", feedback__kind="hidden_state", feedback__strength=0.5)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "trained_passes": 3}))
+    runs = load(str(run))
+    loss, movement = recurrence(runs).axes[:2]
+    rows = runs.iterations.pivot(index="iteration", columns="prompt_id", values="nll")
+    change = (rows - rows.iloc[0]).median(axis=1)
+    assert loss.lines[0].get_ydata()[:5] == pytest.approx(change.to_numpy()[:5])
+    assert list(loss.lines[1].get_xdata()) == [2], "three passes end at depth 2"
+    steps = runs.iterations[runs.iterations["iteration"] == 2]["kl_step"]
+    assert movement.lines[0].get_ydata()[0] == pytest.approx(steps.median())
+
+
+# --- state tracking -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def contest(tmp_path: Path) -> Save:
+    """Write a run whose accuracy at full depth is ``best`` up to level 2 and 0.25 beyond."""
+
+    def write(
+        name: str,
+        *,
+        best: float,
+        seed: int = 0,
+        task: str = "cups",
+        target: str = "state",
+        state: str = "finished",
+        steps: int = 10,
+        rate: float = 0.01,
+        **contestant: object,
+    ) -> Path:
+        folder = tmp_path / "study" / name
+        folder.mkdir(parents=True)
+        chosen: dict[str, Any] = {"layers": 1, "passes": 1, "through": False, "drawn": False}
+        chosen |= {"times": 1, **contestant}
+        rates = {"learning_rate": rate, "matrix_learning_rate": 5 * rate}
+        config = {
+            "task": {"name": task, "target": target, "trained_level": 2, "tested_level": 4},
+            "contestant": chosen,
+            "size": {"n_embd": 8, "n_head": 2},
+            "training": {"steps": steps, **rates},
+            "test_words": 16,
+            "seed": seed,
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "status.json").write_text(json.dumps({"state": state}))
+        summary = {"chance": 0.2, "layer_passes": 40, "seconds": 1.5, "solved_level": 2}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        depths = 4 if chosen["passes"] != 1 else 1
+        rows = [
+            {"depth": d, "level": k, "accuracy": best if k <= 2 and d == depths - 1 else 0.25}
+            for d in range(depths)
+            for k in range(1, 5)
+        ]
+        pd.DataFrame(rows).to_parquet(folder / "accuracy.parquet")
+        return folder.parent
+
+    return write
+
+
+def test_contestants_are_set_side_by_side_at_full_depth(
+    contest: Save, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, best in enumerate((0.5, 0.75, 1.0)):
+        study = contest(f"s{seed}", best=best, seed=seed, passes=8, through=True)
+    contest("p", best=0.5, layers=3)
+    contest("half", best=0.5, target="half", times=8)
+    assert main(["table", str(study)]) == 0
+    out = capsys.readouterr().out
+    assert "cups, target state: accuracy at full depth, trained to level 2, chance 0.20" in out
+    rows = rows_of(out)
+    head = ["contestant", "rates", "seeds", "level 1", "level 2", "level 3", "level 4"]
+    assert rows[0][:7] == head
+    named = {row[0]: row for row in rows}
+    assert named["plain, 3 layers, 1× steps"][1:5] == ["0.01 / 0.05", "1", "0.50", "0.50"]
+    assert named["stateful, 1 layer, 1× steps"][2:] == [
+        "3",
+        "0.75 ± 0.25",
+        "0.75 ± 0.25",
+        "0.25 ± 0.00",
+        "0.25 ± 0.00",
+        "2, 2, 2",
+        "40",
+        "2",
+    ]
+    assert rows[-1][0] == "plain, 1 layer, 8× steps"
+
+
+def test_of_several_rates_each_contestant_shows_those_that_did_best_at_the_trained_level(
+    contest: Save, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for layers, slow, fast in ((1, 0.5, 0.75), (2, 1.0, 0.25)):
+        for seed in (0, 1):
+            name = f"{layers}{seed}"
+            contest(f"slow{name}", best=slow, seed=seed, rate=0.004, layers=layers)
+            study = contest(f"fast{name}", best=fast, seed=seed, layers=layers)
+    assert main(["table", str(study)]) == 0
+    assert [row[1:4] for row in rows_of(capsys.readouterr().out)[2:]] == [
+        ["0.01 / 0.05", "2", "0.75 ± 0.00"],
+        ["0.004 / 0.02", "2", "1.00 ± 0.00"],
+    ]
+
+
+def test_a_figure_is_drawn_for_each_target(contest: Save, tmp_path: Path) -> None:
+    study = contest("a", best=1.0, passes=4)
+    contest("b", best=0.5, layers=2)
+    contest("c", best=0.5, target="half", task="modulo")
+    assert main(["figures", str(study), "--out", str(tmp_path / "out")]) == 0
+    stems = {path.stem for path in (tmp_path / "out").iterdir()}
+    assert stems == {"recurrence_half", "recurrence_state"}
+
+
+def test_contests_that_are_not_finished_and_whole_are_left_out_aloud(
+    contest: Save, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = contest("good", best=1.0)
+    contest("busy", best=1.0, state="running", seed=1)
+    contest("torn", best=1.0, seed=2)
+    (study / "torn" / "accuracy.parquet").write_bytes(b"PAR1")
+    contest("other", best=1.0, seed=3)
+    (study / "other" / "config.yaml").write_text("model: gpt2\n")
+    assert main(["table", str(study)]) == 0
+    out, err = capsys.readouterr()
+    assert rows_of(out)[2][2] == "1"
+    assert err.count("\n") == 1
+    for reason in ("busy (running)", "torn (unreadable accuracy.parquet)", "other (not a whole"):
+        assert reason in err
+
+
+def test_a_contestant_knows_its_accuracy_at_the_largest_depth(contest: Save) -> None:
+    contests = load(str(contest("a", best=0.75, passes=2))).contests
+    assert at_full_depth(contests).loc[0].to_dict() == {1: 0.75, 2: 0.75, 3: 0.25, 4: 0.25}
+
+
+def test_one_command_serves_a_folder_of_everything(
+    contest: Save, models: Path, make_run: MakeRun, tmp_path: Path
+) -> None:
+    contest("c", best=1.0)
+    make_run(tmp_path / "runs" / "r", prompts={"p": "one two three"}, feedback__strength=0.5)
+    words = ["table", str(tmp_path), "--csv", str(tmp_path / "t.csv")]
+    script = (
+        "import sys\nfrom analysis.__main__ import main\n"
+        f"assert main({words!r}) == 0\n"
+        "bad = [name for name in ('torch', 'stateful_gpt', 'wandb') if name in sys.modules]\n"
+        "assert not bad, bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in tmp_path.glob("*.csv")}
+    assert written == {"t.csv", "t_trainings.csv", "t_contests.csv"}
