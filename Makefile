@@ -6,19 +6,25 @@ BIN := .venv/bin
 STUDY := runs/strength_sweep
 FIGURES := figures/strength_sweep
 
-.PHONY: study test test-slow lint clean
+.PHONY: study test test-slow test-browser lint clean
 
 study: .venv/run-ready
 	$(BIN)/python -m experiments.converge -m experiment=strength_sweep
 	$(BIN)/python -m analysis figures $(STUDY) --out $(FIGURES)
 	$(BIN)/python -m analysis table $(STUDY)
-	@echo "Figures are in $(FIGURES): begin with convergence.png, explained in README.md."
+	$(BIN)/python -m analysis page $(STUDY) --out $(FIGURES)/study.html
+	@echo "Figures are in $(FIGURES): begin with headline.png, explained in README.md."
+	@echo "Open $(FIGURES)/study.html in a browser: the study pass by pass, token by token."
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
 
 test-slow: .venv/slow-ready
 	$(BIN)/python -m pytest -m slow
+
+# needs Debian's packages chromium and chromium-driver
+test-browser: .venv/browser-ready
+	$(BIN)/python -m pytest -m browser tests/browser
 
 lint: .venv/test-ready
 	$(BIN)/ruff check .
@@ -40,6 +46,10 @@ lint: .venv/test-ready
 
 .venv/slow-ready: .venv/test-ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	@touch $@
+
+.venv/browser-ready: .venv/test-ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
 	@touch $@
 
 clean:

@@ -1,142 +1,107 @@
-"""How a runner is started: Hydra around it, one sentence for what goes wrong, an exit code.
+"""How a command of this project is started: Hydra around it, one sentence for what goes wrong.
 
 Exit codes: 0 all done, 1 a run failed, 2 the settings are wrong, 130 interrupted.
 """
 
 import os
-import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.settings import ConfigError, sentence
+from experiments.help import CONF, answered, overlays, refuse_overlay
+from experiments.runs.compute_once import Asked, RunError
+from experiments.settings import ConfigError, sentence, to_settings
+from experiments.sweeps import launchers
+from experiments.sweeps.cells import Runner, overrides_of_the_job
+from experiments.sweeps.report import report
+from experiments.sweeps.study import survey
+from experiments.sweeps.sweep import Launch, Overrides, rehearse, sweep
 
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
-
-
-class RunError(RuntimeError):
-    """A run that broke off; the message is one sentence for the user."""
-
-
-class LauncherError(RuntimeError):
-    """A launcher broke off with jobs unfinished."""
-
-
-class Escape(BaseException):
-    """Carries an error out of a Hydra callback, where Hydra makes a warning of any Exception.
-
-    Without an error, nothing is left to do.
-    """
-
-    def __init__(self, error: Exception | None = None) -> None:
-        super().__init__(error)
-        self.error = error
+DRY_RUN = "--dry-run"
 
 
-class Remember(Callback):
-    """Keeps the composed configuration, so that the command can say at its end where all went."""
+class Command:
+    """What Hydra calls: with one configuration, or through its sweeper with all of a sweep."""
 
-    config: DictConfig | None = None
+    def __init__(self, runner: Runner, words: Sequence[str], *, dry_run: bool) -> None:
+        self.runner = runner
+        self.typed = runner.command_of_run(words)
+        self.dry_run = dry_run
+        self.began = False
+        self.code = 0
 
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        Remember.config = config
+    def __call__(self, config: DictConfig) -> None:
+        """One run, and how its study stands then."""
+        self.began = True
+        task = HydraConfig.get()
+        asked = Asked(self.typed, self.runner.command_of_run(overrides_of_the_job()))
+        try:
+            refuse_overlay(self.runner.config, task.runtime.choices.get("experiment"))
+            if self.dry_run:
+                self.code = rehearse(self.runner, [config])
+                return
+            settings: Any = to_settings(config, self.runner.settings)
+            self.runner.run(settings, asked)
+        except (ConfigError, RunError, KeyboardInterrupt) as error:
+            if task.mode is RunMode.MULTIRUN:  # of another sweeper than ours
+                raise
+            self.code = _say_why(error)
+            if isinstance(error, ConfigError):
+                return
+        if self.runner.locate is not None:
+            print(f"\n{report(survey(Path(settings.runs_dir) / settings.study))}")
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        Remember.config = config
-
-
-@contextmanager
-def saying_why() -> Iterator[None]:
-    """Around a job: say at once why it broke off, for Hydra hands on a sweep's first error only."""
-    try:
-        yield
-    except (ConfigError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise
-
-
-_started_with: str | None = None
-
-
-def command_line() -> str:
-    """The command that a user typed, also in a worker process that a launcher has started."""
-    if _started_with is not None:
-        return _started_with
-    main = sys.modules["__main__"].__spec__
-    module = main.name.removesuffix(".__main__") if main is not None else Path(sys.argv[0]).name
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
-
-
-def work_for(command: str) -> None:
-    """This process is a worker of that command."""
-    global _started_with
-    _started_with = command
-
-
-class _WithoutJobLine:
-    """A stream without the line in which Hydra repeats the overrides of a job that failed."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        if text.startswith("Error executing job with overrides"):
-            return len(text)
-        return self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    def sweep(
+        self, config: DictConfig, jobs: Sequence[tuple[Overrides, DictConfig]], launch: Launch
+    ) -> None:
+        """For the sweeper in ``hydra_plugins``."""
+        self.began = True
+        refuse_overlay(self.runner.config, config.hydra.runtime.choices.get("experiment"))
+        if self.dry_run:
+            self.code = rehearse(self.runner, [job for _, job in jobs])
+        else:
+            self.code = sweep(self.runner, self.typed, config, jobs, launch)
 
 
-def run_command(job: Callable[[], Any], *, after: Callable[[DictConfig], int | None]) -> int:
-    """Run a Hydra main function; then ``after``, also when jobs of a sweep failed.
-
-    ``after`` may say with a code of its own that not all is done.
-    """
+def run_command(runner: Runner) -> int:
+    """Run a command with the words that it was given; its exit code."""
+    if answered(runner.config):
+        return 0
+    dry_run = DRY_RUN in sys.argv[1:] and runner.locate is not None
+    if dry_run:
+        sys.argv.remove(DRY_RUN)
+    launchers.prefer_our_settings()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them
-    code = 0
+    command = Command(runner, sys.argv[1:], dry_run=dry_run)
     try:
-        with redirect_stderr(_WithoutJobLine(sys.stderr)):
-            job()
-    except Escape as escape:
-        if escape.error is not None:
-            return _never_began(escape.error)
-    except ConfigError:
-        code = 2
-    except RunError:
-        code = 1
-    except LauncherError as error:
-        code = _say(str(error), 1)
-    except KeyboardInterrupt:
-        code = _say("interrupted; the same command carries on", 130)
+        hydra.main(config_path=str(CONF), config_name=runner.config, version_base="1.3")(command)()
+    except (ConfigError, RunError, KeyboardInterrupt) as error:
+        return _say_why(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        place = getattr(error, "missing_cfg_file", None) or ""
+        options = overlays(runner.config) if "experiment/" in place else None
+        return _say(sentence(error, options=options), 2)
     except ValueError as error:
-        if Remember.config is not None:
+        if command.began:
             raise
         return _say(f"an override cannot be read: {error}", 2)  # Hydra's, on ``=1``
-    except Exception as error:
-        return _never_began(error)
-    if Remember.config is not None:
-        found = after(Remember.config)
-        code = code or found or 0
-    return code
-
-
-def _never_began(error: Exception) -> int:
-    """One sentence for what is wrong before the first job."""
-    if isinstance(error, ConfigError):
-        return _say(str(error), 2)
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _say(sentence(error), 2)
-    if isinstance(error, OSError):
+    except OSError as error:
         return _say(f"runs_dir: {error.filename!r} cannot be written ({error.strerror})", 1)
-    raise error
+    return command.code
+
+
+def _say_why(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return _say("interrupted; the same command carries on", 130)
+    return _say(str(error), 2 if isinstance(error, ConfigError) else 1)
 
 
 def _say(message: str, code: int) -> int:

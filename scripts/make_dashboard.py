@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from experiments.converge.settings import TrackingSettings
-from experiments.tracking.service import server_trouble
+from experiments.tracking.tracker import LOGIN, has_login
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -130,8 +130,8 @@ def main() -> int:
     if arguments.print:
         print(json.dumps(specification(made), indent=2))
         return 0
-    if trouble := server_trouble():
-        return _say(f"the dashboard cannot be saved: {trouble}")
+    if not has_login():
+        return _say(f"the dashboard cannot be saved: {LOGIN}")
     try:
         made.save()
     except Exception as error:  # W&B raises many kinds

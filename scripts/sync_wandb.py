@@ -19,8 +19,9 @@ from experiments.converge.publish import open_tracker, publish
 from experiments.converge.settings import TrackingSettings
 from experiments.runs.files import read_json, write_json
 from experiments.runs.folder import CONFIG, STATUS, SUMMARY
-from experiments.tracking.service import let_go, server_trouble, server_url
-from experiments.tracking.tracker import SYNCED
+from experiments.tracking.tracker import LOGIN, SYNCED, has_login, server_url, stop_helper
+
+PATIENCE = 600.0  # seconds that the server may take for one run
 
 
 class SyncError(RuntimeError):
@@ -39,7 +40,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        let_go()
+        stop_helper()
         print("error: interrupted; the same command carries on", file=sys.stderr)
         return 130
     return 0
@@ -56,8 +57,8 @@ def sync(study: Path, *, project: str | None, entity: str | None) -> None:
         raise SyncError(f"{study} holds no runs: give a study folder, runs/STUDY")
     finished = [folder for folder in folders if _is_finished(folder)]
     missing = [folder for folder in finished if not _is_uploaded(folder, project, entity)]
-    if missing and (trouble := server_trouble()):
-        raise SyncError(f"nothing is uploaded: {trouble}; the runs wait in {study}")
+    if missing and not has_login():
+        raise SyncError(f"nothing is uploaded: {LOGIN}; the runs wait in {study}")
     for number, folder in enumerate(missing):
         try:
             where = _upload(folder, project, entity)
@@ -111,7 +112,7 @@ def _upload(folder: Path, project: str | None, entity: str | None) -> dict[str, 
                 tracking=tracking,
                 warn=problems.append,
                 study=folder.parent,
-                patient=True,
+                patience=PATIENCE,
             )
             publish(tracker, folder, summary)
             where = tracker.where

@@ -15,32 +15,35 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import tiktoken
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
 
+from stateful_gpt.console import cut
 from stateful_gpt.model import GPT, GPTConfig
-from stateful_gpt.tokenizer import TokenizerError, load_tokenizer, save_bpe
+from stateful_gpt.tokenizer import (
+    BytePairs,
+    Characters,
+    Tokenizer,
+    TokenizerError,
+    load_tokenizer,
+    save_tokenizer,
+)
+from stateful_gpt.untrusted import SETTINGS_SIZE, parse_json
+from stateful_gpt.weights import CheckpointError as CheckpointError
+from stateful_gpt.weights import State, build_model, check_archive, make_config, open_file
 
 FORMAT = "stateful_gpt.model/1"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+NANOGPT_WEIGHTS, NANOGPT_TOKENIZER = "ckpt.pt", "meta.pkl"
 BUNDLED = ("bundled", "bundled_stateful")
-
-State = dict[str, Tensor]
 
 # matrices that GPT-2 as published stores transposed, as (in, out)
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-_MASK_BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _GPT2_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-
-
-class CheckpointError(ValueError):
-    """A model that cannot be loaded; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Checkpoint:
     """
 
     model: GPT
-    tokenizer: tiktoken.Encoding
+    tokenizer: Tokenizer
     source: str
     trained_passes: int | None = None
 
@@ -67,32 +70,37 @@ def load_checkpoint(
     """Load a model in evaluation mode.
 
     Args:
-        source: ``bundled``; a folder of this project or of a published GPT-2 (``config.json`` and
-            ``model.safetensors``); nanoGPT's ``ckpt.pt``; or a hub name such as ``gpt2``, which
-            needs a network.
-        tokenizer: ``gpt2``, ``byte`` or a file. None means the one the checkpoint names, or
-            GPT-2's where the format names none.
+        source: ``bundled``; a folder of this project, of a published GPT-2 (``config.json`` and
+            ``model.safetensors``) or of nanoGPT's (``ckpt.pt``); that file; or a hub name such as
+            ``gpt2``, which needs a network.
+        tokenizer: ``gpt2``, ``byte`` or a file. None means the one the checkpoint names or has
+            beside it (nanoGPT's ``meta.pkl``), else GPT-2's.
 
     Raises:
-        CheckpointError: missing, foreign, damaged or unsafe files, or a tokenizer with more ids
-            than the model has embeddings.
+        CheckpointError: missing, foreign, damaged or unsafe files, weights that the machine has no
+            memory for, or a tokenizer with more ids than the model has embeddings.
     """
     path = locate(source)
     passes: int | None = None
     if path.is_dir():
         state, config, named_tokenizer, passes = _read_folder(path)
+        size = (path / WEIGHTS).stat().st_size
     else:
         state, config = _read_nanogpt(path)
-        named_tokenizer = "gpt2"
-    model = _build(state, config, path)
+        size = path.stat().st_size
+        beside = path.with_name(NANOGPT_TOKENIZER)
+        named_tokenizer = beside if beside.exists() else "gpt2"
+    model = build_model(state, config, path, size=size, dtype=dtype)
+    chosen = tokenizer if tokenizer is not None else named_tokenizer
     try:
-        encoding = load_tokenizer(tokenizer if tokenizer is not None else named_tokenizer)
+        encoding = load_tokenizer(chosen, vocab_size=config.vocab_size)
     except TokenizerError as error:
         raise CheckpointError(str(error)) from None
     if encoding.n_vocab > config.vocab_size:
         raise CheckpointError(
             f"the tokenizer {encoding.name!r} has {encoding.n_vocab} ids but {path} only"
-            f" {config.vocab_size} embeddings: name the model's own tokenizer"
+            f" {config.vocab_size} embeddings: name the model's own tokenizer, such as the"
+            f" {NANOGPT_TOKENIZER} of its data"
         )
     model = model.to(device=device, dtype=dtype).eval()
     return Checkpoint(model=model, tokenizer=encoding, source=str(source), trained_passes=passes)
@@ -111,25 +119,36 @@ def locate(source: str | Path) -> Path:
             return path
     path = Path(source)
     try:
-        if path.is_dir() or path.is_file():
-            return path
-    except OSError as error:  # a name that no file system takes
+        found = path.exists()
+        if path.is_dir() and not (path / CONFIG).exists() and (path / NANOGPT_WEIGHTS).exists():
+            return path / NANOGPT_WEIGHTS
+    except (OSError, ValueError) as error:  # a name that no file system takes
         raise CheckpointError(
-            f"there is no model file or folder {str(source)[:80]!r} ({error.strerror})"
+            f"there is no model file or folder {cut(repr(str(source)))} ({cut(error)})"
         ) from None
+    if found:
+        return path
     looks_local = path.is_absolute() or path.suffix in (".pt", ".safetensors", ".bin")
     if looks_local or not _HUB_NAME.fullmatch(str(source)):
-        raise CheckpointError(f"there is no model file or folder {str(source)!r}")
+        raise CheckpointError(f"there is no model file or folder {cut(repr(str(source)))}")
     return _download(str(source))
 
 
 def fingerprint(source: str | Path) -> str:
-    """A hash of the weights and settings of a model, whatever its files are called."""
+    """A hash of the weights and settings of a model, whatever its files are called.
+
+    Raises:
+        CheckpointError: there is no such model, or a part of it cannot be read.
+    """
     path = locate(source)
+    if path.is_dir():
+        files = [path / name for name in sorted((WEIGHTS, CONFIG, TOKENIZER))]
+    else:
+        files = [path, path.with_name(NANOGPT_TOKENIZER)]
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if file.name in (WEIGHTS, CONFIG, TOKENIZER) or file == path:
-            with file.open("rb") as stream:
+    for file in files:
+        if file.exists():
+            with open_file(file) as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
 
@@ -138,14 +157,14 @@ def save_checkpoint(
     model: GPT,
     folder: Path,
     *,
-    tokenizer: tiktoken.Encoding | str,
+    tokenizer: BytePairs | Characters | str,
     dtype: torch.dtype = torch.float32,
     trained_passes: int | None = None,
 ) -> None:
     """Write a model as this project's folder: weights, settings and tokenizer.
 
     Args:
-        tokenizer: a trained encoding, which is saved too, or the name ``gpt2`` or ``byte``.
+        tokenizer: an encoding, which is saved too, or the name ``gpt2`` or ``byte``.
         dtype: the stored precision.
         trained_passes: of a model with hidden-state feedback.
     """
@@ -157,7 +176,7 @@ def save_checkpoint(
         tokenizer_name = tokenizer
     else:
         tokenizer_name = TOKENIZER
-        save_bpe(tokenizer, folder / TOKENIZER)
+        save_tokenizer(tokenizer, folder / TOKENIZER)
     config: dict[str, Any] = {
         "format": FORMAT,
         "tokenizer": tokenizer_name,
@@ -173,37 +192,39 @@ def save_checkpoint(
 
 
 def _read_folder(folder: Path) -> tuple[State, GPTConfig, str | Path, int | None]:
-    try:
-        settings = json.loads((folder / CONFIG).read_bytes())
-    except OSError:
-        raise CheckpointError(
-            f"{folder} is not a model folder: it has no readable {CONFIG}"
-        ) from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{folder / CONFIG} is not JSON") from None
+    file, weights = folder / CONFIG, folder / WEIGHTS
+    if not file.exists():
+        raise CheckpointError(f"{folder} is not a model folder: it has no {CONFIG}")
+    with open_file(file, most=SETTINGS_SIZE) as stream:
+        try:
+            settings = parse_json(stream.read())
+        except ValueError as error:
+            raise CheckpointError(f"{file} is not JSON: {cut(error)}") from None
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{folder / CONFIG} is not a table of settings")
-    weights = folder / WEIGHTS
-    if not weights.is_file():
+        raise CheckpointError(f"{file} is not a table of settings")
+    if not weights.exists():
         raise CheckpointError(
             f"{folder} has no {WEIGHTS} (weights in other formats, pickles above all, are not read)"
         )
+    open_file(weights).close()
     try:
         state = load_file(weights)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{weights} is damaged or not a safetensors file: {error}") from None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{weights} is damaged or not a safetensors file: {cut(error)}"
+        ) from None
     if settings.get("format") == FORMAT:
         passes = settings.get("trained_passes")
         if passes is not None and (type(passes) is not int or passes < 1):
             raise CheckpointError(
-                f"{folder / CONFIG}: trained_passes must be a whole number of at least 1,"
-                f" got {passes!r}"
+                f"{file}: trained_passes must be a whole number of at least 1,"
+                f" got {cut(repr(passes))}"
             )
         return *_own_format(folder, settings, state), passes
     if settings.get("model_type") == "gpt2":
         return *_published_gpt2(folder, settings, state), None
     raise CheckpointError(
-        f"{folder / CONFIG} describes neither a model of this project (format {FORMAT!r})"
+        f"{file} describes neither a model of this project (format {FORMAT!r})"
         f" nor a GPT-2 (model_type 'gpt2')"
     )
 
@@ -215,16 +236,13 @@ def _own_format(
     known = {field.name for field in fields(GPTConfig)}
     if not isinstance(architecture, dict) or not set(architecture) <= known:
         raise CheckpointError(f"{folder / CONFIG} has no architecture with known settings")
-    try:
-        config = GPTConfig(**architecture)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+    config = make_config(folder / CONFIG, **architecture)
     name = settings.get("tokenizer")
     if name in ("gpt2", "byte"):
         return state, config, str(name)
     if name != TOKENIZER:
         raise CheckpointError(
-            f"{folder / CONFIG}: tokenizer must be gpt2, byte or {TOKENIZER}, got {name!r}"
+            f"{folder / CONFIG}: tokenizer must be gpt2, byte or {TOKENIZER}, got {cut(repr(name))}"
         )
     return state, config, folder / TOKENIZER
 
@@ -241,30 +259,27 @@ def _published_gpt2(
     for key, value in expected.items():
         if settings.get(key, value) != value:
             raise CheckpointError(
-                f"{folder / CONFIG}: {key} must be {value}, got {settings[key]!r}"
+                f"{folder / CONFIG}: {key} must be {value}, got {cut(repr(settings[key]))}"
             )
     activation = settings.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in _GPT2_ACTIVATIONS:
         raise CheckpointError(
             f"{folder / CONFIG}: activation_function must be one of"
-            f" {', '.join(_GPT2_ACTIVATIONS)}, got {activation!r}"
+            f" {', '.join(_GPT2_ACTIVATIONS)}, got {cut(repr(activation))}"
         )
-    try:
-        config = GPTConfig(
-            block_size=settings["n_positions"],
-            vocab_size=settings["vocab_size"],
-            n_layer=settings["n_layer"],
-            n_head=settings["n_head"],
-            n_embd=settings["n_embd"],
-            activation=_GPT2_ACTIVATIONS[activation],
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{folder / CONFIG} lacks {error}") from None
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+    names = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")
+    missing = [name for name in names if name not in settings]
+    if missing:
+        raise CheckpointError(f"{folder / CONFIG} lacks {', '.join(missing)}")
+    config = make_config(
+        folder / CONFIG,
+        block_size=settings["n_positions"],
+        **{name: settings[name] for name in names[1:]},
+        activation=_GPT2_ACTIVATIONS[activation],
+    )
     if settings.get("n_inner") not in (None, 4 * config.n_embd):
         raise CheckpointError(
-            f"{folder / CONFIG}: n_inner must be 4 * n_embd, got {settings['n_inner']!r}"
+            f"{folder / CONFIG}: n_inner must be 4 * n_embd, got {cut(repr(settings['n_inner']))}"
         )
     renamed: State = {}
     for name, tensor in state.items():
@@ -281,82 +296,38 @@ def _read_nanogpt(path: Path) -> tuple[State, GPTConfig]:
         raise CheckpointError(
             f"name the folder that holds {path.name} and its {CONFIG}, not {path}"
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a pickle's unusual protocol: refused or fine
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of plain weights: it is damaged or asks to run code,"
-            " and was not opened further"
-        ) from None
-    except Exception as error:  # torch raises many kinds on damaged archives
-        detail = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path} is damaged or not a PyTorch checkpoint: {detail}") from None
+    with open_file(path) as stream:
+        try:
+            check_archive(stream)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a pickle's unusual protocol: refused or fine
+                content = torch.load(stream, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise CheckpointError(
+                f"{path} is not a checkpoint of plain weights: it is damaged or asks to run code,"
+                " and was not opened further"
+            ) from None
+        except Exception as error:  # torch raises many kinds on damaged archives
+            raise CheckpointError(
+                f"{path} is damaged or not a PyTorch checkpoint: {cut(error)}"
+            ) from None
     if not isinstance(content, dict) or not {"model", "model_args"} <= set(content):
         raise CheckpointError(f"{path} is not nanoGPT's: it lacks model and model_args")
     arguments, state = content["model_args"], content["model"]
     if not isinstance(arguments, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{path} is not nanoGPT's: model and model_args must be tables")
-    shape_names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
-    missing = [name for name in shape_names if arguments.get(name) is None]
-    if missing:
-        raise CheckpointError(f"{path}: model_args lacks {', '.join(missing)}")
-    try:
-        config = GPTConfig(
-            **{name: arguments[name] for name in shape_names},
-            bias=bool(arguments.get("bias", True)),
-        )
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    return {str(k).removeprefix("_orig_mod."): v for k, v in state.items()}, config
-
-
-def _build(state: State, config: GPTConfig, path: Path) -> GPT:
-    """A model with these weights, each name and shape of which must be the expected one."""
-    state = {name: tensor for name, tensor in state.items() if not _MASK_BUFFER.search(name)}
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise CheckpointError(f"{path}: {name} is not a tensor of floating-point numbers")
-    head, embedding = state.get("lm_head.weight"), state.get("transformer.wte.weight")
-    tied = head is None or (embedding is not None and torch.equal(head, embedding))
-    _check_sizes(state, config, path)
-    with torch.device("meta"):
-        model = GPT(config, tied=tied)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if tied and embedding is not None:
-        state["lm_head.weight"] = embedding
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            raise CheckpointError(f"{path} lacks the weights {name}")
-        if name not in expected:
-            raise CheckpointError(f"{path} has weights {name!r} that the architecture does not")
-        if expected[name] != found[name]:
+    names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
+    settings = {name: arguments.get(name) for name in names}
+    settings["bias"] = arguments.get("bias", True)
+    for name, value in settings.items():
+        if not isinstance(value, int):  # a tensor, say, which does not print in one line
             raise CheckpointError(
-                f"{path}: {name} must have shape {expected[name]}, got {found[name]}"
+                f"{path}: {name} of model_args must be a plain number or truth value, got"
+                f" {cut(repr(value)) if isinstance(value, str | float) else type(value).__name__}"
             )
-    model.load_state_dict(state, assign=True)
-    if tied:
-        model.lm_head.weight = model.transformer.wte.weight
-    return model
-
-
-def _check_sizes(state: State, config: GPTConfig, path: Path) -> None:
-    """Refuse sizes that the weights contradict, before a model of those sizes is built."""
-    claims = {
-        "transformer.wte.weight": (config.vocab_size, config.n_embd),
-        "transformer.wpe.weight": (config.block_size, config.n_embd),
-    }
-    for name, shape in claims.items():
-        if name not in state:
-            raise CheckpointError(f"{path} lacks the weights {name}")
-        if tuple(state[name].shape) != shape:
-            raise CheckpointError(
-                f"{path}: {name} must have shape {shape}, got {tuple(state[name].shape)}"
-            )
-    if f"transformer.h.{config.n_layer - 1}.ln_1.weight" not in state:
-        raise CheckpointError(f"{path} lacks the weights of layer {config.n_layer - 1}")
+    return {str(k).removeprefix("_orig_mod."): v for k, v in state.items()}, make_config(
+        path, **settings
+    )
 
 
 def _download(name: str) -> Path:

@@ -7,164 +7,271 @@ The text goes to standard output as it is generated, everything else to standard
 import argparse
 import codecs
 import math
-import os
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn
 
-import torch
+from stateful_gpt.console import as_text, cut, printable, run_command
+from stateful_gpt.untrusted import machine_memory
 
-from stateful_gpt.checkpoint import CheckpointError, load_checkpoint
-from stateful_gpt.device import DEVICES, DTYPES, choose_device
-from stateful_gpt.feedback import KINDS, Feedback
-from stateful_gpt.generate import Start, generate
-from stateful_gpt.recompute import Outcome, RecomputeConfig
-from stateful_gpt.solving import Sampling
-from stateful_gpt.tokenizer import END_OF_TEXT, end_token, token_text
-from stateful_gpt.windowed import Windowed
+# written out, because --help need not wait for torch
+KINDS = ("log_prob", "logit", "prob", "none", "hidden_state")
+STARTS = ("cold", "carried")
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "float64", "bfloat16")
+SEPARATOR = "-" * 15  # nanoGPT's
+TINY = 5e-324  # the least number above 0
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(cut(message, 300))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
         prog="python -m stateful_gpt.generate",
         description="Continue a prompt, feeding the model's estimates of all tokens, or its hidden"
         " states, back into it.",
     )
     text = parser.add_argument_group("text")
-    text.add_argument(
+    add = text.add_argument
+    add(
         "--prompt",
         required=True,
         help="the text to continue; - reads it from stdin; '' begins a text with <|endoftext|>",
     )
-    text.add_argument(
+    add(
         "--begin",
         action="store_true",
         help="the prompt begins a text: read <|endoftext|> before it, as an empty prompt does",
     )
-    text.add_argument(
+    add(
         "--samples",
-        type=_count(1),
+        type=_whole(1),
         default=1,
         metavar="N",
         help="so many texts, each from a state of its own; they are printed when all are done",
     )
-    text.add_argument("--max_new_tokens", type=_count(0), default=100, metavar="N")
-    text.add_argument("--greedy", action="store_true", help="always the most likely token")
-    text.add_argument("--temperature", type=_positive, metavar="X", help="default 0.8")
-    text.add_argument("--top_k", type=_count(1), metavar="K", help="draw from the K most likely")
-    text.add_argument("--seed", type=_seed, default=0, metavar="N")
-    feedback = parser.add_argument_group("feedback")
-    feedback.add_argument(
+    add("--max_new_tokens", type=_whole(0), default=100, metavar="N", help="default 100")
+    add("--greedy", action="store_true", help="always the most likely token")
+    add(
+        "--temperature",
+        type=_number("a finite number above 0", least=TINY),
+        metavar="X",
+        help="default 0.8",
+    )
+    add("--top_k", type=_whole(1), metavar="K", help="draw from the K most likely")
+    add("--seed", type=_whole(0, 2**63 - 1), default=0, metavar="N", help="default 0")
+    add = parser.add_argument_group("feedback").add_argument
+    add(
         "--feedback",
         choices=KINDS,
         default="log_prob",
         help="default log_prob; hidden_state needs a model trained for it, at --strength 1",
     )
-    feedback.add_argument(
+    add(
         "--strength",
-        type=_finite,
+        type=_number(),
         default=0.0,
         metavar="X",
         help="of token feedback: above 0 attends to the expected, below 0 to the surprising; of"
         " hidden states: what they add to embeddings is multiplied by it; default 0, nothing",
     )
-    feedback.add_argument(
-        "--iterations", type=_count(1), default=64, metavar="N", help="most passes a token"
+    add("--layers", type=_layers, metavar="LIST", help="all (default), or such as 0,1,5")
+    add(
+        "--hidden_strength",
+        type=_number(),
+        default=0.0,
+        metavar="X",
+        help="feed hidden states back as well, at this strength; default 0",
     )
-    feedback.add_argument(
+    add(
+        "--shift",
+        type=int,
+        choices=(0, 1),
+        default=1,
+        help="of hidden states: 1 (default) that of the step before, 0 the token's own",
+    )
+    add("--iterations", type=_whole(1), default=64, metavar="N", help="most passes a token")
+    add(
         "--tolerance",
-        type=_not_negative,
+        type=_number("a finite number of at least 0", least=0),
         default=1e-3,
         metavar="NATS",
         help="stop passes that move no estimate by more than this;"
         " 0 stops only once none can move; default 0.001",
     )
-    feedback.add_argument("--start", choices=[s.value for s in Start], default="carried")
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", default="bundled", help="bundled, a folder, a ckpt.pt or a hub name"
+    add(
+        "--damping",
+        type=_number("above 0 and at most 1", least=TINY, most=1),
+        default=1.0,
+        metavar="X",
+        help="the part of a pass that the next one is fed; default 1, all of it",
     )
-    model.add_argument("--tokenizer", help="gpt2, byte or a file, instead of the model's own")
-    model.add_argument("--device", choices=DEVICES, default="auto")
-    model.add_argument("--dtype", choices=list(DTYPES), default="float32")
-    options = parser.parse_args(_join_strength(sys.argv[1:] if arguments is None else arguments))
-    if options.greedy and (options.temperature is not None or options.top_k is not None):
-        parser.error("--greedy draws the most likely token: leave out --temperature and --top_k")
-    if options.greedy and options.samples > 1:
-        parser.error("--greedy always draws the same text: leave out --samples")
+    add("--start", choices=STARTS, default="carried")
+    add = parser.add_argument_group("model").add_argument
+    add("--model", default="bundled", help="bundled, a folder, a ckpt.pt or a hub name")
+    add("--tokenizer", help="gpt2, byte or a file, instead of the model's own")
+    add("--device", choices=DEVICES, default="auto")
+    add("--dtype", choices=DTYPES, default="float32")
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(_as_options(sys.argv[1:] if arguments is None else arguments))
+    hidden_alone = options.feedback == "hidden_state"
+    drawn = options.temperature is not None or options.top_k is not None
+    refused = {
+        "--greedy draws the most likely token: leave out --temperature and --top_k": options.greedy
+        and drawn,
+        "--greedy always draws the same text: leave out --samples": options.greedy
+        and options.samples > 1,
+        "--layers are of attention, and hidden states enrich embeddings: leave it out": hidden_alone
+        and options.layers is not None,
+        "--hidden_strength adds to a feedback of tokens: leave it out": options.hidden_strength
+        and options.feedback in ("hidden_state", "none"),
+        "--shift 0 is of hidden states, and none are fed back: leave it out": options.shift == 0
+        and not (hidden_alone or options.hidden_strength),
+    }
+    for sentence, applies in refused.items():
+        if applies:
+            parser.error(sentence)
     return options
 
 
-def _join_strength(arguments: list[str]) -> list[str]:
-    """``--strength -1e-3`` as one word: argparse takes the second for an option."""
-    joined: list[str] = []
+def _as_options(arguments: list[str]) -> list[str]:
+    """``--max-new-tokens`` as it is spelled here, and ``--strength -1e-3`` as one word.
+
+    argparse would take the second word for an option.
+    """
+    words: list[str] = []
     for word in arguments:
-        if joined and joined[-1] == "--strength":
-            joined[-1] = f"--strength={word}"
-        else:
-            joined.append(word)
-    return joined
+        if words and words[-1] in ("--strength", "--hidden_strength"):
+            words[-1] += f"={word}"
+            continue
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            word = f"--{name.replace('-', '_')}{equals}{value}"
+        words.append(word)
+    return words
 
 
 def main(arguments: list[str] | None = None) -> int:
+    return run_command("generate", lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
     options = parse_arguments(arguments)
     try:
         return _run(options)
-    except (CheckpointError, ValueError) as error:
-        print(f"generate: {error}", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError:
-        print("generate: the device's memory does not hold the model and its text", file=sys.stderr)
-        return 1
+    except BrokenPipeError:  # the reader has all it wanted
+        return 0
+    except ValueError as error:  # CheckpointError among them
+        return _tell(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        import torch
+
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(
+            error
+        ):
+            return _tell("the device's memory does not hold the model and its text", 1)
+        raise
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # the reader of our output has gone; keep Python from complaining again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+def _tell(sentence: str, code: int = 0) -> int:
+    print(f"generate: {printable(sentence)}", file=sys.stderr)
+    return code
 
 
 def _run(options: argparse.Namespace) -> int:
+    import torch
+
+    from stateful_gpt.checkpoint import load_checkpoint
+    from stateful_gpt.device import DTYPES, choose_device
+    from stateful_gpt.feedback import Feedback
+    from stateful_gpt.generate import Start, generate
+    from stateful_gpt.recompute import Outcome, RecomputeConfig
+    from stateful_gpt.solving import Full, Sampling
+    from stateful_gpt.tokenizer import END_OF_TEXT, end_token, token_bytes
+    from stateful_gpt.windowed import Windowed
+
     device = choose_device(options.device)
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    prompt = as_text(options.prompt)
+    if prompt == "-":  # without the line feed that echo adds
+        prompt = as_text(sys.stdin.read()).removesuffix("\n") if sys.stdin is not None else ""
     checkpoint = load_checkpoint(
         options.model, tokenizer=options.tokenizer, dtype=DTYPES[options.dtype], device=device
     )
-    encoding = checkpoint.tokenizer
+    model, encoding = checkpoint.model, checkpoint.tokenizer
     tokens = encoding.encode_ordinary(prompt)
     end = end_token(encoding)
-    if options.begin or not prompt:
+    if options.begin or not tokens:
         if end is None:
             raise ValueError(
                 f"the tokenizer {encoding.name!r} has no {END_OF_TEXT} to begin a text with:"
                 " give a --prompt of at least one character, without --begin"
             )
         tokens = [end, *tokens]
-    feedback = Feedback.of_kind(options.feedback, options.strength)
-    if feedback.of_hidden and checkpoint.model.gate is None:
+    feedback = Feedback.of_kind(
+        options.feedback,
+        options.strength,
+        layers=options.layers,
+        hidden_strength=options.hidden_strength,
+        shift=options.shift,
+    )
+    config = model.config
+    if feedback.of_hidden and model.gate is None:
         raise ValueError(
-            f"--feedback hidden_state needs a model with a gate for it, such as bundled_stateful;"
-            f" {options.model} has none"
+            "hidden states can be fed back only to a model with a gate for them, such as"
+            f" bundled_stateful; {options.model} has none"
         )
+    if options.layers is not None and max(options.layers) >= config.n_layer:
+        raise ValueError(
+            f"--layers must be from 0 to {config.n_layer - 1}, got {max(options.layers)}"
+        )
+    room = options.samples * (len(tokens) + options.max_new_tokens)
+    needed = 8 * room * (3 + (config.n_embd if feedback.of_hidden else 0))
+    if needed > machine_memory():
+        raise ValueError(
+            f"{options.samples} texts of up to {room // options.samples:,} tokens need"
+            f" {needed:,} bytes of memory, and the machine has {machine_memory():,}"
+        )
+    if options.feedback != "none" and not feedback.active:
+        _tell("at --strength 0 nothing is fed back: this is the plain model")
+    counts = [len(tokens)] * options.samples
+    outgrown = False
+    show = printable if sys.stdout.isatty() else str
     decoder = codecs.getincrementaldecoder("utf-8")
     writers = [decoder(errors="replace") for _ in range(options.samples)]
     texts = [prompt] * options.samples
 
-    def show(row: int, token: int) -> None:
+    def take(row: int, token: int) -> None:
+        nonlocal outgrown
+        counts[row] += 1
+        if counts[row] > config.block_size and not outgrown:
+            outgrown = True
+            _tell(
+                f"the text has outgrown the model's block of {config.block_size} tokens: every"
+                " token now costs a whole recompute"
+            )
         if token != end:
-            try:
-                raw = encoding.decode_single_token_bytes(token)
-            except KeyError:
-                raw = token_text(encoding, token).encode()
-            piece = writers[row].decode(raw)
+            piece = writers[row].decode(token_bytes(encoding, token))
             texts[row] += piece
             if options.samples == 1:
-                print(piece, end="", flush=True)
+                print(show(piece), end="", flush=True)
+                if getattr(sys.stdout, "lost", None) is not None:
+                    raise BrokenPipeError  # nobody is there to go on for
 
     if options.samples == 1:
-        print(prompt, end="", flush=True)
+        print(show(prompt), end="", flush=True)
+    undamped = feedback.triangular and options.damping == 1.0
     result = generate(
-        checkpoint.model,
+        model,
         [tokens] * options.samples,
         max_new_tokens=options.max_new_tokens,
         feedback=feedback,
@@ -172,8 +279,9 @@ def _run(options: argparse.Namespace) -> int:
             # with nothing fed back the first pass is already the answer
             iterations=options.iterations if feedback.active else 1,
             tolerance=options.tolerance,
+            damping=options.damping,
         ),
-        solver=Windowed("all"),
+        solver=Windowed("all") if undamped else Full(),
         start=Start(options.start),
         sampling=Sampling(
             temperature=None if options.greedy else options.temperature or 0.8,
@@ -182,67 +290,61 @@ def _run(options: argparse.Namespace) -> int:
             end_token=end,
         ),
         generator=torch.Generator(device).manual_seed(options.seed),
-        on_token=show,
+        on_token=take,
     )
-    for text, writer in zip(texts, writers, strict=True):
-        rest = writer.decode(b"", final=True)
-        print(rest if options.samples == 1 else text + rest)
+    rests = [writer.decode(b"", final=True) for writer in writers]
+    shown = texts if options.samples > 1 else [""]
+    whole = [show(text + rest) for text, rest in zip(shown, rests, strict=True)]
+    print(f"\n{SEPARATOR}\n".join(whole))
     outcomes = [outcome for of_text in result.outcomes for outcome in of_text]
-    unsettled = [
-        outcome
-        for outcome in outcomes
-        if outcome not in (Outcome.SETTLED, Outcome.WITHIN_TOLERANCE)
-    ]
+    good = (Outcome.SETTLED, Outcome.WITHIN_TOLERANCE)
+    unsettled = [outcome for outcome in outcomes if outcome not in good]
     if feedback.active and unsettled:
-        print(
-            f"generate: at {len(unsettled)} of {len(outcomes)} tokens the estimates had"
-            f" not settled after {options.iterations} passes (--iterations)",
-            file=sys.stderr,
+        _tell(
+            f"at {len(unsettled)} of {len(outcomes)} tokens the estimates had not settled after"
+            f" {options.iterations} passes (--iterations)"
         )
     if Outcome.DIVERGED in unsettled:
-        print("generate: the estimates diverged: try a smaller --strength", file=sys.stderr)
-        return 1
+        return _tell("the estimates diverged: try a smaller --strength", 1)
     return 0
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
-    return value
+def _number(
+    allowed: str = "a finite number", *, least: float = -math.inf, most: float = math.inf
+) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and least <= value <= most):
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {cut(text)}")
+        return value
+
+    return number
 
 
-def _positive(text: str) -> float:
-    value = _finite(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text} (or use --greedy)")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = _finite(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = _count(0)(text)
-    if value >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be below 2**63, got {text}")
-    return value
-
-
-def _count(least: int) -> Callable[[str], int]:
+def _whole(least: int, most: float = math.inf) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
+        if not least <= value <= most:
+            bounds = f"at least {least}" if most == math.inf else f"{least} to {most}"
             raise argparse.ArgumentTypeError(
-                f"must be a whole number of at least {least}, got {text!r}"
+                f"must be a whole number of {bounds}, got {cut(repr(text))}"
             )
         return value
 
     return whole_number
+
+
+def _layers(text: str) -> Any:
+    if text == "all":
+        return None
+    try:
+        layers = tuple(map(_whole(0), text.split(",")))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be all or such as 0,1,5, got {cut(text)}") from None
+    return layers

@@ -7,11 +7,15 @@ Shapes: N passes, T tokens. A trajectory is (N, T) log-probabilities in nats, on
 
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 REPORTING_TOLERANCE = 1e-3  # nats; runs that never stop early are compared at this one
+# Errors above this many times where they end are still falling: what they end in is a quarter of
+# them at most.
+FALLING = 4.0
 
 
 def settled_prefix(log_probs: Tensor, final: Tensor, *, tolerance: float) -> int:
@@ -64,21 +68,25 @@ def iterations_to_tolerance(errors: Sequence[float], *, tolerance: float) -> int
 
 
 def contraction_rate(errors: Sequence[float], *, floor: float) -> float | None:
-    """The factor by which a pass multiplies the error, fitted where it is above rounding.
+    """The factor by which a pass multiplies the error, fitted while it falls.
 
     The slope of a least-squares line through the logarithm of the errors, exponentiated; None with
-    fewer than three errors above ``floor``. A factor near 1 with an error that ends abruptly is
-    the mark of a front that walks through the text rather than of a contraction.
+    fewer than three errors to fit. The fit ends where the errors come within FALLING times their
+    last value: below lies the plateau that rounding leaves them on. Errors that never were so far
+    above their last value are fitted down to it. So passes at rest change nothing, however many
+    there are. A factor near 1 with an error that ends abruptly is the mark of a front that walks
+    through the text rather than of a contraction.
 
     Args:
         errors: distance from the final values after each pass (nats).
-        floor: errors at or below it (rounding level) end the fit.
+        floor: errors at or below it (rounding level) end the fit, too.
     """
-    logs = []
-    for error in errors:
-        if not error > floor or not math.isfinite(error):
-            break
-        logs.append(math.log(error))
+    finite = list(takewhile(math.isfinite, errors))
+    while len(finite) > 1 and finite[-1] == finite[-2]:
+        finite.pop()  # at rest
+    if finite and finite[0] > FALLING * finite[-1]:
+        floor = max(floor, FALLING * finite[-1])
+    logs = [math.log(error) for error in takewhile(lambda error: error > floor, finite)]
     if len(logs) < 3:
         return None
     y = torch.tensor(logs, dtype=torch.float64)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stateful_gpt.feedback import HIDDEN_STATE, Feedback, mean_kls, score_targets, shift_right
+from stateful_gpt.feedback import HIDDEN_STATE, Feedback, shift_right
+from stateful_gpt.language_model import Modulation
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import LeftToRight
+from stateful_gpt.scoring import mean_kl, score_targets
 from stateful_gpt.train import IGNORE
 
 # Of float32 distributions that are equal but for rounding, the computed KL is below this (nats).
@@ -75,14 +77,15 @@ def depth_profile(
         wanted = targets[counted]
         before: Tensor | None = None
         for n in range(depth + 1):
-            hidden = model(inputs, hidden=None if before is None else shift_right(before))
+            fed = None if before is None else shift_right(before)
+            hidden = model.read(inputs, modulation=Modulation(hidden=fed))
             now = hidden[counted]
             nll[n] -= score_targets(model, now, wanted).log_probs.double().sum().item()
             if before is not None:
-                kl[n - 1] += mean_kls(model, [before[counted]], now)[0] * len(wanted)
+                kl[n - 1] += mean_kl(model, before[counted], now) * len(wanted)
             before = hidden
         if full:
-            reader = LeftToRight(model, HIDDEN_STATES, batch=len(batch))
+            reader = LeftToRight(model, HIDDEN_STATES, batch=len(batch), capacity=inputs.size(1))
             log_probs = reader.read(inputs)[:, 1:]
             last = reader.score_next(targets[:, -1].clamp_min(0))
             log_probs = torch.cat([log_probs, last[:, None]], dim=1)

@@ -4,23 +4,16 @@ Shapes: B batch, T tokens, C n_embd, V vocabulary.
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from stateful_gpt.model import GPT
-
-# Finite, because 0 * -inf is NaN; far below what float32 logits of a trained model can produce.
-LOG_PROB_FLOOR = -1e4
-
-# Positions whose logits exist at one time: 35 MB for GPT-2 in float32. Blocks below 32 MB may stay
-# with the process when they are freed, and pile up.
-CHUNK = 176
+from stateful_gpt.language_model import PLAIN, Modulation
+from stateful_gpt.scoring import TokenScores, wide
 
 
 class FeedbackKind(Enum):
@@ -34,20 +27,6 @@ class FeedbackKind(Enum):
 
 HIDDEN_STATE = "hidden_state"
 KINDS = (*(kind.value for kind in FeedbackKind), HIDDEN_STATE)  # as users name them
-
-
-@dataclass(frozen=True)
-class Modulation:
-    """What is fed into a pass, for ``GPT.forward``.
-
-    Attributes:
-        bias, factor: numbers per key, (B, T); at most one of the two is given.
-        hidden: (B, T, C) the hidden state that enriches each token; zeros where there is none.
-    """
-
-    bias: Tensor | None = None
-    factor: Tensor | None = None
-    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -134,36 +113,40 @@ class Feedback:
         width = () if not self.of_hidden else (like.size(-1) + self.of_tokens,)
         return torch.zeros(*shape, *width, dtype=wide(like.dtype), device=like.device)
 
-    def modulation(self, state: Tensor | None) -> Modulation:
-        """What a state does to a pass. None stands for nothing known: probability 1 everywhere."""
-        if state is None or not self.active:
-            return Modulation()  # skipped, not multiplied by 0: the plain model bit for bit
-        if not self.of_hidden:
-            return self._of_keys(state)
-        if not self.of_tokens:
-            return Modulation(hidden=state)
-        return replace(self._of_keys(state[..., 0]), hidden=state[..., 1:])
+    def modulation(self, state: Tensor | None, *, begin: int = 0) -> Modulation:
+        """What a state does to a pass over its tokens from ``begin`` on.
 
-    def _of_keys(self, estimates: Tensor) -> Modulation:
-        weighted = self.strength * estimates
+        Args:
+            state: of all tokens up to the last that is read; None stands for nothing known:
+                probability 1 everywhere.
+        """
+        if state is None or not self.active:
+            return PLAIN  # skipped, not multiplied by 0: the plain model bit for bit
+        modulation = Modulation(layers=self.layers, hidden_strength=self.hidden_strength)
+        if self.of_hidden:
+            components = state[:, begin:, 1:] if self.of_tokens else state[:, begin:]
+            modulation = replace(modulation, hidden=components)
+        if not self.of_tokens:
+            return modulation
+        weighted = self.strength * (state[..., 0] if self.of_hidden else state)
         if self.kind is FeedbackKind.PROB:
             # finite, or 0 * inf would reach the positions before the token as NaN
             most = math.log(torch.finfo(weighted.dtype).max) / 2
-            return Modulation(factor=weighted.clamp(max=most).exp())
-        return Modulation(bias=weighted)
+            return replace(modulation, factor=weighted.clamp(max=most).exp())
+        return replace(modulation, bias=weighted)
 
-    def state(self, scores: "TokenScores", hidden: Tensor) -> Tensor:
+    def state(self, scores: TokenScores, hidden: Tensor) -> Tensor:
         """What a pass over (B, T) whole texts hands on, from its scores and (B, T, C) output."""
         return self._side_by_side(scores, shift_right(hidden) if self.shift == 1 else hidden)
 
-    def estimates(self, scores: "TokenScores", before: Tensor) -> Tensor:
+    def estimates(self, scores: TokenScores, before: Tensor) -> Tensor:
         """What is handed on of tokens (...), from their scores and the (..., C) before each.
 
         With ``shift`` 0 their hidden states are not known yet.
         """
         return self._side_by_side(scores, before if self.shift == 1 else torch.zeros_like(before))
 
-    def _side_by_side(self, scores: "TokenScores", hidden: Tensor) -> Tensor:
+    def _side_by_side(self, scores: TokenScores, hidden: Tensor) -> Tensor:
         of_tokens = scores.logits if self.kind is FeedbackKind.LOGIT else scores.log_probs
         if not self.of_hidden:
             return of_tokens
@@ -176,93 +159,3 @@ class Feedback:
 def shift_right(hidden: Tensor) -> Tensor:
     """Of (B, T, C) hidden states, to each token the one before it; to the first, zeros."""
     return torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], dim=1)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The precision of scores: float64 of a float64 model, float32 of any other."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """What a pass says of each token that is there: log-probability (nats) and raw logit."""
-
-    log_probs: Tensor
-    logits: Tensor
-
-
-def logit_chunks(model: GPT, hidden: Tensor, *, chunk: int = CHUNK) -> Iterator[Tensor]:
-    """The (n, V) logits of (N, C) hidden states, ``chunk`` rows at a time, at least in float32."""
-    for piece in hidden.split(chunk):
-        logits = model.lm_head(piece)
-        yield logits.to(wide(logits.dtype))
-
-
-def score_logits(logits: Tensor, targets: Tensor) -> TokenScores:
-    """Score (n,) targets by the (n, V) logits that predict them."""
-    score = logits.gather(1, targets[:, None]).squeeze(1)  # (n,)
-    # half the time of subtracting logsumexp
-    log_probs = -F.cross_entropy(logits, targets, reduction="none")  # (n,)
-    return TokenScores(log_probs=log_probs.clamp_min(LOG_PROB_FLOOR), logits=score)
-
-
-def score_targets(
-    model: GPT, hidden: Tensor, targets: Tensor, *, chunk: int = CHUNK
-) -> TokenScores:
-    """Score targets (...) by the hidden states (..., C) that predict them."""
-    pieces = [
-        score_logits(logits, wanted)
-        for logits, wanted in zip(
-            logit_chunks(model, hidden.flatten(0, -2), chunk=chunk),
-            targets.flatten().split(chunk),
-            strict=True,
-        )
-    ]
-    return TokenScores(
-        log_probs=torch.cat([piece.log_probs for piece in pieces]).view(targets.shape),
-        logits=torch.cat([piece.logits for piece in pieces]).view(targets.shape),
-    )
-
-
-def score_tokens(model: GPT, hidden: Tensor, tokens: Tensor, *, chunk: int = CHUNK) -> TokenScores:
-    """Score every token of a text by the hidden state before it.
-
-    Args:
-        hidden: (B, T, C), of the pass over these tokens.
-        tokens: (B, T) ids.
-
-    Returns:
-        (B, T) each. Position 0 gets probability 1 (log-probability 0, and logit 0): nothing
-        predicts it.
-    """
-    first = hidden.new_zeros(tokens.size(0), 1, dtype=wide(hidden.dtype))
-    if tokens.size(1) == 1:
-        return TokenScores(log_probs=first, logits=first)
-    rest = score_targets(model, hidden[:, :-1], tokens[:, 1:], chunk=chunk)
-    return TokenScores(
-        log_probs=torch.cat([first, rest.log_probs], dim=1),
-        logits=torch.cat([first, rest.logits], dim=1),
-    )
-
-
-def mean_kls(
-    model: GPT, others: Sequence[Tensor], hidden: Tensor, *, chunk: int = CHUNK
-) -> list[float]:
-    """KL(P || Q) in nats between next-token distributions, averaged over positions.
-
-    Args:
-        others: (N, C) hidden states each; every one is a P.
-        hidden: (N, C) hidden states that Q is read from.
-
-    Returns:
-        One number for each of ``others``.
-    """
-    totals = [0.0] * len(others)
-    logits_of_others = [logit_chunks(model, other, chunk=chunk) for other in others]
-    for logits in logit_chunks(model, hidden, chunk=chunk):
-        log_q = logits.log_softmax(dim=1)
-        for i, chunks in enumerate(logits_of_others):
-            log_p = next(chunks).log_softmax(dim=1)
-            totals[i] += (log_p.exp() * (log_p - log_q)).sum().item()
-    # rounding alone can make a KL of 0 negative
-    return [max(0.0, total / hidden.size(0)) for total in totals]

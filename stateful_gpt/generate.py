@@ -3,32 +3,21 @@
 With no new tokens asked for, this is the study of a given text. ``stateful_gpt.cli`` is its
 command line.
 
-Shapes: B batch, T tokens of a window, C n_embd, V vocabulary.
+Shapes: B batch, T tokens of a window, C width, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from stateful_gpt.feedback import (
-    Feedback,
-    score_logits,
-    wide,
-)
-from stateful_gpt.model import GPT
-from stateful_gpt.recompute import (
-    Iteration,
-    Outcome,
-    RecomputeConfig,
-    Said,
-    recompute,
-)
-from stateful_gpt.solving import Continuation, Drawn, Full, Sampling, Solver, Window, draw
-from stateful_gpt.stepping import next_logits
+from stateful_gpt.feedback import Feedback
+from stateful_gpt.language_model import LanguageModel
+from stateful_gpt.passes import Passes, Score
+from stateful_gpt.recompute import Iteration, Outcome, RecomputeConfig, Recomputed, recompute
+from stateful_gpt.scoring import score_logits, wide
 
 
 class Start(Enum):
@@ -36,6 +25,57 @@ class Start(Enum):
 
     COLD = "cold"
     CARRIED = "carried"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn from the last pass.
+
+    Attributes:
+        temperature: divides the logits; None draws greedily, the most likely token.
+        top_k: only the k most likely tokens can be drawn; None for all.
+        vocab_size: ids from here on cannot be drawn (padding of the embedding decodes to nothing).
+        end_token: ends a text when drawn, itself included; None for a text without end.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    vocab_size: int | None = None
+    end_token: int | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """The tokens that a generation step recomputes, right-padded to one length.
+
+    Attributes:
+        step: tokens generated so far.
+        rows: which of the given prompts are still being continued.
+        starts: absolute position of each row's first token; above 0 once the text was cropped.
+        lengths: tokens of each row.
+        tokens: (B, T) ids.
+        plain_first: whether the first pass feeds nothing back: it is the plain model's.
+    """
+
+    step: int
+    rows: list[int]
+    starts: list[int]
+    lengths: list[int]
+    tokens: Tensor
+    plain_first: bool
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Sees the passes over one window: each record, and before it the hidden states it comes from.
+
+    Attributes:
+        observe: called after every pass.
+        score: scores the tokens in every pass, in place of the plain way; None leaves that alone.
+    """
+
+    observe: Callable[[Iteration], None]
+    score: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -62,18 +102,18 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    model: GPT,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     feedback: Feedback,
     config: RecomputeConfig,
-    solver: Solver | None = None,
     start: Start = Start.COLD,
     previous: Sequence[Tensor] | None = None,
     sampling: Sampling | None = None,
-    generator: torch.Generator | None = None,
-    on_window: Callable[[Window], Callable[[Iteration], None] | None] | None = None,
+    generators: Sequence[torch.Generator] | torch.Generator | None = None,
+    slide: int = 1,
+    watch: Callable[[Window], Watcher | None] | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> Generation:
     """Continue prompts, feeding the estimates of all tokens back at every step.
@@ -84,84 +124,84 @@ def generate(
 
     Args:
         prompts: ids of each prompt, at least one; lengths may differ.
-        solver: how passes are computed; default: every pass evaluates every token.
         start: whether a step begins from probability 1 everywhere, or from what the step before
             ended with. A carried estimate moves along when the window slides, except that the
             window's first token has probability 1, and no hidden state: nothing predicts it.
         previous: estimates of the prompts' tokens from an earlier call, in place of probability 1.
         sampling: default: greedily, without an end.
-        generator: on the model's device; needed to draw reproducibly.
-        on_window: called before each recompute; what it returns observes the passes.
-        on_token: called with (row, id) as each token is drawn; on a GPU perhaps a few at a time.
+        generators: on the model's device; one, or one for each prompt, which then draws the same
+            whatever prompts it is with.
+        slide: how many tokens the window drops at once when it is full; 1 is nanoGPT's cropping.
+            A window that has slid is recomputed whole, one that has grown is not.
+        watch: called before each recompute; what it returns sees the passes.
+        on_token: called with (row, id) as each token is drawn.
 
     Raises:
         ValueError: an empty prompt, ids outside the model's embedding, ``previous`` of other
-            lengths than the prompts, or a configuration that the solver cannot follow.
+            lengths than the prompts, or a recompute that the feedback does not allow.
     """
     sampling = sampling or Sampling()
-    block = model.config.block_size
     texts = [list(prompt) for prompt in prompts]
-    _check(texts, previous, vocab_size=model.config.vocab_size)
+    _check(texts, previous, feedback, config, vocab_size=model.vocab_size)
     so_far = _SoFar(texts, model, feedback, max_new_tokens=max_new_tokens, previous=previous)
+    longest = min(model.block_size, so_far.tokens.size(1))
+    passes = Passes(
+        model,
+        feedback,
+        batch=len(texts),
+        capacity=longest,
+        cached=feedback.triangular and config.skips_what_is_final,
+    )
     outcomes: list[list[Outcome]] = [[] for _ in texts]
     ended = [False] * len(texts)
     settled = [1] * len(texts)  # leading positions of the window whose estimates are final
-    make_pass = (solver or Full()).begin(model, feedback, config)
-    rows = list(range(len(texts)))
-    step = 0
-    while True:
-        window = so_far.window(rows, step=step, block=block)
+    rows, kept = list(range(len(texts))), None
+    starts = [0] * len(texts)
+    for step in range(max_new_tokens + 1):
         carried = previous is not None if step == 0 else start is Start.CARRIED
-        observe = on_window(window) if on_window is not None else None
+        window = so_far.window(
+            rows, step=step, block=model.block_size, slide=slide, plain_first=not carried
+        )
+        for row, begin in zip(rows, window.starts, strict=True):
+            if begin != starts[row]:  # it has lost its first token, and with it what was final
+                starts[row], settled[row] = begin, 1
+        passes.window(window.tokens, kept)
+        watcher = watch(window) if watch is not None else None
+        if watcher is not None and watcher.score is not None:
+            passes.score = watcher.score
         result = recompute(
-            make_pass(
-                window,
-                log_probs=so_far.of(window, so_far.log_probs),
-                carried=carried and step > 0,
-                observed=observe is not None,
-            ),
+            passes,
             config=config,
             lengths=window.lengths,
             start=so_far.of(window, so_far.estimates) if carried else None,
+            log_probs=so_far.of(window, so_far.log_probs) if carried else None,
             settled=[settled[row] for row in rows] if carried and step > 0 else None,
             triangular=feedback.triangular,
+            inert=not feedback.active,
             output_too=step < max_new_tokens,
-            observe=observe,
+            # what rows have cached is wanted again where the next step carries on
+            leave=start is Start.COLD or step == max_new_tokens,
+            observe=None if watcher is None else watcher.observe,
         )
+        so_far.take(window, result)
         for i, row in enumerate(rows):
             outcomes[row].append(result.outcomes[i])
-            # a window about to slide loses its first token, and with it what was final
-            settled[row] = result.settled[i] if window.lengths[i] < block else 1
-        so_far.take(window, result.said)
-        going_on = [
+            settled[row] = result.settled[i]
+        kept = [
             i
             for i, row in enumerate(rows)
             if not ended[row] and outcomes[row][-1] is not Outcome.DIVERGED
         ]
-        rows = [rows[i] for i in going_on]
+        rows = [rows[i] for i in kept]
         if step == max_new_tokens or not rows:
             break
-        ahead = None
-        if on_window is None and start is Start.CARRIED:
-            tell = partial(on_token, rows[0]) if on_token is not None else _tell_nobody
-            how = Continuation(max_new_tokens - step, sampling, generator, tell)
-            ahead = make_pass.draw_ahead(window, result, how)
-        if ahead is not None:
-            (row,), count = rows, len(ahead.tokens)
-            so_far.extend(row, ahead)
-            ended[row] = ahead.tokens[-1] == sampling.end_token
-            # all but the last token have been through their recompute, and ended like this one
-            outcomes[row] += outcomes[row][-1:] * (count - 1)
-            settled[row] += count - 1
-            step += count
-            continue
-        at = [window.lengths[i] - 1 for i in going_on]
-        hidden = result.said.output[going_on, at]  # (B, C)
-        logits = next_logits(model, hidden)  # (B, V)
-        drawn = draw(logits, sampling, generator)  # (B,)
+        at = [window.lengths[i] - 1 for i in kept]
+        hidden = passes.hidden[kept, at]  # (B, C)
+        logits = model.logits(hidden)
+        logits = logits.to(wide(logits.dtype))  # (B, V)
+        drawn = _draw_rows(logits, sampling, generators, rows)  # (B,)
         scores = score_logits(logits, drawn)
         so_far.append(rows, drawn, feedback.estimates(scores, hidden), scores.log_probs)
-        step += 1
         for row in rows:
             token = texts[row][-1]
             ended[row] = token == sampling.end_token
@@ -172,19 +212,51 @@ def generate(
     )
 
 
+def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    """One id a row from (B, V) logits: (B,), as nanoGPT draws them.
+
+    Of logits that are not numbers any id is drawn: its estimate is none either, and ends the text.
+    """
+    if sampling.vocab_size is not None and sampling.vocab_size < logits.size(1):
+        logits = logits[:, : sampling.vocab_size]
+    if sampling.temperature is None:
+        return logits.argmax(dim=1)
+    # in double and from the largest down: a tiny temperature must not overflow
+    scaled = (logits - logits.amax(dim=1, keepdim=True)).double() / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.size(1):
+        smallest = scaled.topk(sampling.top_k, dim=1).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < smallest, -torch.inf)
+    probabilities = scaled.softmax(dim=1).to(logits.dtype)
+    # multinomial would raise, and on CUDA take the device down with it
+    probabilities = probabilities.masked_fill(probabilities.isnan(), 1.0)
+    return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
+
+
+def _draw_rows(
+    logits: Tensor,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator] | torch.Generator | None,
+    rows: list[int],
+) -> Tensor:
+    if generators is None or isinstance(generators, torch.Generator):
+        return draw(logits, sampling, generators)
+    each = [draw(logits[i : i + 1], sampling, generators[row]) for i, row in enumerate(rows)]
+    return torch.cat(each)
+
+
 class _SoFar:
     """Texts and their newest estimates, with room for all the tokens to come: nothing grows."""
 
     def __init__(
         self,
         texts: list[list[int]],
-        model: GPT,
+        model: LanguageModel,
         feedback: Feedback,
         *,
         max_new_tokens: int,
         previous: Sequence[Tensor] | None,
     ) -> None:
-        like = model.lm_head.weight[:0]
+        like = torch.empty(0, model.width, dtype=model.dtype, device=model.device)
         room = (len(texts), max(len(text) for text in texts) + max_new_tokens)
         self.texts = texts
         self.tokens = torch.zeros(room, dtype=torch.long, device=like.device)
@@ -195,29 +267,31 @@ class _SoFar:
             if previous is not None:
                 self.estimates[row, : len(text)] = previous[row]
 
-    def window(self, rows: list[int], *, step: int, block: int) -> Window:
-        """The last ``block`` tokens of each of these rows."""
+    def window(
+        self, rows: list[int], *, step: int, block: int, slide: int, plain_first: bool
+    ) -> Window:
+        """The last tokens of each of these rows, ``block`` at most."""
         counts = [len(self.texts[row]) for row in rows]
-        lengths = [min(count, block) for count in counts]
-        starts = [count - length for count, length in zip(counts, lengths, strict=True)]
-        window = Window(
-            step=step, rows=list(rows), starts=starts, lengths=lengths, tokens=self.tokens[:0]
-        )
-        return replace(window, tokens=self._cut(window, self.tokens))
+        # a crop drops ``slide`` tokens at once, but never so many that none is left
+        slide = min(slide, block)
+        starts = [-(-max(0, count - block) // slide) * slide for count in counts]
+        lengths = [count - begin for count, begin in zip(counts, starts, strict=True)]
+        tokens = self._cut(rows, starts, lengths, self.tokens)
+        return Window(step, list(rows), starts, lengths, tokens, plain_first)
 
     def of(self, window: Window, values: Tensor) -> Tensor:
         """(B, T, ...) values of a window's tokens so far; of its first token nothing is known."""
-        state = self._cut(window, values)
+        state = self._cut(window.rows, window.starts, window.lengths, values)
         state[:, 0] = 0.0
         return state
 
-    def take(self, window: Window, said: Said) -> None:
+    def take(self, window: Window, result: Recomputed) -> None:
         """The newest estimates of a window's tokens."""
         for i, (row, begin, length) in enumerate(
             zip(window.rows, window.starts, window.lengths, strict=True)
         ):
-            self.estimates[row, begin : begin + length] = said.state[i, :length]
-            self.log_probs[row, begin : begin + length] = said.log_probs[i, :length]
+            self.estimates[row, begin : begin + length] = result.state[i, :length]
+            self.log_probs[row, begin : begin + length] = result.log_probs[i, :length]
 
     def append(self, rows: list[int], drawn: Tensor, estimates: Tensor, log_probs: Tensor) -> None:
         """One more token of each row, with what the model said of it when it was drawn."""
@@ -228,37 +302,33 @@ class _SoFar:
             self.estimates[row, at] = estimates[i]
             self.log_probs[row, at] = log_probs[i]
 
-    def extend(self, row: int, drawn: Drawn) -> None:
-        """Several more tokens of one row."""
-        begin, end = len(self.texts[row]), len(self.texts[row]) + len(drawn.tokens)
-        self.texts[row] += drawn.tokens
-        self.tokens[row, begin:end] = torch.tensor(drawn.tokens)
-        self.estimates[row, begin:end] = drawn.estimates
-        self.log_probs[row, begin:end] = drawn.log_probs
-
     def split(self, values: Tensor) -> list[Tensor]:
         """Of each text, on the CPU."""
         return [values[row, : len(text)].cpu().clone() for row, text in enumerate(self.texts)]
 
-    def _cut(self, window: Window, values: Tensor) -> Tensor:
-        """A copy of a window's part, zeros behind the shorter rows."""
-        longest = max(window.lengths)
-        if len(window.rows) == 1:
-            begin = window.starts[0]
-            return values[window.rows[0], begin : begin + longest].clone()[None]
-        part = values.new_zeros(len(window.rows), longest, *values.shape[2:])
-        for i, (row, begin, length) in enumerate(
-            zip(window.rows, window.starts, window.lengths, strict=True)
-        ):
+    def _cut(
+        self, rows: list[int], starts: list[int], lengths: list[int], values: Tensor
+    ) -> Tensor:
+        """A copy of a window's part of (B, N, ...) values, zeros behind the shorter rows."""
+        part = values.new_zeros(len(rows), max(lengths), *values.shape[2:])
+        for i, (row, begin, length) in enumerate(zip(rows, starts, lengths, strict=True)):
             part[i, :length] = values[row, begin : begin + length]
         return part
 
 
-def _tell_nobody(token: int) -> None:
-    """Where nobody wants to hear of each token."""
-
-
-def _check(texts: list[list[int]], previous: Sequence[Tensor] | None, *, vocab_size: int) -> None:
+def _check(
+    texts: list[list[int]],
+    previous: Sequence[Tensor] | None,
+    feedback: Feedback,
+    config: RecomputeConfig,
+    *,
+    vocab_size: int,
+) -> None:
+    if config.window is not None and not feedback.triangular:
+        raise ValueError(
+            "a windowed recompute needs estimates that become final from left to right: the shift"
+            " of hidden states must be 1, got 0"
+        )
     for text in texts:
         if not text:
             raise ValueError("a prompt must have at least one token")

@@ -41,7 +41,8 @@ PLAIN = Modulation()
 class Cache(Protocol):
     """Keys and values of tokens already read, for B sequences.
 
-    They stay right only while nothing changes what those tokens were computed from.
+    They stay right only while nothing changes what those tokens were computed from. No gradients
+    flow through them: what is read with a cache is read under ``torch.no_grad``.
 
     Attributes:
         length: tokens that count. It may be set back: what lies behind is forgotten.

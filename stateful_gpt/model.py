@@ -1,31 +1,22 @@
 """nanoGPT's architecture, with its state-dict names, and attention that can be modulated by key.
 
-One forward pass returns hidden states, not logits: the V numbers per position are made only where
-somebody asks for them (see ``stateful_gpt.feedback.token_log_probs``).
+One reading returns hidden states, not logits: the V numbers per position are made only where
+somebody asks for them. What the method asks of a model is said in ``language_model``.
 
 Shapes: B batch, T tokens of this call, S tokens in the cache before it, C n_embd, H n_head,
-V vocabulary.
+D head size, L n_layer, V vocabulary.
 """
 
+import copy
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stateful_gpt.attention import (
-    Attention,
-    KeyColumns,
-    causal_mask,
-    flash_runs,
-    key_columns,
-    reference_attention,
-    score_mask,
-    sdpa_attention,
-)
+from stateful_gpt.attention import attend, score_mask
+from stateful_gpt.language_model import PLAIN, Cache, Modulation
 
 ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 
@@ -70,31 +61,24 @@ class GPTConfig:
             )
 
 
-class Cache:
-    """Keys and values of tokens already read, for B sequences of up to ``capacity`` tokens.
-
-    They stay right only while nothing changes what those tokens were computed from: an unsettled
-    prefix must not be cached.
-    """
+class KeyValueCache:
+    """Keys and values of tokens already read (see ``language_model.Cache``)."""
 
     def __init__(self, config: GPTConfig, *, batch: int, capacity: int, like: Tensor) -> None:
         head = config.n_embd // config.n_head
-        self.pairs = like.new_empty(config.n_layer, 2, batch, config.n_head, capacity, head)
-        self.keys, self.values = self.pairs[:, 0], self.pairs[:, 1]  # (L, B, H, capacity, D)
-        self.capacity = capacity
+        self._pairs = like.new_empty(config.n_layer, 2, batch, config.n_head, capacity, head)
         self.length = 0
 
     def keep(self, rows: list[int]) -> None:
-        """Go on with some of the sequences."""
-        self.pairs = self.pairs[:, :, rows]
-        self.keys, self.values = self.pairs[:, 0], self.pairs[:, 1]
+        self._pairs = self._pairs[:, :, rows]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, H, T, D) behind the cached tokens; return all of them, (B, H, S + T, D)."""
+        keys, values = self._pairs[layer]  # (B, H, capacity, D) each
         end = self.length + k.size(2)
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
 
 class LayerNorm(nn.Module):
@@ -116,28 +100,22 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
-        self.implementation = Attention.SDPA
 
     def forward(
         self,
         x: Tensor,
         *,
         layer: int,
-        mask: Tensor | KeyColumns | None,
-        key_factor: Tensor | None,
-        cache: Cache | None,
+        mask: Tensor | None,
+        factor: Tensor | None,
+        cache: KeyValueCache | None,
     ) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=2)
-        q = q.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
-        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
-        v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.extend(layer, k, v)  # (B, H, S + T, D)
-        attend = sdpa_attention if self.implementation is Attention.SDPA else reference_attention
-        y = attend(q, k, v, mask=mask, key_factor=key_factor)
-        y = y.transpose(1, 2).reshape(B, T, C)
-        out: Tensor = self.resid_dropout(self.c_proj(y))
+        y = attend(q, k, v, mask=mask, factor=factor)  # (B, H, T, D)
+        out: Tensor = self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
         return out
 
 
@@ -167,11 +145,11 @@ class Block(nn.Module):
         x: Tensor,
         *,
         layer: int,
-        mask: Tensor | KeyColumns | None,
-        key_factor: Tensor | None,
-        cache: Cache | None,
+        mask: Tensor | None,
+        factor: Tensor | None,
+        cache: KeyValueCache | None,
     ) -> Tensor:
-        x = x + self.attn(self.ln_1(x), layer=layer, mask=mask, key_factor=key_factor, cache=cache)
+        x = x + self.attn(self.ln_1(x), layer=layer, mask=mask, factor=factor, cache=cache)
         out: Tensor = x + self.mlp(self.ln_2(x))
         return out
 
@@ -186,10 +164,6 @@ class Transformer(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, bias=config.bias)
-
-    @property
-    def blocks(self) -> list[Block]:
-        return cast(list[Block], list(self.h))
 
 
 class HiddenGate(nn.Module):
@@ -262,100 +236,82 @@ class GPT(nn.Module):
     def tied(self) -> bool:
         return self.lm_head.weight is self.transformer.wte.weight
 
-    def use_attention(self, implementation: Attention) -> None:
-        """Choose how every layer computes attention (the default is SDPA)."""
-        for block in self.transformer.blocks:
-            block.attn.implementation = implementation
+    @property
+    def block_size(self) -> int:
+        return self.config.block_size
 
-    def new_cache(self, *, batch: int, capacity: int) -> Cache:
-        """An empty cache on the model's device and in its dtype."""
-        return Cache(self.config, batch=batch, capacity=capacity, like=self.transformer.wte.weight)
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def n_layer(self) -> int:
+        return self.config.n_layer
+
+    @property
+    def width(self) -> int:
+        return self.config.n_embd
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    @property
+    def takes_hidden_states(self) -> bool:
+        return self.gate is not None
+
+    def in_float64(self) -> "GPT":
+        return self if self.dtype == torch.float64 else copy.deepcopy(self).double()
+
+    def new_cache(self, *, batch: int, capacity: int) -> KeyValueCache:
+        weight = self.transformer.wte.weight
+        return KeyValueCache(self.config, batch=batch, capacity=capacity, like=weight)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.lm_head(hidden)  # (N, V)
+        return logits
+
+    def read(
+        self, tokens: Tensor, *, modulation: Modulation = PLAIN, cache: Cache | None = None
+    ) -> Tensor:
+        out: Tensor = self(tokens, modulation=modulation, cache=cache)
+        return out
 
     def forward(
-        self,
-        tokens: Tensor,
-        *,
-        key_bias: Tensor | None = None,
-        key_factor: Tensor | None = None,
-        layers: Collection[int] | None = None,
-        attend: Tensor | None = None,
-        hidden: Tensor | None = None,
-        hidden_strength: float = 1.0,
-        cache: Cache | None = None,
+        self, tokens: Tensor, *, modulation: Modulation = PLAIN, cache: Cache | None = None
     ) -> Tensor:
-        """Hidden states after the final layer norm; ``lm_head`` makes logits of them.
-
-        With neither ``key_bias`` nor ``key_factor`` nor ``hidden`` this is the plain model, bit for
-        bit.
-
-        Args:
-            tokens: (B, T) ids. Pad shorter sequences of a batch on the right: causality keeps
-                padding out of every real position.
-            key_bias: (B, S + T), added to the attention scores of each key in every head.
-            key_factor: (B, S + T), multiplies each key's softmaxed weights in every head.
-            layers: the layers that are modulated; None means all.
-            attend: (B, S + T) boolean, True = attend: keys hidden from all queries but their own.
-            hidden: (B, T, C) hidden state that enriches each of these tokens through the gate;
-                zeros where there is none.
-            hidden_strength: multiplies what the gate adds to the token embeddings.
-            cache: keys and values of the S tokens before these; extended by this call.
-
-        Returns:
-            (B, T, C)
-
-        Raises:
-            ValueError: more than ``block_size`` positions, or hidden states without a gate.
-        """
-        T = tokens.size(1)
+        """``read``: hidden states (B, T, C) after the final layer norm, of (B, T) ids."""
+        assert cache is None or isinstance(cache, KeyValueCache)
         start = cache.length if cache is not None else 0
-        end = start + T
+        end = start + tokens.size(1)
         if end > self.config.block_size:
             raise ValueError(
                 f"{end} tokens do not fit the model's block of {self.config.block_size}"
             )
         x = self.transformer.wte(tokens)  # (B, T, C)
-        if hidden is not None:
+        if modulation.hidden is not None:
             if self.gate is None:
                 raise ValueError("the model has no gate to feed hidden states back through")
-            x = x + hidden_strength * self.gate(x, hidden.to(x.dtype))
+            enriched = self.gate(x, modulation.hidden.to(x.dtype))
+            x = x + modulation.hidden_strength * enriched
         x = self.transformer.drop(x + self.transformer.wpe.weight[start:end])
 
-        # one query sees every key: of its mask only the bias is left
-        one = T == 1 and attend is None
-        # and where the flash kernel runs, the bias rides on the keys
-        flash = start == 0 and attend is None and flash_runs(x)
-        visible: Tensor | None = None
-        if (
-            (key_bias is not None and not one and not flash)
-            or attend is not None
-            or (start > 0 and T > 1)
-        ):
-            visible = causal_mask(T, end, device=tokens.device)
-            if attend is not None:
-                # a hidden key still sees itself, so that no row of attention is empty
-                own = torch.eye(end, dtype=torch.bool, device=tokens.device)[start:]
-                visible = visible & (attend[:, None, None, :] | own)
-        plain_mask: Tensor | None = None
-        if attend is not None or (start > 0 and T > 1):
-            assert visible is not None
-            plain_mask = score_mask(visible, None, dtype=x.dtype)
-        mask: Tensor | KeyColumns | None = plain_mask
-        if key_bias is not None and flash:
-            head_size = self.config.n_embd // self.config.n_head
-            mask = key_columns(key_bias, head_size=head_size, dtype=x.dtype)
-        elif key_bias is not None and one:
-            mask = key_bias[:, None, None, :].to(x.dtype)
-        elif key_bias is not None:
-            assert visible is not None
-            mask = score_mask(visible, key_bias, dtype=x.dtype)
-
-        for i, block in enumerate(self.transformer.blocks):
+        T, layers = tokens.size(1), modulation.layers
+        plain = score_mask(T, end, None, dtype=x.dtype, device=x.device)
+        mask = plain
+        if modulation.bias is not None:
+            mask = score_mask(T, end, modulation.bias, dtype=x.dtype, device=x.device)
+        for i, block in enumerate(self.transformer.h):
             modulated = layers is None or i in layers
             x = block(
                 x,
                 layer=i,
-                mask=mask if modulated else plain_mask,
-                key_factor=key_factor if modulated else None,
+                mask=mask if modulated else plain,
+                factor=modulation.factor if modulated else None,
                 cache=cache,
             )
         if cache is not None:

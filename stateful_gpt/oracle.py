@@ -3,51 +3,65 @@
 The estimate of a token depends only on the estimates before it, so one evaluation in reading order
 computes the fixed point that the recompute loop iterates towards.
 
-Shapes: B batch, T tokens, S tokens read so far.
+Shapes: B batch, T tokens, S tokens read so far, C width.
 """
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from stateful_gpt.feedback import Feedback, score_targets, wide
-from stateful_gpt.model import GPT
+from stateful_gpt.feedback import Feedback
+from stateful_gpt.language_model import LanguageModel
+from stateful_gpt.scoring import score_targets, wide
 
 LINEAR_RANGE = (1e-12, 1e-3)  # nats: above float64 rounding, below where a response saturates
 NUDGE = 1e-7  # nats
+SHORTEST = 16  # tokens in which growth can be told
 
 
 class LeftToRight:
     """Reads texts token by token, each with the final estimates of all tokens before it.
 
     Every token is evaluated once, over cached keys and values: they are final when they are made.
-    Hidden states fed back to their own position have no such order: a ValueError.
 
-    Attributes:
-        log_probs: (B, S) nats, of the tokens read so far; 0 at position 0.
+    Raises:
+        ValueError: hidden states are fed back to their own position, which have no such order.
     """
 
-    def __init__(self, model: GPT, feedback: Feedback, *, batch: int = 1) -> None:
-        self.model = model
-        self.feedback = feedback
+    def __init__(
+        self, model: LanguageModel, feedback: Feedback, *, batch: int, capacity: int
+    ) -> None:
         if not feedback.triangular:
             raise ValueError("hidden states fed back to their own position cannot be read in order")
-        like, block = model.lm_head.weight[:0], model.config.block_size
-        self._cache = model.new_cache(batch=batch, capacity=block)
-        self._state = feedback.blank(batch, block, like=like)
-        self._log_probs = torch.zeros(batch, block, dtype=wide(like.dtype), device=like.device)
-        self._hidden: Tensor | None = None  # (B, C) at the last token read
+        self._model, self._feedback = model, feedback
+        self._cache = model.new_cache(batch=batch, capacity=capacity)
+        like = torch.empty(0, model.width, dtype=model.dtype, device=model.device)
+        self._state = feedback.blank(batch, capacity, like=like)
+        self._log_probs = torch.zeros(batch, capacity, dtype=wide(model.dtype), device=model.device)
+        self._hidden = like.new_zeros(batch, capacity, model.width)
 
     @property
     def log_probs(self) -> Tensor:
+        """(B, S) nats, of the tokens read so far; 0 at position 0."""
         return self._log_probs[:, : self._cache.length]
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows, of which one may be named several times."""
+        self._cache.keep(rows)
+        self._state, self._log_probs = self._state[rows], self._log_probs[rows]
+        self._hidden = self._hidden[rows]
+
+    def set_back(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens; others can be read behind them."""
+        self._cache.length = length
 
     @torch.no_grad()
     def score_next(self, targets: Tensor) -> Tensor:
-        """(B,) log-probabilities of (B,) ids as the next token; nothing is read."""
-        assert self._hidden is not None
-        return score_targets(self.model, self._hidden, targets).log_probs
+        """(B,) log-probabilities of (B,) ids as the next token after one at least; none is read."""
+        return score_targets(
+            self._model, self._hidden[:, self._cache.length - 1], targets
+        ).log_probs
 
     @torch.no_grad()
     def read(self, tokens: Tensor, *, nudges: Tensor | None = None) -> Tensor:
@@ -57,78 +71,116 @@ class LeftToRight:
             nudges: (B, T), added to what is fed back of these tokens (to each component of it).
         """
         for t in range(tokens.size(1)):
-            token = tokens[:, t]  # (B,)
-            at = self._cache.length
-            if self._hidden is not None:
-                scores = score_targets(self.model, self._hidden, token)
+            token, at = tokens[:, t], self._cache.length
+            self._state[:, at] = 0.0
+            if at > 0:  # nothing predicts position 0
+                before = self._hidden[:, at - 1]  # (B, C)
+                scores = score_targets(self._model, before, token)
                 self._log_probs[:, at] = scores.log_probs
-                self._state[:, at] = self.feedback.estimates(scores, self._hidden)
+                self._state[:, at] = self._feedback.estimates(scores, before)
             if nudges is not None:
                 nudge = nudges[:, t]
                 self._state[:, at] += nudge if self._state.ndim == 2 else nudge[:, None]
-            modulation = self.feedback.modulation(self._state[:, : at + 1])
-            hidden = self.model(
-                token[:, None],
-                key_bias=modulation.bias,
-                key_factor=modulation.factor,
-                layers=self.feedback.layers,
-                hidden=None if modulation.hidden is None else modulation.hidden[:, at:],
-                hidden_strength=self.feedback.hidden_strength,
-                cache=self._cache,
-            )
-            self._hidden = hidden[:, 0]
+            modulation = self._feedback.modulation(self._state[:, : at + 1], begin=at)
+            hidden = self._model.read(token[:, None], modulation=modulation, cache=self._cache)
+            self._hidden[:, at] = hidden[:, 0]
         return self.log_probs
 
 
-def left_to_right(model: GPT, tokens: Tensor, feedback: Feedback) -> Tensor:
+def left_to_right(model: LanguageModel, tokens: Tensor, feedback: Feedback) -> Tensor:
     """The fixed point of (B, T) tokens: (B, T) log-probabilities in nats."""
-    return LeftToRight(model, feedback, batch=tokens.size(0)).read(tokens).clone()
+    batch, capacity = tokens.shape
+    return LeftToRight(model, feedback, batch=batch, capacity=capacity).read(tokens).clone()
 
 
-def lyapunov_exponent(
-    model: GPT, tokens: Tensor, feedback: Feedback, *, starts: int = 8
-) -> float | None:
-    """Growth rate, per token, of a small disturbance of the left-to-right recursion.
+def lyapunov_exponents(
+    model: LanguageModel, tokens: Tensor, feedback: Feedback, *, lengths: Sequence[int]
+) -> list[float | None]:
+    """The exponents of :func:`disturbed_reading`; None of feedback without a reading order."""
+    if not feedback.triangular:
+        return [None] * len(lengths)
+    return disturbed_reading(model, tokens, feedback, lengths=lengths)[1]
 
-    ``starts`` copies of the text are read side by side. In each, what is fed back of one token in
-    the first half is moved by 1e-7 (nats, or in every component of a hidden state); the slope of
-    the logarithm of the later tokens' response (root mean square over the copies) against the
-    distance from the disturbance is the exponent.
+
+def disturbed_reading(
+    model: LanguageModel,
+    tokens: Tensor,
+    feedback: Feedback,
+    *,
+    lengths: Sequence[int],
+    starts: int = 8,
+) -> tuple[Tensor, list[float | None]]:
+    """The fixed point, and the growth rate per token of a small disturbance of its recursion.
+
+    Copies of each text are read beside it. In each of ``starts`` copies, what is fed back of one
+    token in the first half is moved by 1e-7 (nats, or in every component of a hidden state); the
+    slope of the logarithm of the later tokens' response (root mean square over the copies) against
+    the distance from the disturbance is the Lyapunov exponent. A copy is made where it is disturbed
+    and dropped half a text later.
     Negative: disturbances die out along the text, and estimates settle by contraction. Positive:
     they grow, and estimates settle only as the front of settled tokens walks through the text.
     (arXiv 2508.16817, 2509.21716.)
 
     Args:
         model: in float64, because responses are followed down to 1e-12 nats.
-        tokens: (T,) ids.
+        tokens: (B, T) ids, right-padded to one length.
+        lengths: of the B texts.
 
     Returns:
-        None where the text is too short, nothing is fed back, so that nothing responds, or there is
-        no reading order.
-    """
-    T = len(tokens)
-    if not feedback.active or not feedback.triangular or T < 16:
-        return None
-    at = torch.linspace(1, T // 2, starts).long().unique().tolist()
-    nudges = torch.zeros(len(at) + 1, T, dtype=torch.float64, device=tokens.device)
-    for row, position in enumerate(at):
-        nudges[row + 1, position] = NUDGE
-    reader = LeftToRight(model, feedback, batch=len(at) + 1)
-    log_probs = reader.read(tokens.expand(len(at) + 1, T), nudges=nudges)
-    response = (log_probs[1:] - log_probs[:1]).abs().cpu()  # (starts, T)
+        (B, T) log-probabilities in nats, and an exponent for each text: None where it is too short,
+        or nothing is fed back, so that nothing responds.
 
-    distances, logs = [], []
-    for distance in range(1, T // 2):
-        values = [response[row, position + distance].item() for row, position in enumerate(at)]
-        size = math.sqrt(sum(value * value for value in values) / len(values))
-        if not math.isfinite(size) or size > LINEAR_RANGE[1]:
-            break  # saturated: no longer a small disturbance
-        if size < LINEAR_RANGE[0]:
-            break  # lost in rounding
-        distances.append(float(distance))
-        logs.append(math.log(size))
-    if len(logs) < 4:
+    Raises:
+        ValueError: see ``LeftToRight``.
+    """
+    texts, T = tokens.shape
+    begun: dict[int, list[int]] = {}  # position -> texts of which a copy is disturbed there
+    for text, length in enumerate(lengths):
+        if length >= SHORTEST and feedback.active:
+            for position in torch.linspace(1, length // 2, starts).long().unique().tolist():
+                begun.setdefault(position, []).append(text)
+    ends = {p + lengths[text] // 2 for p, those in begun.items() for text in those}
+    responses: list[list[Tensor]] = [[] for _ in lengths]  # (distances,) each, a copy each
+    reader = LeftToRight(model, feedback, batch=texts, capacity=T)
+    copies: list[tuple[int, int]] = []  # (text, position) of the rows behind the texts themselves
+    here = 0
+    for event in sorted({*begun, *ends, T}):
+        rows = [*range(texts), *(text for text, _ in copies)]
+        if event > here:
+            reader.read(tokens[rows, here:event])
+            here = event
+        going = []
+        for row, (text, position) in enumerate(copies, start=texts):
+            if event < position + lengths[text] // 2:
+                going.append(row)
+                continue
+            log_probs = reader.log_probs[:, position + 1 : event]
+            responses[text].append((log_probs[row] - log_probs[text]).abs().cpu())
+        new = [(text, event) for text in begun.get(event, [])]
+        if new or len(going) < len(copies):
+            reader.keep([*range(texts), *going, *(text for text, _ in new)])
+        copies = [copies[row - texts] for row in going] + new
+        if new:
+            rows = [*range(texts), *(text for text, _ in copies)]
+            nudges = torch.zeros(len(rows), 1, dtype=torch.float64, device=tokens.device)
+            nudges[len(rows) - len(new) :] = NUDGE
+            reader.read(tokens[rows, here : here + 1], nudges=nudges)
+            here += 1
+    exponents = [_growth(torch.stack(rows)) if rows else None for rows in responses]
+    return reader.log_probs[:texts].clone(), exponents
+
+
+def _growth(responses: Tensor) -> float | None:
+    """Slope of the logarithm of the rms over copies of (copies, D) responses, by distance.
+
+    It is fitted up to where the response saturates, or is lost in rounding.
+    """
+    sizes = responses.square().mean(dim=0).sqrt()  # (D,)
+    linear = (sizes >= LINEAR_RANGE[0]) & (sizes <= LINEAR_RANGE[1])
+    count = int(linear.long().cumprod(dim=0).sum())
+    if count < 4:
         return None
-    mean_x, mean_y = sum(distances) / len(distances), sum(logs) / len(logs)
-    covariance = sum((x - mean_x) * (y - mean_y) for x, y in zip(distances, logs, strict=True))
-    return covariance / sum((x - mean_x) ** 2 for x in distances)
+    x = torch.arange(count, dtype=torch.float64)
+    y = sizes[:count].log()
+    x = x - x.mean()
+    return ((x * (y - y.mean())).sum() / (x * x).sum()).item()

@@ -6,19 +6,21 @@ For a triangular pass (what it says of position j depends only on the state befo
 a Jacobi iteration that ends: if the first k positions of its start are already right, then k + n
 positions are right after n passes (Song et al. 2021, arXiv 2002.03629; Santilli et al. 2023,
 arXiv 2305.10427). Position 0 is right from the outset, so T positions need at most T - 1 passes.
+What is final need not be said again: see ``front``.
 
-Shapes: B batch, T positions.
+Shapes: B batch, R rows of it that take part in a pass, T positions, N positions that it says.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-LONGEST_CYCLE = 8  # periods that are looked for
+from stateful_gpt.cycles import CycleDetector
+from stateful_gpt.front import ROUNDINGS, Fronts, choose, roundings
 
 
 class Outcome(Enum):
@@ -33,49 +35,63 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class RecomputeConfig:
-    """When the loop stops, and how far each pass moves the state.
+    """When the loop stops, how far each pass moves the state, and how much of it.
 
     Attributes:
         iterations: the most passes that are run, at least 1.
-        tolerance: stop once no log-probability moved by more than this many nats, once the
-            estimates are final by the theorem, or once they cycle; 0 runs all the iterations (but
-            not those that would evaluate nothing, unless they are observed).
+        tolerance: ``auto`` stops a row at rest: final by the theorem, or moved by no more than
+            ``front.ROUNDINGS`` roundings of each value; a row that cycles stops, too. A number
+            above 0 also stops a row of which no log-probability moved by more nats. 0 runs all the
+            iterations.
         damping: the next pass is fed (1 - damping) of its predecessor's state and damping of what
             that one said. Below 1 the theorem's bound no longer holds.
+        window: how many positions a pass evaluates from the front on; ``all`` reads to the end, and
+            ``auto`` takes twice as many as the pass before has settled. A tolerance then also
+            settles each position by itself. None reads to the end, and with a tolerance of 0 every
+            pass evaluates every position: the definition, to the letter.
     """
 
     iterations: int = 64
-    tolerance: float = 0.0
+    tolerance: float | Literal["auto"] = "auto"
     damping: float = 1.0
+    window: int | Literal["all", "auto"] | None = None
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.window, int) and not isinstance(self.window, bool)
+        if not (self.window in (None, "all", "auto") or (number and int(self.window or 0) >= 1)):
+            raise ValueError(
+                f"window must be all, auto or a whole number of at least 1, got {self.window!r}"
+            )
+        if self.window is not None and self.damping != 1.0:
+            raise ValueError(
+                "a windowed recompute is undamped, as damped estimates never are final: damping"
+                f" must be 1, got {self.damping}"
+            )
+
+    @property
+    def allowed_step(self) -> float:
+        """The step in nats that counts as none; 0 where only rounding does."""
+        return 0.0 if self.tolerance == "auto" else self.tolerance
+
+    @property
+    def skips_what_is_final(self) -> bool:
+        """Whether triangular passes are asked only for what is not final."""
+        return self.damping == 1.0 and (self.tolerance != 0 or self.window is not None)
 
 
 @dataclass(frozen=True)
-class Front:
-    """How far a pass knows its rows to be settled; lists have one entry a row.
+class Span:
+    """What a pass is asked for.
 
     Attributes:
-        settled: leading positions that will not move again; one more than there are once the output
-            of the last one is final, too.
-        exact: whether that is by the theorem and up to rounding; False where a position also
-            counted as settled because it moved by no more than the tolerance.
+        rows: (R,) which rows of the batch.
+        begin, end: the positions to evaluate: what lies before is final, and what lies behind is
+            not wanted.
     """
 
-    settled: list[int]
-    exact: list[bool]
-
-
-@dataclass(frozen=True)
-class Moved:
-    """What a pass has changed, where it knows that better than by comparing whole texts.
-
-    Attributes:
-        step_max, step_rms: as in ``Iteration``.
-        finite: per row, whether all it says is.
-    """
-
-    step_max: list[float] | None
-    step_rms: list[float] | None
-    finite: list[bool]
+    rows: list[int]
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -83,33 +99,14 @@ class Said:
     """What one pass said.
 
     Attributes:
-        state: (B, ...) what the next pass is fed, before damping.
-        log_probs: (B, T) nats, by which steps are measured.
-        output: (B, ...) whatever else of the pass is wanted from the last one.
-        front: of a pass that leaves settled positions alone, or is not through with all the others;
-            None of a pass that evaluates every position.
-        moved: None where it takes a comparison with the pass before to know.
+        state: (R, N, ...) what the next pass is fed, before damping.
+        log_probs: (R, N) nats, by which steps are measured.
+        begin: the first position that these are of; what precedes it is as it was.
     """
 
     state: Tensor
     log_probs: Tensor
-    output: Tensor
-    front: Front | None = None
-    moved: Moved | None = None
-
-    def where(self, rows: Tensor, other: "Said") -> "Said":
-        """This one in the rows (B,) that are True, ``other`` in the rest."""
-
-        def choose(ours: Tensor, theirs: Tensor) -> Tensor:
-            return torch.where(rows.view(-1, *[1] * (ours.ndim - 1)), ours, theirs)
-
-        return Said(
-            choose(self.state, other.state),
-            choose(self.log_probs, other.log_probs),
-            choose(self.output, other.output),
-            self.front,
-            self.moved,
-        )
+    begin: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,16 +115,17 @@ class Iteration:
 
     Attributes:
         number: counted from 1.
-        step_max, step_rms: per row, how far log-probabilities moved since the pass before (nats,
-            over its valid positions); None at the first pass.
-        running: per row, whether this pass counts: False once the row had ended before it.
+        span: the rows and positions that it evaluated; none where all was final.
+        log_probs: (R, T) nats, of all positions after it.
+        step_max, step_rms: (R,) how far log-probabilities moved since the pass before (nats, over
+            the row's own positions); None at the first pass.
     """
 
     number: int
-    said: Said
-    step_max: list[float] | None
-    step_rms: list[float] | None
-    running: list[bool]
+    span: Span
+    log_probs: Tensor
+    step_max: Tensor | None
+    step_rms: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -135,19 +133,20 @@ class Recomputed:
     """What the loop ended with; lists have one entry a row.
 
     Attributes:
-        said: of each row's last pass.
-        settled: leading positions that are final by the theorem (or as the front of the last pass
-            has it), however the row ended; one more than there are when the output of the last one
-            is final, too.
+        state: (B, T, ...) what another undamped pass would be fed.
+        log_probs: (B, T) nats.
+        settled: leading positions that are final, however the row ended; one more than there are
+            when the output of the last one is final, too.
     """
 
-    said: Said
+    state: Tensor
+    log_probs: Tensor
     outcomes: list[Outcome]
     iterations: list[int]
     settled: list[int]
 
 
-Pass = Callable[[Tensor | None], Said]
+Pass = Callable[[Tensor | None, Span], Said]
 
 
 def recompute(
@@ -156,177 +155,189 @@ def recompute(
     config: RecomputeConfig,
     lengths: Sequence[int],
     start: Tensor | None = None,
+    log_probs: Tensor | None = None,
     settled: Sequence[int] | None = None,
     triangular: bool = True,
+    inert: bool = False,
     output_too: bool = False,
+    leave: bool = True,
     observe: Callable[[Iteration], None] | None = None,
 ) -> Recomputed:
-    """Iterate a pass from ``start`` until it ends.
+    """Iterate a pass from ``start`` until every row ends.
 
     Args:
         run_pass: maps a state to what it says; None is the cold start, with nothing fed back.
         lengths: valid leading positions of each row; what lies behind them is padding.
-        start: (B, ...) the state before the first pass.
+        start: (B, T, ...) the state before the first pass, and ``log_probs`` (B, T) those that go
+            with it (nats; default: zeros).
         settled: leading positions of each row whose start is already right; default 1.
         triangular: whether the theorem above holds of the pass.
+        inert: whether a pass says the same whatever it is fed.
         output_too: whether the output of the last position has to be final as well. It sees that
             position's own estimate, and so takes one pass more than the estimates.
+        leave: whether rows that have ended leave the batch, so that passes are asked for fewer;
+            else they are evaluated on, and stay as they are.
         observe: called after every pass.
     """
-    exact = triangular and config.damping == 1.0
     known = list(settled) if settled is not None else [1] * len(lengths)
-    final_after: list[float] = [
-        max(1, length - k + output_too) if exact else float("inf")
-        for length, k in zip(lengths, known, strict=True)
-    ]
-    outcomes: list[Outcome | None] = [None] * len(lengths)
-    passes = [0] * len(lengths)
-    running = [True] * len(lengths)
-    # the first position to move is final then: a triangular pass cannot come back to where it was
-    cycles = None if exact else _CycleDetector(len(lengths))
-    valid: Tensor | None = None
-    state, previous, last = start, None, None
+    rough = config.allowed_step if config.window is not None else 0.0
+    fronts = Fronts(list(lengths), known, window=config.window, tolerance=rough, inert=inert)
+    loop = _Loop(config, fronts, triangular=triangular, output_too=output_too)
+    if start is not None:
+        loop.fed = start
+        loop.now = (start, start.new_zeros(start.shape[:2]) if log_probs is None else log_probs)
     for number in range(1, config.iterations + 1):
-        said = run_pass(state)
-        if valid is None:
-            positions = torch.arange(said.log_probs.size(1), device=said.log_probs.device)
-            counts = torch.tensor(lengths, device=positions.device)
-            valid = positions < counts[:, None]  # (B, T)
-        if min(lengths) < valid.size(1):
-            # an overflow in what is fed back of padding would reach real positions as 0 * inf
-            said = replace(said, state=_without_padding(said.state, valid, fill=0.0))
-        if said.moved is None:
-            fed = state if said.front is None else None
-            step_max, step_rms, residual, finite = _measure(said, previous, fed, valid)
-        else:
-            step_max, step_rms, residual = said.moved.step_max, said.moved.step_rms, None
-            finite = said.moved.finite
-        cycling = cycles.see(said.log_probs, valid) if cycles is not None else None
-        was_running = list(running)
-        for row in range(len(lengths)):
-            if not running[row]:
-                continue
-            passes[row] = number
-            bound = number >= final_after[row]
-            if said.front is None:
-                settled_now = bound or (residual is not None and residual[row] == 0.0)
-                within = step_max is not None and step_max[row] <= config.tolerance
-            else:
-                front = said.front.settled[row]
-                reached = front > lengths[row] or (bound and front >= lengths[row] + output_too)
-                settled_now, within = reached and said.front.exact[row], reached
-                known[row] = front
-            outcomes[row] = _outcome(
-                finite=finite[row],
-                settled=settled_now,
-                within=within and config.tolerance > 0,
-                cycling=cycling is not None and cycling[row],
-            )
-            stops = config.tolerance > 0 and outcomes[row] is not Outcome.ITERATION_LIMIT
-            if outcomes[row] is Outcome.DIVERGED or stops:
-                running[row] = False
-        if last is None or all(was_running):
-            last = said
-        else:
-            rows = torch.tensor(was_running, device=said.log_probs.device)
-            last = said.where(rows, last)
+        whole = number == config.iterations or (number == 1 and observe is not None)
+        span = loop.span(whole)
+        said = run_pass(loop.fed, span) if span.end > span.begin else None
+        iteration = loop.take(number, span, said)
         if observe is not None:
-            observe(Iteration(number, said, step_max, step_rms, was_running))
-        # passes that leave alone all that is settled are run only for somebody who watches
-        idle = said.front is not None and observe is None
-        if not any(
-            going_on and not (idle and outcome is Outcome.SETTLED)
-            for going_on, outcome in zip(running, outcomes, strict=True)
-        ):
+            observe(iteration)
+        if not loop.running:
             break
-        if state is None or config.damping == 1.0:
-            state = said.state if config.damping == 1.0 else config.damping * said.state
-        else:
-            state = (1.0 - config.damping) * state + config.damping * said.state
-        previous = said
-    assert last is not None
-    return Recomputed(
-        said=last,
-        outcomes=[outcome or Outcome.ITERATION_LIMIT for outcome in outcomes],
-        iterations=passes,
-        settled=[
-            _settled(length + output_too, k, n, outcome=outcome, exact=exact)
-            if last.front is None
-            else min(length + output_too, k)
-            for length, k, n, outcome in zip(lengths, known, passes, outcomes, strict=True)
-        ],
-    )
+        loop.next(leave=leave)
+    return loop.result()
 
 
-def _settled(most: int, known: int, passes: int, *, outcome: Outcome | None, exact: bool) -> int:
-    if outcome is Outcome.SETTLED:
-        return most
-    return min(most, known + passes) if exact else min(1, known)
+class _Loop:
+    """Where the rows stand. Tensors hold the rows ``self.rows``, in their order."""
 
+    def __init__(
+        self, config: RecomputeConfig, fronts: Fronts, *, triangular: bool, output_too: bool
+    ) -> None:
+        self.config, self.fronts, self.lengths = config, fronts, fronts.lengths
+        self.goal = [length + output_too for length in self.lengths]  # of the fronts
+        self.exact = triangular and config.damping == 1.0
+        self.by_front = triangular and config.skips_what_is_final
+        self.passes = [0] * len(self.lengths)
+        self.outcomes: list[Outcome | None] = [None] * len(self.lengths)
+        self.rows = list(range(len(self.lengths)))
+        self.running = set(self.rows)
+        # the first position to move is final then: a triangular pass cannot come back
+        self.cycles = None if self.exact else CycleDetector(len(self.rows))
+        self.fed: Tensor | None = None  # (R, T, ...)
+        self.now: tuple[Tensor, Tensor] | None = None  # what was said of it: (R, T, ...), (R, T)
+        self.ended: tuple[Tensor, Tensor] | None = None  # the same of all B rows, once some left
 
-def _outcome(*, finite: bool, settled: bool, within: bool, cycling: bool) -> Outcome:
-    if not finite:
-        return Outcome.DIVERGED
-    if settled:
-        return Outcome.SETTLED
-    if within:
-        return Outcome.WITHIN_TOLERANCE
-    return Outcome.CYCLE if cycling else Outcome.ITERATION_LIMIT
+    def span(self, whole: bool) -> Span:
+        """What the next pass evaluates; an empty range where all is final."""
+        if not self.by_front:
+            return Span(self.rows, 0, max(self.lengths[row] for row in self.rows))
+        return Span(self.rows, *self.fronts.range(sorted(self.running), to_the_end=whole))
 
+    def take(self, number: int, span: Span, said: Said | None) -> Iteration:
+        """Merge what a pass said, and judge each row."""
+        before = self.now
+        finite = rests = [True] * len(self.rows)
+        if said is not None:
+            merge = self._merge_front if self.by_front else self._merge_whole
+            self.now, finite, rests = merge(said)
+        assert self.now is not None
+        log_probs = self.now[1]
+        step_max = step_rms = None
+        steps = [torch.inf] * len(self.rows)
+        if number > 1:
+            assert before is not None
+            step = (log_probs - before[1]).abs()
+            counts = torch.tensor([self.lengths[row] for row in self.rows], device=step.device)
+            step_max = step.amax(dim=1)
+            step_rms = (step.double().square().sum(dim=1) / counts).sqrt()
+            if self.config.allowed_step > 0 and self.config.window is None:
+                steps = step_max.tolist()
+        cycles = self.cycles.see(log_probs) if self.cycles is not None else [False] * len(self.rows)
+        for i, row in enumerate(self.rows):
+            if row not in self.running:
+                continue
+            self.passes[row] = number
+            if self.exact and not self.by_front:
+                self.fronts.reach[row] = min(self.goal[row], self.fronts.reach[row] + 1)
+            outcome = None
+            if not finite[i]:
+                outcome = Outcome.DIVERGED
+            elif self.fronts.reach[row] >= self.goal[row]:
+                rough = self.fronts.rough[row]
+                outcome = Outcome.WITHIN_TOLERANCE if rough else Outcome.SETTLED
+            elif rests[i]:  # no theorem says so, but the pass said what it was fed
+                outcome = Outcome.SETTLED
+            elif steps[i] <= self.config.allowed_step:
+                outcome = Outcome.WITHIN_TOLERANCE
+            elif cycles[i]:
+                outcome = Outcome.CYCLE
+            self.outcomes[row] = outcome
+            stops = self.config.tolerance != 0 and outcome is not None
+            if stops or outcome is Outcome.DIVERGED:
+                self.running.discard(row)
+        return Iteration(number, span, log_probs, step_max, step_rms)
 
-def _measure(
-    said: Said, previous: Said | None, state: Tensor | None, valid: Tensor
-) -> tuple[list[float] | None, list[float] | None, list[float] | None, list[bool]]:
-    """Per row: largest and rms step, largest distance of said from fed state, all finite."""
-    finite = (
-        _without_padding(said.state.isfinite(), valid, fill=True).flatten(1).all(dim=1).double()
-    )
-    columns = [finite]
-    if previous is not None:
-        step = (said.log_probs - previous.log_probs).abs().masked_fill(~valid, 0.0)
-        columns.append(step.amax(dim=1).double())
-        columns.append((step.double().square().sum(dim=1) / valid.sum(dim=1)).sqrt())
-    if state is not None:
-        residual = _without_padding((said.state - state).abs(), valid, fill=0.0).flatten(1)
-        columns.append(residual.amax(dim=1).double())
-    table = torch.stack(columns).tolist()  # the one wait for the device of an iteration
-    finite_rows = [bool(value) for value in table.pop(0)]
-    step_max = table.pop(0) if previous is not None else None
-    step_rms = table.pop(0) if previous is not None else None
-    return step_max, step_rms, table.pop(0) if state is not None else None, finite_rows
+    def _merge_whole(self, said: Said) -> tuple[tuple[Tensor, Tensor], list[bool], list[bool]]:
+        """Take over all positions; whether each row is finite, and whether it is at rest."""
+        device = said.log_probs.device
+        lengths = torch.tensor([self.lengths[row] for row in self.rows], device=device)
+        valid = torch.arange(said.log_probs.size(1), device=device) < lengths[:, None]
+        # an overflow in what is fed back of padding would reach real positions as 0 * inf
+        state = choose(valid, said.state, torch.zeros_like(said.state))
+        log_probs = said.log_probs.masked_fill(~valid, 0.0)
+        finite = state.isfinite().flatten(1).all(dim=1)
+        rests = torch.zeros_like(finite)
+        if self.fed is not None:
+            still = ROUNDINGS if self.config.tolerance == "auto" else 0
+            rests = roundings(state, self.fed).flatten(1).amax(dim=1) <= still
+        if self.now is not None:
+            going = torch.tensor([row in self.running for row in self.rows], device=device)
+            state = choose(going[:, None], state, self.now[0])
+            log_probs = torch.where(going[:, None], log_probs, self.now[1])
+        return (state, log_probs), *torch.stack([finite, rests]).tolist()
 
+    def _merge_front(self, said: Said) -> tuple[tuple[Tensor, Tensor], list[bool], list[bool]]:
+        """Take over what lies behind each front; finite as above. Rest is for fronts to say."""
+        begin, end = said.begin, said.begin + said.log_probs.size(1)
+        if self.now is None:
+            shape = (len(self.rows), max(self.lengths))
+            self.now = (
+                said.state.new_zeros(*shape, *said.state.shape[2:]),
+                said.log_probs.new_zeros(shape),
+            )
+        state, log_probs = (values.clone() for values in self.now)  # observers keep what they saw
+        going = [row in self.running for row in self.rows]
+        old = (state[:, begin:end], log_probs[:, begin:end])
+        *new, still = self.fronts.merge(self.rows, going, begin, old, (said.state, said.log_probs))
+        state[:, begin:end], log_probs[:, begin:end] = new
+        finite = state.isfinite().flatten(1).all(dim=1)
+        table: list[list[int]] = torch.cat([finite[None].long(), still]).tolist()  # the one wait
+        for i, row in enumerate(self.rows):
+            if going[i]:
+                self.fronts.advance(row, begin, table[1][i], table[2][i])
+        return (state, log_probs), list(map(bool, table[0])), [False] * len(going)
 
-def _without_padding(values: Tensor, valid: Tensor, *, fill: float) -> Tensor:
-    """Values (B, T) or (B, T, C) with those behind a row's length replaced."""
-    mask = valid if values.ndim == 2 else valid[..., None]
-    return values.masked_fill(~mask, fill)
+    def next(self, *, leave: bool) -> None:
+        """Make the state for the next pass; rows that have ended leave first, if they may."""
+        assert self.now is not None
+        damping, fed = self.config.damping, self.now[0]
+        if damping != 1.0:
+            fed = damping * fed if self.fed is None else (1 - damping) * self.fed + damping * fed
+        self.fed = fed
+        if leave and len(self.running) < len(self.rows):
+            self._put_away()
+            kept = [i for i, row in enumerate(self.rows) if row in self.running]
+            self.rows = [self.rows[i] for i in kept]
+            T = max(self.lengths[row] for row in self.rows)
+            self.fed = self.fed[kept, :T]
+            self.now = (self.now[0][kept, :T], self.now[1][kept, :T])
+            if self.cycles is not None:
+                self.cycles.keep(kept, T)
 
+    def _put_away(self) -> tuple[Tensor, Tensor]:
+        """Write the rows of the last pass to where those of the whole batch are."""
+        assert self.now is not None
+        if self.ended is None:
+            self.ended = (self.now[0].clone(), self.now[1].clone())
+        for whole, values in zip(self.ended, self.now, strict=True):
+            whole[self.rows, : values.size(1)] = values
+        return self.ended
 
-class _CycleDetector:
-    """Finds a trajectory that comes back to where it was 2 ... LONGEST_CYCLE passes ago.
-
-    A return counts when every position is back to within a few roundings while the last step was
-    far larger, and when that held for one whole period.
-    """
-
-    def __init__(self, rows: int) -> None:
-        self.past: deque[Tensor] = deque(maxlen=LONGEST_CYCLE)
-        self.returns = [[0] * (LONGEST_CYCLE + 1) for _ in range(rows)]
-
-    def see(self, log_probs: Tensor, valid: Tensor) -> list[bool]:
-        values = log_probs.masked_fill(~valid, 0.0)
-        found = [False] * len(self.returns)
-        if len(self.past) >= 2:
-            past = torch.stack(list(self.past)[::-1])  # (P, B, T), newest first
-            distances = (past - values).abs().amax(dim=2)  # (P, B)
-            scale = values.abs().amax(dim=1).clamp_min(1.0)
-            close = 64 * torch.finfo(values.dtype).eps * scale
-            moved = distances[0] > 100 * close
-            back = ((distances <= close) & moved).T.tolist()  # (B, P)
-            for row, periods in enumerate(back):
-                for period in range(2, len(periods) + 1):
-                    count = self.returns[row][period] + 1 if periods[period - 1] else 0
-                    self.returns[row][period] = count
-                    found[row] = found[row] or count >= period
-        self.past.append(values)
-        return found
+    def result(self) -> Recomputed:
+        state, log_probs = self._put_away()
+        outcomes = [outcome or Outcome.ITERATION_LIMIT for outcome in self.outcomes]
+        ends = zip(self.fronts.reach, self.goal, outcomes, strict=True)
+        settled = [g if o is Outcome.SETTLED else min(r, g) for r, g, o in ends]
+        return Recomputed(state, log_probs, outcomes, self.passes, settled)

@@ -1,22 +1,28 @@
-"""Tokenizers. Each is a ``tiktoken.Encoding``: GPT-2's, single bytes, or a BPE trained on a corpus.
+"""Tokenizers: GPT-2's, single bytes, a BPE trained on a corpus, or nanoGPT's of characters.
 
-Nothing here needs a network: GPT-2's ranks are shipped with the package and checked by hash.
+Nothing here needs a network: GPT-2's ranks are shipped with the package and checked by hash. Files
+are untrusted; whatever is wrong with one is a :class:`TokenizerError` of one sentence.
 """
 
 import base64
-import binascii
 import hashlib
 import json
 import lzma
+import re
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any, Protocol
 
 import tiktoken
 
+from stateful_gpt.console import cut
+from stateful_gpt.untrusted import TOKENIZER_SIZE, parse_json, parse_plain_pickle, read_regular
+
 END_OF_TEXT = "<|endoftext|>"
 BPE_FORMAT = "stateful_gpt.bpe/1"
+CHARACTERS_FORMAT = "stateful_gpt.characters/1"
 
 # GPT-2's rule for cutting text into words before merging (possessive quantifiers, as tiktoken)
 SPLIT_PATTERN = (
@@ -24,16 +30,120 @@ SPLIT_PATTERN = (
 )
 GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
+# where the rule would go back over every character of a run, which exhausts its stack
+_LONG_SPACE = re.compile(r"[^\S\x1c-\x1f]{4096,}")  # what Unicode calls white space
+
 
 class TokenizerError(ValueError):
-    """A tokenizer that cannot be had; the message is one sentence for the user."""
+    """A tokenizer that cannot be had, or a text that it has no ids for, in one sentence."""
 
 
-def load_tokenizer(name: str | Path) -> tiktoken.Encoding:
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer; ``tiktoken.Encoding`` has the same names.
+
+    Attributes:
+        n_vocab: ids are from 0 to this, exclusive.
+        end_tokens: the ids that end a text; none where nothing does.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def n_vocab(self) -> int: ...
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]: ...
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The ids of a text; a spelled-out end token is text like any other."""
+        ...
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """The UTF-8 of an id, which may be a part of a character; KeyError outside n_vocab."""
+        ...
+
+
+class BytePairs:
+    """A byte-pair encoding with GPT-2's rule for words.
+
+    Args:
+        ranks: of each token's bytes, from 0 without a gap; all 256 single bytes among them.
+        ends: whether the id behind the ranks ends a text.
+    """
+
+    def __init__(self, name: str, ranks: dict[bytes, int], *, ends: bool) -> None:
+        missing = sum(bytes([b]) not in ranks for b in range(256))
+        if missing:
+            raise TokenizerError(f"the ranks lack {missing} of the 256 single bytes")
+        self.name = name
+        self.ranks = ranks
+        self.end_tokens = (len(ranks),) if ends else ()
+        self.n_vocab = len(ranks) + ends
+        self._words = self._encoding(SPLIT_PATTERN)
+
+    def _encoding(self, pattern: str) -> tiktoken.Encoding:
+        special = {END_OF_TEXT: self.end_tokens[0]} if self.end_tokens else {}
+        return tiktoken.Encoding(
+            self.name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens=special
+        )
+
+    @cached_property
+    def _whole(self) -> tiktoken.Encoding:
+        """Merges across all of a text, as if it were one word."""
+        return self._encoding(r"[\s\S]+")
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        ids: list[int] = []
+        begin = 0
+        for run in _LONG_SPACE.finditer(text):
+            # the rule leaves a run's last space to the word that follows
+            end = run.end() - (run.end() < len(text))
+            ids += self._words.encode_ordinary(text[begin : run.start()])
+            ids += self._whole.encode_ordinary(text[run.start() : end])
+            begin = end
+        return ids + self._words.encode_ordinary(text[begin:])
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        return self._words.decode_single_token_bytes(token)
+
+
+class Characters:
+    """nanoGPT's character-level encoding: one id for each character that its corpus had."""
+
+    end_tokens: tuple[int, ...] = ()
+
+    def __init__(self, name: str, characters: list[str]) -> None:
+        self.name = name
+        self.characters = characters
+        self.n_vocab = len(characters)
+        self._ids = {character: i for i, character in enumerate(characters)}
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        try:
+            return [self._ids[character] for character in text]
+        except KeyError as error:
+            unknown: str = error.args[0]
+            raise TokenizerError(
+                f"the character {ascii(unknown) if not unknown.isprintable() else repr(unknown)} at"
+                f" position {text.index(unknown)} is none of the {self.n_vocab} characters of"
+                f" {self.name}"
+            ) from None
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        if not 0 <= token < self.n_vocab:
+            raise KeyError(token)
+        return self.characters[token].encode()
+
+
+def load_tokenizer(name: str | Path, *, vocab_size: int | None = None) -> Tokenizer:
     """The tokenizer called ``gpt2`` or ``byte``, or the one in a file.
 
-    A file is either this project's JSON (see :func:`save_bpe`) or tiktoken's own list of ranks
-    (base64 bytes, a space, the rank; GPT-2's split pattern is assumed).
+    A file is this project's JSON (see :func:`save_tokenizer`), tiktoken's own list of ranks (base64
+    bytes, a space, the rank; GPT-2's rule for words is assumed) or nanoGPT's ``meta.pkl``.
+
+    Args:
+        vocab_size: ids of the model it is for; ``byte`` has no end token where there are only 256.
 
     Raises:
         TokenizerError: no such tokenizer or file, or not a tokenizer.
@@ -41,144 +151,138 @@ def load_tokenizer(name: str | Path) -> tiktoken.Encoding:
     if name == "gpt2":
         return gpt2_tokenizer()
     if name == "byte":
-        return byte_tokenizer()
-    path = Path(name)
+        return byte_tokenizer(ends=vocab_size != 256)
     try:
-        raw = path.read_bytes()
+        raw = read_regular(name, most=TOKENIZER_SIZE)
     except OSError as error:
         raise TokenizerError(
-            f"tokenizer must be gpt2, byte or a readable file, got {str(name)!r}"
+            f"tokenizer must be gpt2, byte or a readable file, got {cut(repr(str(name)))}"
             f" ({error.strerror or error})"
         ) from None
+    path = Path(name)
     try:
+        if raw[:1] == b"\x80":
+            return Characters(str(path), _characters_of(parse_plain_pickle(raw)["stoi"]))
         if raw.lstrip()[:1] == b"{":
-            return _bpe_from_json(raw)
-        return _encoding(
-            path.stem, SPLIT_PATTERN, _ranks_from_lines(raw), extra_tokens=(END_OF_TEXT,)
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not a tokenizer file: {error}") from None
+            content = parse_json(raw)
+            if content.get("format") == CHARACTERS_FORMAT:
+                ids = {character: i for i, character in enumerate(content["characters"])}
+                return Characters(str(path), _characters_of(ids))
+            return _bpe_from_json(content)
+        return BytePairs(path.stem, _ranks_from_lines(raw), ends=True)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TokenizerError(f"{path} is not a tokenizer file: {cut(error)}") from None
 
 
 @cache
-def gpt2_tokenizer() -> tiktoken.Encoding:
+def gpt2_tokenizer() -> BytePairs:
     """GPT-2's BPE: 50,257 ids, the last of them end-of-text."""
     packed = resources.files("stateful_gpt").joinpath("assets/gpt2.tiktoken.xz").read_bytes()
     raw = lzma.decompress(packed)
     if hashlib.sha256(raw).hexdigest() != GPT2_RANKS_SHA256:
         raise TokenizerError("the shipped GPT-2 ranks are damaged: reinstall stateful_gpt")
-    return _encoding("gpt2", SPLIT_PATTERN, _ranks_from_lines(raw), extra_tokens=(END_OF_TEXT,))
+    return BytePairs("gpt2", _ranks_from_lines(raw), ends=True)
 
 
 @cache
-def byte_tokenizer() -> tiktoken.Encoding:
-    """One id a byte, and 256 for end-of-text."""
-    ranks = {bytes([b]): b for b in range(256)}
-    return _encoding("byte", SPLIT_PATTERN, ranks, extra_tokens=(END_OF_TEXT,))
+def byte_tokenizer(*, ends: bool = True) -> BytePairs:
+    """One id a byte, and 256 for end-of-text if there is one."""
+    return BytePairs("byte", {bytes([b]): b for b in range(256)}, ends=ends)
 
 
-def train_bpe(texts: Iterable[str], *, vocab_size: int, name: str) -> tiktoken.Encoding:
+def train_bpe(texts: Iterable[str], *, vocab_size: int, name: str) -> BytePairs:
     """Train a byte-pair encoding of ``vocab_size`` ids, end-of-text among them."""
     import rustbpe  # only training needs it
 
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=SPLIT_PATTERN)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
-    return _encoding(name, SPLIT_PATTERN, ranks, extra_tokens=(END_OF_TEXT,))
+    return BytePairs(name, ranks, ends=True)
 
 
-def save_bpe(encoding: tiktoken.Encoding, path: Path) -> None:
+def save_tokenizer(encoding: BytePairs | Characters, path: Path) -> None:
     """Write an encoding as readable JSON that :func:`load_tokenizer` takes back."""
-    ranks = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
-    content = {
-        "format": BPE_FORMAT,
-        "name": encoding.name,
-        "pattern": encoding._pat_str,
-        "special_tokens": encoding._special_tokens,
-        "ranks": [base64.b64encode(token).decode() for token, _ in ranks],
-    }
+    content: dict[str, Any]
+    if isinstance(encoding, Characters):
+        content = {"format": CHARACTERS_FORMAT, "characters": encoding.characters}
+    else:
+        end = end_token(encoding)
+        ranked = sorted(encoding.ranks, key=lambda token: encoding.ranks[token])
+        content = {
+            "format": BPE_FORMAT,
+            "name": encoding.name,
+            "pattern": SPLIT_PATTERN,
+            "special_tokens": {} if end is None else {END_OF_TEXT: end},
+            "ranks": [base64.b64encode(token).decode() for token in ranked],
+        }
     path.write_text(json.dumps(content, indent=0) + "\n")
 
 
-def end_token(encoding: tiktoken.Encoding) -> int | None:
-    """The id that ends a text, if the encoding has one."""
-    return encoding._special_tokens.get(END_OF_TEXT)
-
-
-def token_text(encoding: tiktoken.Encoding, token_id: int) -> str:
+def token_text(encoding: Tokenizer, token_id: int) -> str:
     r"""A token for people to read: bytes that are no whole character appear as ``\xe2``.
 
     An id outside the vocabulary (a padded model can produce one) appears as ``<id 50300>``.
     """
+    return token_bytes(encoding, token_id).decode("utf-8", errors="backslashreplace")
+
+
+def token_bytes(encoding: Tokenizer, token_id: int) -> bytes:
+    """The UTF-8 of an id, or ``<id 50300>`` for one outside the vocabulary."""
     try:
-        raw = encoding.decode_single_token_bytes(token_id)
+        return encoding.decode_single_token_bytes(token_id)
     except KeyError:
-        return f"<id {token_id}>"
-    return raw.decode("utf-8", errors="backslashreplace")
+        return f"<id {token_id}>".encode()
 
 
-def decode(encoding: tiktoken.Encoding, token_ids: list[int]) -> str:
+def decode(encoding: Tokenizer, token_ids: Iterable[int]) -> str:
     """The text of some ids; ids outside the vocabulary appear as in :func:`token_text`."""
-    parts = []
-    for token_id in token_ids:
-        try:
-            parts.append(encoding.decode_single_token_bytes(token_id))
-        except KeyError:
-            parts.append(token_text(encoding, token_id).encode())
-    return b"".join(parts).decode("utf-8", errors="replace")
+    return b"".join(token_bytes(encoding, i) for i in token_ids).decode("utf-8", errors="replace")
 
 
-def _encoding(
-    name: str, pattern: str, ranks: dict[bytes, int], *, extra_tokens: tuple[str, ...]
-) -> tiktoken.Encoding:
-    missing = [b for b in range(256) if bytes([b]) not in ranks]
-    if missing:
-        raise TokenizerError(f"the ranks lack {len(missing)} of the 256 single bytes")
-    first_free = max(ranks.values()) + 1
-    special = {token: first_free + i for i, token in enumerate(extra_tokens)}
-    return tiktoken.Encoding(
-        name=name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
-    )
+def end_token(encoding: Tokenizer) -> int | None:
+    """The id that ends a text, if there is one; the first of several."""
+    return next(iter(encoding.end_tokens), None)
 
 
 def _ranks_from_lines(raw: bytes) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
-    for line in raw.splitlines():
-        if line:
-            try:
-                token, rank = line.split()
-                ranks[base64.b64decode(token, validate=True)] = int(rank)
-            except (ValueError, binascii.Error):
-                raise TokenizerError(f"{line[:40]!r} is not a base64 token and its rank") from None
-    lines = sum(1 for line in raw.splitlines() if line)
-    if sorted(ranks.values()) != list(range(lines)):
+    lines = [line for line in raw.splitlines() if line]
+    for line in lines:
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise TokenizerError(f"{line[:40]!r} is not a base64 token and its rank") from None
+    if sorted(ranks.values()) != list(range(len(lines))):
         raise TokenizerError("its ranks are not 0, 1, 2 … with one token each")
     return ranks
 
 
-def _bpe_from_json(raw: bytes) -> tiktoken.Encoding:
-    content = json.loads(raw)
+def _bpe_from_json(content: dict[str, Any]) -> BytePairs:
     if content.get("format") != BPE_FORMAT:
         raise TokenizerError(f"format must be {BPE_FORMAT!r}, got {content.get('format')!r}")
+    name, special = content["name"], content["special_tokens"]
     ranks = {
         base64.b64decode(token, validate=True): rank for rank, token in enumerate(content["ranks"])
     }
     if len(ranks) != len(content["ranks"]):
         raise TokenizerError("a token stands twice in its ranks")
-    special = content["special_tokens"]
-    if not all(isinstance(i, int) and i >= len(ranks) for i in special.values()):
-        raise TokenizerError("the ids of special tokens must follow the ranks")
-    if len(set(special.values())) != len(special):
-        raise TokenizerError("two special tokens share an id")
-    missing = [b for b in range(256) if bytes([b]) not in ranks]
-    if missing:
-        raise TokenizerError(f"the ranks lack {len(missing)} of the 256 single bytes")
-    try:
-        return tiktoken.Encoding(
-            name=str(content["name"]),
-            pat_str=content["pattern"],
-            mergeable_ranks=ranks,
-            special_tokens=special,
+    if content["pattern"] != SPLIT_PATTERN:  # any other may take for ever, or match nothing
+        raise TokenizerError("its pattern is not the one that this project writes")
+    if special not in ({}, {END_OF_TEXT: len(ranks)}) or not isinstance(name, str):
+        raise TokenizerError(
+            f"it must have a name, and as special tokens none or {END_OF_TEXT} with the id"
+            f" {len(ranks)}"
         )
-    except Exception as error:  # the pattern's compiler raises its own kinds
-        raise TokenizerError(f"the split pattern does not compile: {error}") from None
+    return BytePairs(cut(name), ranks, ends=bool(special))
+
+
+def _characters_of(ids: dict[str, int]) -> list[str]:
+    """Characters in the order of their ids, as ``stoi`` of nanoGPT's meta.pkl has them."""
+    for character, i in ids.items():
+        if type(character) is not str or len(character) != 1 or type(i) is not int:
+            raise TokenizerError(f"it gives ids to other things than characters: {character!r}")
+        character.encode()  # half a character is none
+    if not ids or sorted(ids.values()) != list(range(len(ids))):
+        raise TokenizerError("the ids of its characters are not 0, 1, 2 … with one character each")
+    return sorted(ids, key=lambda character: ids[character])

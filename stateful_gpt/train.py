@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stateful_gpt.feedback import shift_right
+from stateful_gpt.language_model import Modulation
 from stateful_gpt.model import GPT
 
 IGNORE = -100  # targets that do not count: padding
@@ -158,7 +159,7 @@ def training_step(
     fed: Tensor | None = None
     for number in range(1, count + 1):
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.autocast):
-            hidden = model(inputs, hidden=fed)
+            hidden = model(inputs, modulation=Modulation(hidden=fed))
         fed = shift_right(hidden if config.through_passes else hidden.detach())
         if config.autocast:
             hidden = hidden.to(torch.bfloat16)

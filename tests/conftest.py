@@ -134,7 +134,6 @@ def written_out_hidden() -> WrittenOut:
         key_factor: Tensor | None = None,
         power: Tensor | None = None,
         layers: Collection[int] | None = None,
-        hidden_keys: Collection[int] = (),
         before: list[Tensor | None] | None = None,
         strength: float = 1.0,
     ) -> Tensor:
@@ -162,7 +161,7 @@ def written_out_hidden() -> WrittenOut:
                 scores = torch.einsum("id,jd->ij", q[:, part], k[:, part]) / math.sqrt(D)  # (T, T)
                 weights = torch.zeros_like(scores)
                 for row in range(T):
-                    seen = [j for j in range(row + 1) if j == row or j not in hidden_keys]
+                    seen = slice(row + 1)
                     line = scores[row, seen]
                     if modulated and key_bias is not None:
                         line = line + key_bias[seen]

@@ -4,44 +4,72 @@ in memory and without a device.
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.converge.prompts import Prompt, content_hash, read_prompts
 from experiments.converge.settings import ConvergeSettings, ModelSettings
-from experiments.runs.folder import RunFolder, run_id
+from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError
 from stateful_gpt.checkpoint import CheckpointError, fingerprint
 
+# how random numbers come from the seeds; another number for another way. Runs from before there
+# was one, whose streams of random numbers met, keep their names and files: these are others
+DRAWS = 2
 
+
+@dataclass(frozen=True)
 class Located:
-    """The run of some settings. ``known`` keeps what many runs of a sweep have in common.
+    """The run of some settings; ``model`` identifies the content of its model."""
+
+    folder: RunFolder
+    prompts: list[Prompt]
+    model: str
+
+
+def locate(settings: ConvergeSettings, known: dict[str, Any] | None = None) -> Located:
+    """The run that these settings stand for.
+
+    Args:
+        known: keeps what many runs of a sweep have in common.
 
     Raises:
         ConfigError: the model or the prompts cannot be read.
     """
-
-    def __init__(self, settings: ConvergeSettings, known: dict[str, Any] | None = None) -> None:
-        known = {} if known is None else known
-        chosen = repr(settings.model)
-        if chosen not in known:
-            known[chosen] = _identity(settings.model)
-        self.model: str = known[chosen]
-        chosen = repr(settings.prompts)
-        if chosen not in known:
-            prompts = read_prompts(settings.prompts)
-            known[chosen] = (prompts, content_hash(prompts))
-        self.prompts: list[Prompt] = known[chosen][0]
-        self.folder = RunFolder(
-            settings, run_id(settings, model=self.model, prompts=known[chosen][1])
-        )
+    known = {} if known is None else known
+    chosen = repr(settings.model)
+    if chosen not in known:
+        known[chosen] = _identity(settings.model)
+    model: str = known[chosen]
+    chosen = repr(settings.prompts)
+    if chosen not in known:
+        prompts = read_prompts(settings.prompts)
+        known[chosen] = (prompts, content_hash(prompts))
+    prompts, content = known[chosen]
+    study = Path(settings.runs_dir) / settings.study
+    path = study / run_id(settings, model=model, prompts=content)
+    return Located(RunFolder(path, settings.plain()), prompts, model)
 
 
-def cell_key(settings: ConvergeSettings) -> str:
-    """Names a cell of a sweep by its settings alone, also where no run can be located."""
-    text = json.dumps(asdict(settings), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def folder_of(settings: ConvergeSettings, known: dict[str, Any]) -> RunFolder:
+    """For a sweep, which asks no more."""
+    return locate(settings, known).folder
+
+
+def run_id(settings: ConvergeSettings, *, model: str, prompts: str) -> str:
+    """A short hash of everything that can change a result.
+
+    Device, output paths and tracking cannot; the model and the prompts count by their content
+    (``model``, ``prompts``: hashes of it), wherever their files lie.
+    """
+    plain = settings.deciding()
+    plain["prompts"] = {"content": prompts, "max_tokens": settings.prompts.max_tokens}
+    plain["model"] = model
+    if settings.generation.strategy == "sample" and settings.generation.max_new_tokens > 0:
+        plain["generation"]["draws"] = DRAWS
+    text = json.dumps(plain, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def _identity(model: ModelSettings) -> str:

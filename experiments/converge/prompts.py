@@ -38,7 +38,7 @@ def read_prompts(settings: PromptSettings) -> list[Prompt]:
         ConfigError: a missing, empty, binary, huge or malformed file.
     """
     if settings.file is not None:
-        prompts = _from_file(Path(settings.file))
+        prompts = _from_file(Path(settings.file), by_line=settings.split == "lines")
     else:
         raw = (
             resources.files("experiments.converge")
@@ -94,7 +94,7 @@ def encode_prompts(
     return encoded
 
 
-def _from_file(path: Path) -> list[Prompt]:
+def _from_file(path: Path, *, by_line: bool) -> list[Prompt]:
     if path.suffix not in (".txt", ".jsonl"):
         raise ConfigError(f"prompts.file must end in .txt or .jsonl, got {str(path)!r}")
     try:
@@ -114,6 +114,9 @@ def _from_file(path: Path) -> list[Prompt]:
         raise ConfigError(f"prompts.file {str(path)!r} is not text: it has NUL bytes")
     if not text.strip():
         raise ConfigError(f"prompts.file {str(path)!r} is empty: it must hold a prompt")
+    if path.suffix == ".txt" and by_line:
+        lines = [line for line in text.splitlines() if line.strip()]
+        return [Prompt(id=str(number), text=line) for number, line in enumerate(lines, start=1)]
     if path.suffix == ".txt":
         return [Prompt(id=path.stem, text=text)]
     return _from_lines(text, str(path))
@@ -137,7 +140,8 @@ def _from_lines(text: str, name: str) -> list[Prompt]:
             raise ConfigError(f"{where}, is not a JSON object") from None
         if not isinstance(entry, dict):
             raise ConfigError(f"{where}, is not a JSON object")
-        prompt_id, has_text, has_tokens = entry.get("id"), "text" in entry, "tokens" in entry
+        prompt_id = entry.get("id", str(len(prompts) + 1))
+        has_text, has_tokens = "text" in entry, "tokens" in entry
         if not isinstance(prompt_id, str) or not prompt_id or not _encodes(prompt_id):
             raise ConfigError(f"{where}, must have an id that is a text, got {prompt_id!r}")
         if prompt_id in seen:

@@ -5,6 +5,7 @@ Because nothing else is needed, a run can be told again at any time, to the same
 
 import math
 import os
+import pkgutil
 import shlex
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from experiments.converge.records import Measures
 from experiments.converge.settings import TrackingSettings
 from experiments.runs.files import read_json, write_json
 from experiments.runs.folder import CONFIG, ITERATIONS, STATUS, SUMMARY, TRAJECTORY, now
@@ -21,6 +23,8 @@ from experiments.sweeps import report
 from experiments.tracking import terminal_view
 from experiments.tracking.tracker import Tracker
 
+# how a run is read and drawn: the work of another room, named and not imported
+PICTURE = "analysis.draw.tokens:png_of"
 RUN_FOLDER = "run_folder"  # in the files of a W&B run: a copy of the run's own
 MOST_TOKENS = 25  # curves that can still be told apart; W&B draws 100 at most
 MOST_POINTS = 200  # of a curve; W&B shows tables of at most 10,000 rows
@@ -36,6 +40,7 @@ AGGREGATES = {
     "kl_effect": "mean",
     "hidden_step_norm": "mean",
 }
+LOG10 = ("step_max", "oracle_error_max")  # logged as log10 too: W&B's axes are linear at first
 
 
 def open_tracker(
@@ -46,7 +51,7 @@ def open_tracker(
     tracking: TrackingSettings,
     warn: Callable[[str], object],
     study: Path,
-    patient: bool = False,
+    patience: float | None = None,
 ) -> Tracker:
     """A tracker for the run with this configuration; ``folder`` is where W&B keeps its files.
 
@@ -63,22 +68,70 @@ def open_tracker(
         config=config,
         folder=folder,
         axis="iteration",
-        measures=tuple(AGGREGATES),
+        measures=(*AGGREGATES, *(f"{measure}_log10" for measure in LOG10)),
         warn=warn,
         later=f"python -m scripts.sync_wandb {shlex.quote(str(study))}",
-        patient=patient,
+        patience=patience,
     )
-    if tracker.active and not patient:
+    if tracker.active and patience is None:
         terminal_view.show(study, tracker.files.parent, name=name, run_id=run_id)
     return tracker
 
 
-def publish(tracker: Tracker, folder: Path, summary: dict[str, Any]) -> None:
+class Live:
+    """Tells W&B of a run while it is computed: a history row a pass, and one a generation step.
+
+    Rows speak of the prompts of one batch. A prompt that is at rest counts on with the values it
+    ended with, as in ``history_rows``.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._last: dict[str, Any] | None = None
+        self._batches = 0
+
+    @property
+    def told_all(self) -> bool:
+        """Whether the rows are those of ``history_rows``: of one batch, and of fixed texts."""
+        return self._batches == 1 and self._last is not None and self._last["step"] == 0
+
+    def end_batch(self) -> None:
+        self._batches += 1
+        self._end_step()
+
+    def __call__(self, step: int, number: int, measures: Measures, at_rest: int) -> None:
+        """See ``Recorder``'s on_pass."""
+        if not self._tracker.active:
+            return
+        if number == 1:
+            self._end_step()
+        row: dict[str, Any] = {"iteration": number, "step": step}
+        for name, how in AGGREGATES.items():
+            known = [value for value in measures[name] if not math.isnan(value)]
+            row[name] = None
+            if known:
+                row[name] = max(known) if how == "max" else sum(known) / len(known)
+        row["settled_share"] = at_rest / len(measures["nll"])
+        self._last = row
+        self._tracker.log(row)
+
+    def _end_step(self) -> None:
+        """The last pass over a generation step stands for the step."""
+        if self._last is not None and self._last["step"] > 0:
+            names = ("iteration", "nll", "kl_effect", "oracle_error_max")
+            row = {f"generation/{name}": self._last[name] for name in names}
+            self._tracker.log(row | {"generation_step": self._last["step"]})
+
+
+def publish(
+    tracker: Tracker, folder: Path, summary: dict[str, Any], *, rows_too: bool = True
+) -> None:
     """Log a run from its own files: a history row an iteration, summary, pictures, Parquet."""
     if not tracker.active:
         return
-    for row in history_rows(folder):
-        tracker.log(row)
+    if rows_too:
+        for row in history_rows(folder):
+            tracker.log(row)
     tracker.image("heat_map", lambda: _heat_map(folder))
     names, xs, ys, among = moving_tokens(folder)
     tracker.lines(
@@ -137,9 +190,9 @@ def _copy_run(folder: Path, place: Path) -> None:
 
 
 def _heat_map(folder: Path) -> bytes:
-    from analysis.draw.tokens import png_of  # Matplotlib takes a second: only where it draws
-
-    return png_of(folder)
+    draw = pkgutil.resolve_name(PICTURE)
+    png: bytes = draw(folder)
+    return png
 
 
 def history_rows(folder: Path) -> list[dict[str, Any]]:
@@ -160,5 +213,7 @@ def history_rows(folder: Path) -> list[dict[str, Any]]:
         for measure, column in columns.items():
             value = float(column.iloc[place])
             row[measure] = None if math.isnan(value) else value
+            if measure in LOG10:
+                row[f"{measure}_log10"] = math.log10(value) if 0 < value < math.inf else None
         rows.append(row)
     return rows

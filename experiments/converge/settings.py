@@ -1,233 +1,202 @@
-"""The settings of a convergence run, and those that all runners share: typed and checked.
+"""The settings of a convergence run, and those that all runners share.
 
-Each dataclass is the schema of a Hydra group. They are not frozen because OmegaConf makes a frozen
-schema read-only, which would refuse the user's overrides.
+Imports no torch: names that the library has are repeated here, and a test holds them together.
 """
 
-import re
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from pydantic import AfterValidator, Field, model_validator
 
-from experiments.settings import (
-    ConfigError,
-    check_at_least,
-    check_finite,
-    check_one_of,
-    check_seed,
-    know_schemas,
-)
-from stateful_gpt.device import DEVICES, DTYPES
-from stateful_gpt.feedback import HIDDEN_STATE, KINDS, FeedbackKind
-from stateful_gpt.generate import Start
+from experiments.settings import ConfigError, Count, Number, Positive, Seed, Settings, Whole
 
-STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-TRACKING_MODES = ("offline", "online", "disabled")
-STRATEGIES = ("greedy", "sample")
-SOLVERS = ("full", "windowed")
+StudyName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="1 to 100 letters, digits, dots, dashes or underscores and begin with a letter"
+        " or digit",
+    ),
+]
+Folder = Annotated[str, Field(min_length=1, description="the name of a folder, not empty")]
 
 
-@dataclass
-class ModelSettings:
+class ModelSettings(Settings):
     name: str = "bundled"
-    path: str = MISSING
+    path: str = "bundled"
     tokenizer: str | None = None
 
 
-@dataclass
-class FeedbackSettings:
-    kind: str = "log_prob"
-    strength: float = 0.5
-    layers: Any = "all"
-    shift: int = 1
-    hidden_strength: float = 0.0
+class FeedbackSettings(Settings):
+    kind: Literal["log_prob", "logit", "prob", "hidden_state", "none"] = "log_prob"
+    strength: Number = 0.5
+    layers: (
+        Literal["all"] | Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], Field(min_length=1)]
+    ) = Field(default="all", description="'all' or a list of layer numbers from 0, such as [0,1]")
+    shift: Literal[0, 1] = 1
+    hidden_strength: Number = 0.0
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        alone = self.kind == "hidden_state"
+        if alone and self.layers != "all":
+            raise ConfigError(
+                "feedback.layers must be all with feedback=hidden_state, which enriches embeddings,"
+                f" got {list(self.layers)}"
+            )
+        if self.hidden_strength != 0 and self.kind in ("hidden_state", "none"):
+            raise ConfigError(
+                f"feedback.hidden_strength must be 0 with feedback={self.kind}: it adds hidden"
+                " states to a feedback of tokens, and alone they are feedback=hidden_state with"
+                f" feedback.strength, got {self.hidden_strength}"
+            )
+        if self.shift == 0 and not alone and self.hidden_strength == 0:
+            raise ConfigError("feedback.shift must be 1 where no hidden states are fed back, got 0")
+        return self
 
 
-@dataclass
-class RecomputeSettings:
-    solver: str = "full"
-    window: Any = None
-    iterations: int = 64
-    tolerance: float = 0.0
-    damping: float = 1.0
-    start: str = "cold"
+class RecomputeSettings(Settings):
+    solver: Literal["full", "windowed"] = "full"
+    window: Literal["all", "auto"] | Count | None = Field(
+        default=None,
+        description="all, auto or a whole number of at least 1 (1 reads from left to right)",
+    )
+    iterations: Count = 64
+    tolerance: Literal["auto"] | Annotated[Number, Field(ge=0)] = "auto"
+    damping: Number = Field(
+        default=1.0, gt=0, le=1, description="above 0 and at most 1 (1 is undamped)"
+    )
+    start: Literal["cold", "carried"] = "cold"
+
+    @model_validator(mode="after")
+    def _fits_its_solver(self) -> Self:
+        if self.solver == "full" and self.window is not None:
+            raise ConfigError(
+                f"recompute.window needs recompute=windowed, got {self.window!r} with"
+                " recompute=full"
+            )
+        if self.solver == "windowed" and self.window is None:
+            raise ConfigError(
+                "recompute.window must be all, auto or a whole number of at least 1 with"
+                " recompute=windowed, got null"
+            )
+        if self.solver == "windowed" and self.damping != 1:
+            raise ConfigError(
+                "recompute.damping must be 1 with recompute=windowed, as damped estimates never are"
+                f" final, got {self.damping}"
+            )
+        return self
 
 
-@dataclass
-class GenerationSettings:
-    strategy: str = "greedy"
-    max_new_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int | None = None
-    seed: int = 0
+class GenerationSettings(Settings):
+    strategy: Literal["greedy", "sample"] = "greedy"
+    max_new_tokens: Whole = Field(default=0, ge=0)
+    temperature: Positive = Field(
+        default=1.0, description="above 0 (generation=greedy draws the most likely token)"
+    )
+    top_k: Count | None = None
+    seed: Seed = 0
+    slide: Count = 1
 
 
-@dataclass
-class PromptSettings:
-    source: str = "builtin"
+class PromptSettings(Settings):
+    source: Literal["builtin", "file"] = "builtin"
     file: str | None = None
-    limit: int | None = None
-    max_tokens: int | None = None
+    split: Literal["text", "lines"] = "text"
+    limit: Count | None = None
+    max_tokens: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_file_is_the_source(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("file") is not None:
+            return {**given, "source": "file"}
+        return given
+
+    @model_validator(mode="after")
+    def _fits_its_source(self) -> Self:
+        if self.source == "file" and self.file is None:
+            raise ConfigError("prompts=file needs prompts.file, a .txt or .jsonl file, got nothing")
+        if self.split == "lines" and not (self.file or "").endswith(".txt"):
+            raise ConfigError(
+                f"prompts.split=lines needs a prompts.file that ends in .txt, got {self.file!r}"
+            )
+        return self
 
 
-@dataclass
-class DeviceSettings:
-    name: str = "auto"
-    dtype: str = "float32"
+class MeasureSettings(Settings):
+    oracle: bool = True
+    lyapunov: bool = True
+    kl: bool = True
 
 
-@dataclass
-class TrackingSettings:
-    mode: str = "offline"
+class DeviceSettings(Settings):
+    name: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    batch: Literal["auto"] | Count = "auto"
+
+
+class TrackingSettings(Settings):
+    mode: Literal["offline", "online", "disabled"] = "offline"
     project: str = "stateful_gpt"
     entity: str | None = None
 
 
-@dataclass
-class ConvergeSettings:
+class ConvergeSettings(Settings):
     """One convergence run: everything ``experiments.converge`` can be told."""
 
-    model: ModelSettings = field(default_factory=ModelSettings)
-    feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
-    recompute: RecomputeSettings = field(default_factory=RecomputeSettings)
-    generation: GenerationSettings = field(default_factory=GenerationSettings)
-    prompts: PromptSettings = field(default_factory=PromptSettings)
-    device: DeviceSettings = field(default_factory=DeviceSettings)
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
-    study: str = "default"
-    runs_dir: str = "runs"
-    seed: int = 0
-    reporting_tolerance: float = 1e-3
+    model: ModelSettings = ModelSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
+    recompute: RecomputeSettings = RecomputeSettings()
+    generation: GenerationSettings = GenerationSettings()
+    prompts: PromptSettings = PromptSettings()
+    measures: MeasureSettings = MeasureSettings()
+    device: DeviceSettings = DeviceSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    study: StudyName = "default"
+    runs_dir: Folder = "runs"
+    seed: Seed = 0
+    reporting_tolerance: Positive = 1e-3
 
-    def check(self) -> None:
-        """Raise ConfigError at the first value that is impossible."""
-        check_common(self.device, self.tracking, self.seed)
-        _feedback(self.feedback)
-        check_one_of("recompute.solver", self.recompute.solver, SOLVERS)
-        _window(self.recompute)
+    @model_validator(mode="after")
+    def _windows_need_a_shift(self) -> Self:
         if self.recompute.solver == "windowed" and self.feedback.shift == 0:
             raise ConfigError(
                 "feedback.shift must be 1 with recompute=windowed, as nothing else becomes final"
                 " from left to right, got 0"
             )
-        check_at_least("recompute.iterations", self.recompute.iterations, 1)
-        check_at_least("recompute.tolerance", self.recompute.tolerance, 0)
-        check_finite("recompute.damping", self.recompute.damping)
-        if not 0 < self.recompute.damping <= 1:
-            raise ConfigError(
-                "recompute.damping must be above 0 and at most 1 (1 is undamped),"
-                f" got {self.recompute.damping}"
-            )
-        check_one_of("recompute.start", self.recompute.start, [start.value for start in Start])
-        check_one_of("generation.strategy", self.generation.strategy, STRATEGIES)
-        check_at_least("generation.max_new_tokens", self.generation.max_new_tokens, 0)
-        check_finite("generation.temperature", self.generation.temperature)
-        if self.generation.temperature <= 0:
-            raise ConfigError(
-                "generation.temperature must be above 0 (generation=greedy draws the most likely"
-                f" token), got {self.generation.temperature}"
-            )
-        if self.generation.top_k is not None:
-            check_at_least("generation.top_k", self.generation.top_k, 1)
-        check_seed("generation.seed", self.generation.seed)
-        check_one_of("prompts.source", self.prompts.source, ("builtin", "file"))
-        if self.prompts.source == "file" and self.prompts.file is None:
-            raise ConfigError("prompts=file needs prompts.file, a .txt or .jsonl file, got nothing")
-        if self.prompts.limit is not None:
-            check_at_least("prompts.limit", self.prompts.limit, 1)
-        if self.prompts.max_tokens is not None:
-            check_at_least("prompts.max_tokens", self.prompts.max_tokens, 1)
-        if not STUDY_NAME.fullmatch(self.study):
-            raise ConfigError(
-                "study must be 1 to 100 letters, digits, dots, dashes or underscores and begin"
-                f" with a letter or digit, got {self.study!r}"
-            )
-        if not self.runs_dir:
-            raise ConfigError("runs_dir must name a folder, got an empty text")
-        check_finite("reporting_tolerance", self.reporting_tolerance)
-        if self.reporting_tolerance <= 0:
-            raise ConfigError(
-                f"reporting_tolerance must be above 0 nats, got {self.reporting_tolerance}"
-            )
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        """What can change a result: neither device, nor places and names, nor model and prompts,
+        which count by their content. What a setting was before there was a key for it is left out,
+        so that runs of that time keep their names.
+        """
+        plain = self.plain()
+        for key in ("runs_dir", "study", "tracking", "model", "prompts"):
+            del plain[key]
+        plain["dtype"] = plain.pop("device")["dtype"]
+        feedback, recompute = plain["feedback"], plain["recompute"]
+        feedback["strength"] += 0.0  # -0.0 is 0.0
+        if feedback["hidden_strength"] == 0:
+            del feedback["hidden_strength"]
+        if recompute["tolerance"] != "auto":
+            recompute["tolerance"] += 0.0
+        if recompute["window"] is None:
+            del recompute["window"]
+        if plain["generation"]["slide"] == 1:
+            del plain["generation"]["slide"]
+        if self.measures == MeasureSettings():
+            del plain["measures"]
+        return plain
 
 
-def check_common(device: DeviceSettings, tracking: TrackingSettings, seed: int) -> None:
-    """The settings that both runners share."""
-    check_one_of("device.name", device.name, DEVICES)
-    check_one_of("device.dtype", device.dtype, DTYPES)
-    check_one_of("tracking.mode", tracking.mode, TRACKING_MODES)
-    check_seed("seed", seed)
-
-
-def _feedback(feedback: FeedbackSettings) -> None:
-    check_one_of("feedback.kind", feedback.kind, KINDS)
-    check_finite("feedback.strength", feedback.strength)
-    check_finite("feedback.hidden_strength", feedback.hidden_strength)
-    if feedback.layers != "all":
-        _layers("feedback.layers", feedback.layers)
-    alone = feedback.kind == HIDDEN_STATE
-    if alone and feedback.layers != "all":
+def _in_float32(device: DeviceSettings) -> DeviceSettings:
+    if device.dtype != "float32":
         raise ConfigError(
-            "feedback.layers must be all with feedback=hidden_state, which enriches embeddings, got"
-            f" {feedback.layers!r}"
+            "device.dtype must be float32 in training (training.precision=bfloat16 of"
+            f" experiments.train computes in less), got {device.dtype!r}"
         )
-    if feedback.hidden_strength != 0 and feedback.kind in (HIDDEN_STATE, FeedbackKind.NONE.value):
-        raise ConfigError(
-            f"feedback.hidden_strength must be 0 with feedback={feedback.kind}: it adds hidden"
-            " states to a feedback of tokens, and alone they are feedback=hidden_state with"
-            f" feedback.strength, got {feedback.hidden_strength}"
-        )
-    if feedback.shift not in (0, 1):
-        raise ConfigError(f"feedback.shift must be 0 or 1, got {feedback.shift}")
-    if feedback.shift == 0 and not alone and feedback.hidden_strength == 0:
-        raise ConfigError("feedback.shift must be 1 where no hidden states are fed back, got 0")
+    return device
 
 
-def _window(recompute: RecomputeSettings) -> None:
-    window = recompute.window
-    if recompute.solver != "windowed":
-        if window is not None:
-            raise ConfigError(
-                f"recompute.window needs recompute=windowed, got {window!r} with recompute=full"
-            )
-        return
-    number = isinstance(window, int) and not isinstance(window, bool) and window >= 1
-    if not number and window not in ("all", "auto"):
-        raise ConfigError(
-            "recompute.window must be all, auto or a whole number of at least 1 (1 reads from left"
-            f" to right), got {window!r}"
-        )
-    if recompute.damping != 1:
-        raise ConfigError(
-            "recompute.damping must be 1 with recompute=windowed, as damped estimates never are"
-            f" final, got {recompute.damping}"
-        )
-
-
-def _layers(key: str, value: Any) -> None:
-    numbers = list(value) if isinstance(value, (list, tuple)) else None
-    if not numbers or not all(
-        isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in numbers
-    ):
-        raise ConfigError(
-            f"{key} must be 'all' or a list of layer numbers from 0, such as [0,1], got {value!r}"
-        )
-
-
-def register_schemas() -> None:
-    """Make the schema known to Hydra, as the first entry of the primary config's defaults."""
-    ConfigStore.instance().store(name="converge_schema", node=ConvergeSettings)
-
-
-know_schemas(
-    ConvergeSettings,
-    ModelSettings,
-    FeedbackSettings,
-    RecomputeSettings,
-    GenerationSettings,
-    PromptSettings,
-    DeviceSettings,
-    TrackingSettings,
-)
+Float32Device = Annotated[DeviceSettings, AfterValidator(_in_float32)]

@@ -1,20 +1,13 @@
-"""The folder of one run: which runs are finished, what is kept of an unfinished one.
+"""The folder of one run: whether it is finished, and what is kept of one that is not.
 
-A run is computed prompt by prompt. Each finished prompt lies in ``.prompts/`` until the last one
-is done; then the files of the run are put together and ``status.json`` says ``finished``. Whoever
-computes a run holds the lock of its folder, so that two processes never write the same one.
+A run is computed batch by batch. Each finished batch lies in ``.prompts/`` until the last one is
+done; then the files of the run are put together and ``status.json`` says ``finished``. Knows
+nothing of what is computed.
 """
 
-import errno
-import fcntl
-import hashlib
-import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
-from experiments.converge.settings import ConvergeSettings
 from experiments.runs.files import read_json, write_atomically, write_json, write_table
+from experiments.runs.lock import remove_free
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
@@ -32,97 +25,62 @@ SUMMARY = "summary.json"
 TRAJECTORY = "trajectory.parquet"
 ITERATIONS = "iterations.parquet"
 CHANGES = "changes.patch"
+TRACEBACK = "traceback.txt"
 TRACKER = "wandb"
 _PARTS = ".prompts"
-_LOCK = ".lock"
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without them say
-
-
-def run_id(settings: ConvergeSettings, *, model: str, prompts: str) -> str:
-    """A short hash of everything that can change a result.
-
-    Device, output paths and tracking cannot; the model and the prompts count by their content
-    (``model``, ``prompts``: hashes of it), wherever their files lie.
-    """
-    plain = asdict(settings)
-    for key in ("runs_dir", "study", "tracking", "model"):
-        del plain[key]
-    plain["dtype"] = plain.pop("device")["dtype"]
-    plain["prompts"] = {"content": prompts, "max_tokens": settings.prompts.max_tokens}
-    plain["model"] = model
-    plain["feedback"]["strength"] += 0.0  # -0.0 is 0.0
-    plain["recompute"]["tolerance"] += 0.0
-    if settings.feedback.hidden_strength == 0:
-        del plain["feedback"]["hidden_strength"]  # as with windows, below
-    if settings.recompute.window is None:
-        del plain["recompute"]["window"]  # runs from before there were windows keep their name
-    text = json.dumps(plain, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 class RunFolder:
-    """``<runs_dir>/<study>/<run_id>/``"""
+    """``<runs_dir>/<study>/<run_id>/`` of the run with this configuration."""
 
-    def __init__(self, settings: ConvergeSettings, identity: str) -> None:
-        self.id = identity
-        self.path = Path(settings.runs_dir) / settings.study / identity
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self.config = config
+        self._status: dict[str, Any] = {}
+        self._origin: dict[str, Any] = {}  # of what is computed now
+        self._before: dict[str, Any] | None = None  # of the attempt before
+        self._kept: list[tuple[str, dict[str, Any] | None]] = []  # prompts of earlier attempts
+        self._parts: list[int] = []  # the first prompt of each batch that is kept
+
+    @property
+    def id(self) -> str:
+        return self.path.name
 
     @property
     def finished(self) -> bool:
         status = read_json(self.path / STATUS)
         return isinstance(status, dict) and status.get("state") == "finished"
 
-    @contextmanager
-    def locked(
-        self, on_wait: Callable[[], object], on_no_locks: Callable[[], object]
-    ) -> Iterator[None]:
-        """Hold the folder; waits while another process does. A killed holder lets go.
+    def tidy(self) -> None:
+        """Clear away what a kill behind the end of a finished run has left."""
+        shutil.rmtree(self.path / _PARTS, ignore_errors=True)
+        remove_free(self.path)
 
-        On a file system without locks the folder is not held: two processes may then compute the
-        same run, each into whole files.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = self.path / _LOCK
-        while True:
-            with lock.open("w") as stream:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    on_wait()
-                    fcntl.flock(stream, fcntl.LOCK_EX)
-                except OSError as error:
-                    if error.errno not in _NO_LOCKS:
-                        raise
-                    on_no_locks()
-                if not _is_file_at(stream.fileno(), lock):
-                    continue  # the holder before us has removed what we waited for
-                try:
-                    yield
-                finally:
-                    lock.unlink(missing_ok=True)
-                return
-
-    def begin(
-        self, settings: ConvergeSettings, origin: dict[str, Any], *, changes: bytes = b""
-    ) -> None:
+    def begin(self, origin: dict[str, Any], *, changes: bytes = b"") -> None:
         """Say that the run is under way, and clear away what a broken-off attempt left behind.
 
-        ``changes``: the patch from the commit to the source that runs; empty if they agree.
+        Args:
+            origin: what ``status.json`` says of where the results come from.
+            changes: the patch from the commit to the source that runs; empty if they agree.
         """
         shutil.rmtree(self.path / TRACKER, ignore_errors=True)
-        for leftover in self.path.glob(".*.*.*"):
+        for leftover in (*self.path.glob(".*.*.*"), self.path / TRACEBACK):
             if leftover.is_file():
                 leftover.unlink()
         if changes:
             write_atomically(self.path / CHANGES, lambda p: p.write_bytes(changes))
         else:
             (self.path / CHANGES).unlink(missing_ok=True)
-        content = OmegaConf.to_yaml(OmegaConf.structured(settings))
+        content = OmegaConf.to_yaml(OmegaConf.create(self.config))
         write_atomically(self.path / CONFIG, lambda p: p.write_text(content, encoding="utf-8"))
+        before = read_json(self.path / STATUS)
+        self._before = _part_origin(before) if isinstance(before, dict) else None
+        self._origin = _part_origin(origin)
+        self._kept, self._parts = [], []
         self._status = {
             "state": "running",
             "run_id": self.id,
-            "study": settings.study,
+            "study": self.config.get("study"),
             "started": now(),
             "finished": None,
             "error": None,
@@ -132,43 +90,80 @@ class RunFolder:
         }
         write_json(self.path / STATUS, self._status)
 
-    def fail(self, error: str) -> None:
+    def fail(self, error: str, *, traceback: str | None = None) -> None:
         """Record why the run broke off; its finished prompts stay."""
         if self.finished:  # by another process, where there are no locks
             return
-        write_json(
-            self.path / STATUS,
-            {**self._status, "state": "failed", "finished": now(), "error": error},
-        )
+        if traceback is not None:
+            path = self.path / TRACEBACK
+            write_atomically(path, lambda p: p.write_text(traceback, encoding="utf-8"))
+        self._end(state="failed", error=error)
 
     def finish(self) -> None:
+        self._end(state="finished")
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
-        write_json(self.path / STATUS, {**self._status, "state": "finished", "finished": now()})
 
-    def kept(self, number: int, prompt_id: str) -> dict[str, Any] | None:
-        """The summary of a prompt that an earlier attempt has finished, or None."""
-        summary = read_json(self._part(number, "json"))
-        if not isinstance(summary, dict) or summary.get("prompt_id") != prompt_id:
+    def _end(self, **said: Any) -> None:
+        kept = [{"prompt_id": prompt, "origin": origin} for prompt, origin in self._kept]
+        write_json(self.path / STATUS, {**self._status, **said, "finished": now(), "kept": kept})
+
+    def kept_from_elsewhere(self) -> str | None:
+        """What an earlier attempt has computed otherwise than this one; None if there is nothing.
+
+        ``status.json`` names the prompts and their origins under ``kept``.
+        """
+        others = [origin or {} for _, origin in self._kept if origin != self._origin]
+        if not others:
             return None
+        names = [name for name in self._origin if any(o.get(name) != self._origin[name]
+                                                      for o in others)]  # fmt: skip
+        return (
+            f"{self.path}: {len(others)} of its prompts were computed by an earlier attempt with"
+            f" another {', '.join(names)}; {STATUS} says which"
+        )
+
+    def kept(self, first: int, prompt_ids: list[str]) -> list[dict[str, Any]] | None:
+        """The summaries of a batch that an earlier attempt has finished, or None.
+
+        Args:
+            first: number of its first prompt; ``prompt_ids`` are those from there on.
+        """
+        part = read_json(self._part(first, "json"))
+        if not isinstance(part, dict):
+            return None
+        # a part of before there were batches is the summary of one prompt
+        summaries = part.get("prompts", [part])
         try:
+            ids = [summary["prompt_id"] for summary in summaries]
             for name in (TRAJECTORY, ITERATIONS):
-                pq.read_metadata(self._part(number, name))
-        except (OSError, pa.ArrowException):
+                pq.read_metadata(self._part(first, name))
+        except (KeyError, TypeError, OSError, pa.ArrowException):
             return None  # a crash of the whole machine can leave a name without its content
-        return summary
+        if not ids or ids != prompt_ids[: len(ids)]:
+            return None
+        # earlier versions did not say: then it was the attempt before, as far as is known
+        origin = part.pop("origin", self._before)
+        self._kept += [(prompt_id, origin) for prompt_id in ids]
+        self._parts.append(first)
+        return list(summaries)
 
     def keep(
-        self, number: int, summary: dict[str, Any], trajectory: pa.Table, iterations: pa.Table
+        self,
+        first: int,
+        summaries: list[dict[str, Any]],
+        trajectory: pa.Table,
+        iterations: pa.Table,
     ) -> None:
-        """Save a finished prompt. The summary comes last: with it, the prompt is whole."""
-        write_table(self._part(number, TRAJECTORY), trajectory)
-        write_table(self._part(number, ITERATIONS), iterations)
-        write_json(self._part(number, "json"), summary)
+        """Save a finished batch. The summaries come last: with them, it is whole."""
+        write_table(self._part(first, TRAJECTORY), trajectory)
+        write_table(self._part(first, ITERATIONS), iterations)
+        write_json(self._part(first, "json"), {"prompts": summaries, "origin": self._origin})
+        self._parts.append(first)
 
-    def assemble(self, count: int, summary: dict[str, Any]) -> None:
-        """Put the files of the run together from its finished prompts."""
+    def assemble(self, summary: dict[str, Any]) -> None:
+        """Put the files of the run together from the batches that are kept, in their order."""
         for name in (TRAJECTORY, ITERATIONS):
-            parts = [self._part(number, name) for number in range(count)]
+            parts = [self._part(first, name) for first in sorted(self._parts)]
 
             def write(path: Path, parts: list[Path] = parts) -> None:
                 with pq.ParquetWriter(path, pq.read_schema(parts[0])) as writer:
@@ -182,36 +177,15 @@ class RunFolder:
         return self.path / _PARTS / f"{number:05d}.{name}"
 
 
-def is_held(folder: Path) -> bool | None:
-    """Whether a living process holds the run folder; None where there are no locks to ask."""
-    try:
-        with (folder / _LOCK).open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    return False
-
-
-def tidy(folder: Path) -> None:
-    """Remove the lock of a finished run whose holder was killed before it could."""
-    lock = folder / _LOCK
-    try:
-        with lock.open("r+") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock.unlink(missing_ok=True)
-    except OSError:  # there is none, or somebody holds it
-        return
-
-
-def _is_file_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+def _part_origin(status: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's origin can make one of its parts unlike another."""
+    changes = status.get("changes")
+    return {
+        "commit": status.get("commit"),
+        "changes": changes.get("sha256") if isinstance(changes, dict) else None,
+        "device": status.get("device"),
+        "threads": status.get("threads"),
+    }
 
 
 def now() -> str:

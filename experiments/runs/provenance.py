@@ -1,9 +1,8 @@
-"""Where a result came from: commit, uncommitted changes, versions, device, command."""
+"""Where a result came from: commit, uncommitted changes, versions, device."""
 
 import hashlib
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import tempfile
@@ -11,12 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from hydra.core.hydra_config import HydraConfig
-
-from experiments.command import command_line
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
@@ -56,8 +53,10 @@ class Changes:
         }
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
+def provenance(device: "torch.device") -> dict[str, Any]:
     """What ``status.json`` says about the origin of a run."""
+    import torch  # takes seconds: only where something was computed
+
     found = changes()
     return {
         "commit": _commit(),
@@ -66,8 +65,6 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | _versions(),
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
-        "command": command_line(),
-        "command_of_this_run": _this_run(),
     }
 
 
@@ -155,7 +152,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(device: "torch.device") -> str:
+    import torch
+
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     return f"cpu: {_processor()} ({platform.machine()}), {torch.get_num_threads()} threads"
@@ -169,11 +168,3 @@ def _processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _this_run() -> str | None:
-    """The command of this one run, also for a job of a sweep in whichever process it runs."""
-    if not HydraConfig.initialized():
-        return None
-    hydra = HydraConfig.get()
-    return shlex.join(["python", "-m", f"experiments.{hydra.job.name}", *hydra.overrides.task])

@@ -11,6 +11,7 @@ from experiments.settings import ConfigError
 
 BASIC = "basic"
 SUBMITIT_LOCAL = "submitit_local"
+SUBMITIT = (SUBMITIT_LOCAL, "submitit_slurm")
 # hydra/launcher=: the extra that installs it, and the plugin that this brings
 EXTRAS = {
     "joblib": ("joblib", "hydra_plugins.hydra_joblib_launcher"),

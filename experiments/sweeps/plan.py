@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs.files import read_json, write_json
-from experiments.runs.folder import now
+from experiments.runs.files import read_json, write_atomically, write_json
+from experiments.runs.folder import STATUS, now
 
 FOLDER = ".sweep"
 _PLANS = "plans"
@@ -68,17 +68,41 @@ def plans(study: Path) -> list[Plan]:
     return sorted(found, key=lambda plan: plan.written, reverse=True)
 
 
-def refuse(study: Path, key: str, error: str) -> None:
-    """Note why a cell broke off."""
-    write_json(study / FOLDER / _REFUSED / f"{key}.json", {"error": error, "when": now()})
+def refuse(study: Path, key: str, error: str, *, traceback: str | None = None) -> None:
+    """Note why a cell broke off; a mistake of ours with its traceback in a file beside it."""
+    path = _note(study, key)
+    if traceback is not None:
+        trace = path.with_suffix(".traceback.txt")
+        write_atomically(trace, lambda p: p.write_text(traceback, encoding="utf-8"))
+        error = f"{error} (see {trace})"
+    write_json(path, {"error": error, "when": now()})
 
 
 def forget(study: Path, key: str) -> None:
     """A cell begins anew: what was noted about it is history."""
-    (study / FOLDER / _REFUSED / f"{key}.json").unlink(missing_ok=True)
+    path = _note(study, key)
+    path.unlink(missing_ok=True)
+    path.with_suffix(".traceback.txt").unlink(missing_ok=True)
 
 
 def refusal(study: Path, key: str) -> dict[str, str] | None:
     """``error`` and ``when``, if the cell's last attempt broke off."""
-    content = read_json(study / FOLDER / _REFUSED / f"{key}.json")
+    content = read_json(_note(study, key))
     return content if isinstance(content, dict) and "error" in content else None
+
+
+def changed(cell: Cell) -> tuple[int, int]:
+    """Moves on when a cell's state on disk may have: asked often, hence cheap."""
+    study = Path(cell.study)
+    return _time_of(study / cell.name / STATUS), _time_of(_note(study, cell.key))
+
+
+def _note(study: Path, key: str) -> Path:
+    return study / FOLDER / _REFUSED / f"{key}.json"
+
+
+def _time_of(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

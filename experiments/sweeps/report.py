@@ -8,40 +8,52 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.sweeps.study import Run, State, Study
-from stateful_gpt.feedback import HIDDEN_STATE
+from tabulate import DataRow, Line, TableFormat, tabulate
 
-COLUMNS = (
-    ("run", "<"),
-    ("settings", "<"),
-    ("outcome", "<"),
-    ("iterations to tolerance", ">"),
-    ("nll", ">"),
-    ("nll plain", ">"),
-    ("effect (KL)", ">"),
+from experiments.sweeps.study import Run, State, Study
+
+# a column's title, and where a run's summary has it
+CONVERGENCE = {
+    "outcome": "outcome",
+    "iterations to tolerance": "iterations_to_tolerance",
+    "nll": "nll",
+    "nll plain": "nll_plain",
+    "effect (KL)": "kl_effect",
+}
+STATE_TRACKING = {
+    "solved level": "solved_level",
+    "accuracy (trained)": "accuracy_trained",
+    "accuracy (tested)": "accuracy_tested",
+}
+PLAIN = TableFormat(
+    lineabove=None,
+    linebelowheader=Line("", "─", "  ", ""),
+    linebetweenrows=None,
+    linebelow=None,
+    headerrow=DataRow("", "  ", ""),
+    datarow=DataRow("", "  ", ""),
+    padding=0,
+    with_header_hide=None,
 )
 MOST_ROWS = 40  # of a table on a screen
 LONGEST_VALUE = 32  # characters of a setting in a run's name
 
 # settings that name_of speaks of, or that cannot change a result
 _SAID = {
-    ("feedback", "kind"),
-    ("feedback", "strength"),
-    ("feedback", "shift"),
-    ("feedback", "hidden_strength"),
-    ("recompute", "iterations"),
-    ("recompute", "damping"),
-    ("recompute", "start"),
+    *(("feedback", name) for name in ("kind", "strength", "shift", "hidden_strength")),
+    *(("recompute", name) for name in ("iterations", "damping", "start")),
     ("generation", "max_new_tokens"),
-    ("study",),
-    ("runs_dir",),
-    ("tracking",),
-    ("device", "name"),
+    ("contestant",),
+    *(("task", name) for name in ("name", "target")),
+    *(("study",), ("runs_dir",), ("tracking",), ("device", "name")),
 }
 
 
 def name_of(config: dict[str, Any]) -> str:
     """A run's settings in a few words, for people."""
+    if "contestant" in config:
+        task = config["task"]
+        return f"{contestant_of(config)}; {task['name']}, {task['target']}"
     recompute = config["recompute"]
     words = [feedback_of(config)]
     words.append(f"n={recompute['iterations']}")
@@ -59,12 +71,24 @@ def feedback_of(config: dict[str, Any]) -> str:
     feedback = config["feedback"]
     if feedback["kind"] == "none":
         return "no feedback"
-    sign = "s" if feedback["kind"] == HIDDEN_STATE else "β"
+    sign = "s" if feedback["kind"] == "hidden_state" else "β"
     words = [f"{feedback['kind']} {sign}={feedback['strength']:g}"]
     if feedback.get("hidden_strength"):
-        words.append(f"{HIDDEN_STATE} s={feedback['hidden_strength']:g}")
+        words.append(f"hidden_state s={feedback['hidden_strength']:g}")
     text = " + ".join(words)
     return f"{text} shift=0" if feedback.get("shift") == 0 else text
+
+
+def contestant_of(config: dict[str, Any]) -> str:
+    """What a contestant of state tracking is called in tables and figures."""
+    contestant = config["contestant"]
+    layers = f"{contestant['layers']} layer{'s' if contestant['layers'] > 1 else ''}"
+    longer = f", {contestant['times']} x steps" if contestant["times"] > 1 else ""
+    if contestant["passes"] == 1:
+        return f"plain, {layers}{longer}"
+    how = "through" if contestant["through"] else "detached"
+    drawn = " drawn" if contestant["drawn"] else ""
+    return f"stateful, {layers}, {contestant['passes']} passes{drawn} {how}{longer}"
 
 
 def names_of(configs: Sequence[dict[str, Any] | None]) -> list[str]:
@@ -102,9 +126,10 @@ def report(study: Study) -> str:
     closing = [study.counts()] if study.runs else [f"{study.path} holds no run"]
     closing += [f"Complete it:  {command}" for command in study.commands()]
     if finished:
-        figures = shlex.quote(str(Path("figures") / study.path.name))
-        source = shlex.quote(str(study.path))
-        closing.append(f"Draw it:  python -m analysis figures {source} --out {figures}")
+        words = [str(study.path), "--out", str(Path("figures") / study.path.name)]
+        tracks = any("contestant" in (run.config or {}) for run, _ in finished)
+        module = ["analysis.state_tracking"] if tracks else ["analysis", "figures"]
+        closing.append(f"Draw it:  {shlex.join(['python', '-m', *module, *words])}")
     return "\n\n".join([*parts, "\n".join(closing)])
 
 
@@ -114,30 +139,23 @@ def plain_list(study: Study) -> str:
     rows = [
         [run.run_id or "–", name, _state(run)] for run, name in zip(study.runs, names, strict=True)
     ]
-    return "\n".join([*_aligned(rows, "<<<"), "", study.counts()])
+    return "\n".join([*_aligned(rows), "", study.counts()])
 
 
 def _table(finished: list[tuple[Run, str]], path: Path) -> str:
-    rows = []
-    for run, name in finished:
-        overall = run.overall or {}
-        rows.append([
-            run.run_id or "–",
-            name,
-            str(overall.get("outcome", "?")),
-            *(_number(overall.get(key)) for key in
-              ("iterations_to_tolerance", "nll", "nll_plain", "kl_effect")),
-        ])  # fmt: skip
-    cut = len(rows) > MOST_ROWS
+    tracks = any("contestant" in (run.config or {}) for run, _ in finished)
+    columns = STATE_TRACKING if tracks else CONVERGENCE
+    cut = len(finished) > MOST_ROWS
     half = MOST_ROWS // 2
-    shown = [*rows[:half], *rows[-half:]] if cut else rows
-    titles = [title for title, _ in COLUMNS]
-    lines = _aligned([titles, *shown], "".join(side for _, side in COLUMNS))
-    widths = [max(len(row[i]) for row in [titles, *shown]) for i in range(len(COLUMNS))]
-    lines.insert(1, "  ".join("─" * width for width in widths))
+    rows = [
+        [str(run.run_id), name, *(_cell((run.overall or {}).get(key)) for key in columns.values())]
+        for run, name in ([*finished[:half], *finished[-half:]] if cut else finished)
+    ]
+    sides = ["right" if title != "outcome" else "left" for title in columns]
+    lines = _aligned(rows, titles=["run", "settings", *columns], sides=["left", "left", *sides])
     if cut:
         source = shlex.quote(str(path))
-        between = f"… {len(rows) - MOST_ROWS} more:  python -m analysis table {source}"
+        between = f"… {len(finished) - MOST_ROWS} more:  python -m analysis table {source}"
         lines.insert(2 + half, between)
     return "\n".join(lines)
 
@@ -147,7 +165,7 @@ def _unfinished(others: list[tuple[Run, str]]) -> str:
     failed = [pair for pair in others if pair[0].state is State.FAILED]
     waiting = [pair for pair in others if pair[0].state is not State.FAILED]
     shown = [*failed, *waiting[:MOST_ROWS]]
-    lines = _aligned([[run.run_id or "–", name, _state(run)] for run, name in shown], "<<<")
+    lines = _aligned([[run.run_id or "–", name, _state(run)] for run, name in shown])
     if len(waiting) > MOST_ROWS:
         lines.append(f"… {len(waiting) - MOST_ROWS} more that are not finished")
     return "\n".join(lines)
@@ -179,18 +197,16 @@ def _said(key: tuple[str, ...], value: Any) -> str:
     return f"{'.'.join(key)}={text}"
 
 
-def _number(value: float | None) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return str(value) if isinstance(value, int) else f"{value:.4f}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _aligned(rows: list[list[str]], sides: str) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(sides))]
-    return [
-        "  ".join(
-            cell.ljust(width) if side == "<" else cell.rjust(width)
-            for cell, width, side in zip(row, widths, sides, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+def _aligned(
+    rows: list[list[str]], *, titles: Sequence[str] = (), sides: Sequence[str] | None = None
+) -> list[str]:
+    text = tabulate(
+        rows, titles, tablefmt=PLAIN, colalign=sides, headersglobalalign=None, disable_numparse=True
+    )
+    return [line.rstrip() for line in text.splitlines()]

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from experiments.runs.files import read_json
-from experiments.runs.folder import CONFIG, STATUS, SUMMARY, is_held
+from experiments.runs.folder import CONFIG, STATUS, SUMMARY
+from experiments.runs.lock import LOCK, is_held
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Cell, Plan
 
@@ -79,7 +80,7 @@ class Study:
                 break
             needed.append(command)
             left -= covered
-        needed += [command for run_id in left if (command := missing[run_id])]
+        needed += [own for run_id in left if (own := missing[run_id])]
         return list(dict.fromkeys(needed))
 
 
@@ -109,14 +110,15 @@ def look(path: Path, name: str, cell: Cell | None, *, probe: bool = True) -> Run
     status = status if isinstance(status, dict) else {}
     nameless = cell is not None and cell.run_id is None
     state, error, when = _state(folder, status, probe=probe)
-    overall = None
+    overall: dict[str, Any] | None = None
     if state is State.FINISHED:
         summary = read_json(folder / SUMMARY)
-        overall = summary.get("overall") if isinstance(summary, dict) else None
+        # state tracking has no prompts, hence nothing over all of them
+        overall = summary.get("overall", summary) if isinstance(summary, dict) else None
     elif cell is not None and state is not State.RUNNING:
         note = plan.refusal(path, cell.key)
         if note is not None:
-            state, error, when = State.FAILED, note["error"], note.get("when")
+            state, error, when = State.FAILED, str(note["error"]), note.get("when")
     return Run(
         run_id=None if nameless else name,
         state=state,
@@ -148,7 +150,7 @@ def _state(
 
 def _is_run(folder: Path) -> bool:
     """A folder of ours, also one that was killed before its first file."""
-    return any((folder / name).exists() for name in (STATUS, CONFIG, ".lock"))
+    return any((folder / name).exists() for name in (STATUS, CONFIG, LOCK))
 
 
 def _config(folder: Path) -> dict[str, Any] | None:

@@ -1,273 +1,174 @@
-"""Sweeps on any launcher: their cells, their plan on disk, their workers, and what they print.
+"""A sweep on any launcher: planned before any job starts, computed once, its end in an exit code.
 
-A callback of Hydra's. In the command it works out all cells before any job starts; in a worker,
-which a launcher may have started anywhere, it prepares the process. A cell that breaks off stops no
-other: its job says why in the study folder, and the exit code comes from what is found there.
+Knows of Hydra only what the sweeper in ``hydra_plugins`` hands it.
 """
 
-import copy
 import os
-import pickle
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict, read_write
 
-from experiments.command import Escape, LauncherError, Remember, RunError, command_line, work_for
-from experiments.converge.identity import Located, cell_key
-from experiments.converge.settings import ConvergeSettings
-from experiments.runs.folder import tidy
+from experiments.runs.compute_once import Asked
+from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError, to_settings
 from experiments.sweeps import launchers, plan
+from experiments.sweeps.cells import CellJob, Runner, cells_of
 from experiments.sweeps.plan import Cell
-from experiments.sweeps.report import plain_list
-from experiments.sweeps.study import Run, State, look, survey_cells
-from experiments.sweeps.watch import Watch
+from experiments.sweeps.progress import Progress
+from experiments.sweeps.report import plain_list, report
+from experiments.sweeps.study import State, look, survey, survey_cells
+
+Overrides = Sequence[str]
+# a function to call, the overrides of the jobs that call it, and the number of the first of them
+Launch = Callable[[CellJob, Sequence[Overrides], int], object]
 
 
-class Sweep(Remember):
-    """Lives in the command; a copy of it goes to every worker."""
-
-    current: "Sweep | None" = None  # of the process: a command's, or a worker's copy
-    rehearsal = False  # --dry-run
-
-    def __init__(self) -> None:
-        self.cells: list[Cell] = []
-        self.command = ""
-        self.directory = ""
-        self.parallel = False
-        self.threads: int | None = None
-        self.batch: int | None = None  # jobs to hand to the launcher together; None: all
-        self.watch: Watch | None = None
-        self._composed: dict[tuple[str, ...], bytes] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Workers need no cells, and cannot take a thread along."""
-        return {**self.__dict__, "cells": [], "watch": None, "_composed": {}}
-
-    # --- in the command -------------------------------------------------------------------------
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        super().on_run_start(config, **kwargs)
-        if Sweep.rehearsal:
-            with _escaping():
-                self._rehearse([_job_config(config)])
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        super().on_multirun_start(config, **kwargs)
-        with _escaping():
-            self._plan(config)
-
-    def _plan(self, config: DictConfig) -> None:
-        composed = _compose(config)
-        jobs = [_job_config(job) for _, job in composed]
-        if Sweep.rehearsal:
-            self._rehearse(jobs)
-        launcher = str(config.hydra.runtime.choices["hydra/launcher"])
-        launchers.check_installed(launcher)
-        self.cells = _cells(jobs)
-        self.command = command_line()
-        self.directory = os.getcwd()
-        self.parallel = launcher != launchers.BASIC
-        workers = launchers.workers(
-            launcher,
-            config.hydra.launcher,
-            batch=config.hydra.sweeper.get("max_batch_size"),
-        )
-        self.batch = workers if launcher == launchers.SUBMITIT_LOCAL else None
-        self.threads = launchers.threads(launcher, config.hydra.launcher, workers=workers)
-        for study in self.studies():
-            plan.record(study, self.command, self.cells_of(study))
-        Sweep.current = self
-        if not self.parallel:
-            self._composed = {words: pickle.dumps(job) for words, job in composed}
-            return
-        finished = [
-            cell for cell, needed in zip(self.cells, self.remaining(), strict=True) if not needed
-        ]
-        for cell in finished:  # which no worker will look at
-            tidy(Path(cell.study) / cell.name)
-        done = len(finished)
-        print(_opening(launcher, len(self.cells), done, workers, self.threads), flush=True)
-        if done == len(self.cells):
-            raise Escape()
-        self.watch = Watch(self.cells)
-        self.watch.start()
-
-    def _rehearse(self, jobs: list[DictConfig]) -> None:
-        self.cells = _cells(jobs)
-        impossible = False
-        for study in self.studies():
-            print(f"{study}\n{plain_list(survey_cells(study, self.cells_of(study)))}")
-        for error in dict.fromkeys(cell.problem for cell in self.cells if cell.problem):
-            print(f"error: {error}", file=sys.stderr)
-            impossible = True
-        raise SystemExit(2 if impossible else 0)
-
-    def studies(self) -> list[Path]:
-        """The folders of the studies that the cells belong to; nearly always one."""
-        return [Path(study) for study in dict.fromkeys(cell.study for cell in self.cells)]
-
-    def cells_of(self, study: Path) -> list[Cell]:
-        return [cell for cell in self.cells if Path(cell.study) == study]
-
-    def composed(self, overrides: Sequence[str]) -> DictConfig | None:
-        """The configuration of a job as the plan has it, once: composing it takes a while."""
-        content = self._composed.pop(tuple(overrides), None)
-        return None if content is None else pickle.loads(content)
-
-    def runs(self) -> list[Run]:
-        """Which cells are finished; of the others, what their files say."""
-        return [look(Path(cell.study), cell.name, cell, probe=False) for cell in self.cells]
-
-    def remaining(self) -> list[bool]:
-        """Whether each cell has something left to compute."""
-        return [run.state is not State.FINISHED for run in self.runs()]
-
-    def close(self) -> int:
-        """The launcher is done: an exit code."""
-        if self.watch is not None:
-            self.watch.stop()
-        return 1 if any(self.remaining()) else 0
-
-    # --- in whichever process computes a cell ---------------------------------------------------
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if Sweep.current is self or not self.command:
-            return
-        Sweep.current = self
-        work_for(self.command)
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-
-    def attempt(
-        self, settings: ConvergeSettings, compute: Callable[[ConvergeSettings], Any]
-    ) -> None:
-        """Compute one cell; if it breaks off, write down why, so that the others go on."""
-        study, key = Path(settings.runs_dir) / settings.study, cell_key(settings)
-        try:
-            self._enter_directory()
-            plan.forget(study, key)
-            compute(settings)
-        except Exception as error:
-            known = isinstance(error, (ConfigError, RunError))
-            said = str(error) if known else " ".join(f"{type(error).__name__}: {error}".split())
-            try:
-                plan.refuse(study, key, said)
-                noted = True
-            except OSError:
-                noted = False
-            if not self.parallel or not noted:  # else the command reads it and says it
-                print(f"error: {said}", file=sys.stderr, flush=True)
-
-    def _enter_directory(self) -> None:
-        """Paths are relative to where the command was typed, also on another machine."""
-        try:
-            os.chdir(self.directory)
-        except OSError:
-            raise ConfigError(
-                f"the folder {self.directory!r}, from which the sweep was started, is not on"
-                f" {os.uname().nodename}: all machines of a sweep must see it"
-            ) from None
+def rehearse(runner: Runner, configs: Sequence[DictConfig]) -> int:
+    """Say which runs these are and how they stand, compute nothing; an exit code."""
+    cells = cells_of(runner, [to_settings(config, runner.settings) for config in configs])
+    for study, of_study in _by_study(cells).items():
+        print(f"{study}\n{plain_list(survey_cells(study, of_study))}")
+    problems = dict.fromkeys(cell.problem for cell in cells if cell.problem)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2 if problems else 0
 
 
-def run_cell(config: DictConfig, compute: Callable[[ConvergeSettings], Any]) -> bool:
-    """Compute a cell of the sweep that this process works for; False if there is none."""
-    if Sweep.current is None or HydraConfig.get().mode.name != "MULTIRUN":
-        return False
-    Sweep.current.attempt(to_settings(config, ConvergeSettings), compute)
-    return True
+def sweep(
+    runner: Runner,
+    command: str,
+    config: DictConfig,
+    jobs: Sequence[tuple[Overrides, DictConfig]],
+    launch: Launch,
+) -> int:
+    """Compute what is not finished of a sweep; an exit code.
 
-
-def alone() -> bool:
-    """Whether this process is the only one that may draw on the terminal."""
-    return Sweep.current is None or not Sweep.current.parallel
-
-
-def break_off(error: Exception) -> LauncherError:
-    """What to say when a launcher fails: a job was killed, a cluster is gone."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = (
-        f" ({type(error).__name__}: {lines[0][:160]})" if lines else f" ({type(error).__name__})"
-    )
-    return LauncherError(f"the launcher broke off{first}; the same command carries on")
-
-
-def _compose(config: DictConfig) -> list[tuple[tuple[str, ...], DictConfig]]:
-    """The overrides and the configuration of every job of a sweep, as Hydra will compose it.
+    Args:
+        config: with Hydra's own settings, from which the launcher is made.
+        jobs: the overrides of every cell, and what they compose to.
 
     Raises:
-        ConfigError: a sweeper that decides on its jobs as it goes.
+        ConfigError: a setting that cannot be, before anything is written.
     """
-    sweeper = str(config.hydra.runtime.choices["hydra/sweeper"])
-    if sweeper != "basic":
-        raise ConfigError(f"hydra/sweeper must be basic, got {sweeper!r}")
-    loader = GlobalHydra.instance().config_loader()
-    words = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    words += list(config.hydra.overrides.task)
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-    (jobs,) = BasicSweeper.split_arguments(overrides, None)
-    return [(tuple(job), loader.load_sweep_config(config, job)) for job in jobs]
+    settings = [to_settings(composed, runner.settings) for _, composed in jobs]
+    launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+    launchers.check_installed(launcher)
+    workers = launchers.workers(
+        launcher, config.hydra.launcher, batch=config.hydra.sweeper.max_batch_size
+    )
+    threads = launchers.threads(launcher, config.hydra.launcher, workers=workers)
+    cells = cells_of(runner, settings)
+    for study, of_study in _by_study(cells).items():
+        plan.record(study, command, of_study)
 
-
-def _job_config(config: DictConfig) -> DictConfig:
-    """What a job gets to see: all but Hydra's own settings."""
-    plain = copy.deepcopy(config)
-    with read_write(plain), open_dict(plain):
-        del plain["hydra"]
-    return plain
-
-
-def _cells(jobs: list[DictConfig]) -> list[Cell]:
-    """Raises ConfigError at the first setting that is impossible whatever the model and prompts."""
-    known: dict[str, Any] = {}
-    cells = []
-    for job in jobs:
-        settings = to_settings(job, ConvergeSettings)
-        settings.check()
-        run_id = problem = None
+    first = {cell.name: number for number, cell in reversed(list(enumerate(cells)))}
+    left = [n for n in sorted(first.values()) if not _is_finished(cells[n])]
+    done = len(first) - len(left)
+    for number in set(first.values()) - set(left):  # which no job will look at
+        RunFolder(Path(cells[number].study) / cells[number].name, cells[number].config).tidy()
+    print(_opening(launcher, len(first), done, workers, threads), flush=True)
+    job = CellJob(
+        runner,
+        Asked(command, bar=launcher == launchers.BASIC),
+        directory=os.getcwd(),
+        threads=threads,
+        done=done,
+        total=len(first),
+    )
+    code = 0
+    with Progress([cells[n] for n in left], done=done, total=len(first)):
         try:
-            run_id = Located(settings, known).folder.id
-        except ConfigError as error:
-            problem = str(error)
-        cells.append(
-            Cell(
-                key=cell_key(settings),
-                run_id=run_id,
-                problem=problem,
-                study=str(Path(settings.runs_dir) / settings.study),
-                config=asdict(settings),
-            )
+            if launcher == launchers.BASIC:  # here and now: composing twice would take as long
+                for place, number in enumerate(left):
+                    job.compute(settings[number], jobs[number][0], place)
+            else:
+                size = workers if launcher == launchers.SUBMITIT_LOCAL else None
+                size = size or config.hydra.sweeper.max_batch_size or len(left) or 1
+                with _LogFolder(config, launcher):
+                    for begin in range(0, len(left), size):
+                        batch = [jobs[number][0] for number in left[begin : begin + size]]
+                        launch(job, batch, begin)
+        except KeyboardInterrupt:
+            print("error: interrupted; the same command carries on", file=sys.stderr)
+            code = 130
+        except Exception as error:  # a worker was killed, a cluster is gone
+            print(f"error: {_broken_off(error)}", file=sys.stderr)
+            code = 1
+    if not all(_is_finished(cell) for cell in cells):
+        code = code or 1
+    for study in _by_study(cells):
+        print(f"\n{report(survey(study))}")
+    return code
+
+
+class _LogFolder:
+    """A folder for the files that submitit's jobs and the sweep exchange, removed if all is well.
+
+    They are pickles: whoever can write them runs code here. So they never lie where studies do.
+    """
+
+    def __init__(self, config: DictConfig, launcher: str) -> None:
+        self._config = config
+        self._wanted = (
+            launcher in launchers.SUBMITIT and config.hydra.launcher.submitit_folder is None
         )
-    return cells
+        self._folder = ""
+
+    def __enter__(self) -> None:
+        if not self._wanted:
+            return
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        place = Path(cache) / "stateful_gpt"
+        try:
+            place.mkdir(parents=True, exist_ok=True)  # all machines of a cluster see a home
+            self._folder = tempfile.mkdtemp(prefix="sweep-", dir=place)  # mode 0700
+        except OSError as error:
+            raise ConfigError(
+                f"hydra.launcher.submitit_folder must be given, as {place} cannot be written"
+                f" ({error.strerror or error})"
+            ) from None
+        launcher = self._config.hydra.launcher
+        with read_write(launcher), open_dict(launcher):
+            launcher.submitit_folder = f"{self._folder}/%j"
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if not self._folder:
+            return
+        if error is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        else:
+            print(f"the logs of its jobs are in {self._folder}", file=sys.stderr)
+
+
+def _by_study(cells: Sequence[Cell]) -> dict[Path, list[Cell]]:
+    found: dict[Path, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(Path(cell.study), []).append(cell)
+    return found
+
+
+def _is_finished(cell: Cell) -> bool:
+    return look(Path(cell.study), cell.name, cell, probe=False).state is State.FINISHED
+
+
+def _broken_off(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = f": {lines[0][:160]}" if lines else ""
+    return f"the launcher broke off ({type(error).__name__}{said}); the same command carries on"
 
 
 def _opening(launcher: str, count: int, done: int, workers: int | None, threads: int | None) -> str:
-    words = [f"{count} runs"]
+    words = [f"{count} run{'' if count == 1 else 's'}"]
     if done:
         words.append(f"{done} finished already" if done < count else "all finished already")
-    if done < count:
+    if done < count and launcher != launchers.BASIC:
         words.append(f"launcher {launcher}")
         if workers is not None:
             words.append(f"{workers} at a time")
         if threads is not None:
             words.append(f"{threads} thread{'' if threads == 1 else 's'} each")
     return ", ".join(words)
-
-
-@contextmanager
-def _escaping() -> Iterator[None]:
-    """Around what a callback does: its errors get past Hydra."""
-    try:
-        yield
-    except Exception as error:
-        raise Escape(error) from error

@@ -23,7 +23,8 @@ def show(study: Path, wandb_run: Path, *, name: str, run_id: str) -> None:
     stored = next(wandb_run.glob("*.wandb"), None)
     if stamp is None:
         return
-    readable = f"{name} {run_id}".replace("/", "_")
+    readable = f"{name} {run_id}".replace("β", "beta")
+    readable = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", readable)  # a shell splits at spaces
     view = study / "wandb"
     with suppress(OSError):
         view.mkdir(exist_ok=True)
@@ -46,5 +47,5 @@ def _remove_outdated(view: Path, run_id: str) -> None:
     """Remove what is shown of this run, and of runs that are gone."""
     for shown in view.glob("run-*"):
         files = shown / "files"
-        if shown.name.endswith(f" {run_id}") or (files.is_symlink() and not files.exists()):
+        if shown.name.endswith(f"_{run_id}") or (files.is_symlink() and not files.exists()):
             shutil.rmtree(shown, ignore_errors=True)

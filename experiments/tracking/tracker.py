@@ -9,19 +9,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from experiments.converge.settings import TrackingSettings
 from experiments.runs.files import write_json
-from experiments.tracking.service import let_go, server_trouble, server_url, within
 
-# with two probes and the end of the helper, all that a study ever waits for a server that fails
-INIT_SECONDS = 3.0
+# all that a study ever waits for a server that fails; W&B's own process gets what it needs
+INIT_SECONDS = 5.0
 FINISH_SECONDS = 7.0
-HELPER_SECONDS = 60.0  # for W&B's own process, on a machine with other things to do
+OFFLINE_SECONDS = 60.0
 
 SYNCED = "synced.json"  # beside W&B's files of a run: where it has been uploaded to
+LOGIN = "there is no API key (wandb login makes one known)"
 
 
 class Tracker:
@@ -30,8 +31,8 @@ class Tracker:
     ``axis`` is the column of a row that its ``measures`` are drawn over; it is W&B's step too, so
     that a row which W&B's server has already is not added a second time.
 
-    ``patient``: for whoever has nothing else to do than to upload. It never goes offline, and
-    waits as long as the server answers.
+    ``patience``: seconds that the server may take to begin and to end a run, for whoever has
+    nothing else to do than to upload: that never goes on offline.
     """
 
     server_failed = False  # what this process has learned about W&B's server
@@ -50,16 +51,16 @@ class Tracker:
         measures: Collection[str],
         warn: Callable[[str], object],
         later: str,
-        patient: bool = False,
+        patience: float | None = None,
     ) -> None:
-        self.online = False
+        self.online = settings.mode == "online" and not (Tracker.server_failed and not patience)
         self._warn = warn
         self._run: Any = None
         self._folder = folder
         self._axis = axis
         self._measures = measures
         self._later = later
-        self._patient = patient
+        self._patience = patience
         self._step = 0
         self._artifacts: list[Callable[[], object]] = []
         if settings.mode == "disabled":
@@ -71,20 +72,12 @@ class Tracker:
             **{"name": name, "group": group, "tags": [tag[:64] for tag in tags]},
             **{"config": config, "dir": str(folder)},
         }
-        if settings.mode == "online" and not Tracker.server_failed:
-            trouble = None if patient else server_trouble()
-            self.online = trouble is None
-            if trouble is not None:
-                self._give_server_up(trouble)
-        if not self._attempt(_start_helper, "could not start", seconds=HELPER_SECONDS):
-            return
-        if self.online:
-            self._attempt(lambda: self._open(described), "could not start", seconds=INIT_SECONDS)
-            if self._run is None and Tracker.server_failed and not patient:
-                self.online = False
-                shutil.rmtree(folder / "wandb", ignore_errors=True)  # what it began online
-        if not self.online and not patient:
-            self._attempt(lambda: self._open(described), "could not start", seconds=HELPER_SECONDS)
+        asked = self.online
+        self._attempt(lambda: self._open(described), "could not start")
+        if asked and self._run is None and patience is None:
+            self.online = False
+            shutil.rmtree(folder / "wandb", ignore_errors=True)  # what it began online
+            self._attempt(lambda: self._open(described), "could not start")
 
     @property
     def active(self) -> bool:
@@ -107,7 +100,7 @@ class Tracker:
         return Path(self._run.dir)
 
     def log(self, row: dict[str, Any]) -> None:
-        """One history row; missing values are left out."""
+        """One history row, at any time while the run computes; missing values are left out."""
         self._step = int(row[self._axis])
         known = {key: value for key, value in row.items() if value is not None}
         self._attempt(lambda: self._run.log(known, step=self._step), "lost a row")
@@ -127,6 +120,16 @@ class Tracker:
                 self._run.log({key: wandb.Image(str(path))}, step=self._step + 1)
 
         self._attempt(send, f"lost the figure {key}")
+
+    def html(self, key: str, page: Callable[[], str]) -> None:
+        """A page that a browser shows by itself, in the row after the last."""
+
+        def send() -> None:
+            import wandb
+
+            self._run.log({key: wandb.Html(page(), inject=False)}, step=self._step + 1)
+
+        self._attempt(send, f"lost the page {key}")
 
     def lines(
         self,
@@ -182,21 +185,29 @@ class Tracker:
             if where is not None and not failed:
                 write_json(self._folder / "wandb" / SYNCED, where)
 
-        seconds = FINISH_SECONDS if self.online else HELPER_SECONDS
-        delivered = self._attempt(end, "could not finish", seconds=seconds)
+        delivered = self._attempt(end, "could not finish")
         self._run = None
         return delivered
 
     def _open(self, described: dict[str, Any]) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        # W&B logs beside the run: a full disk there is said once, by us
+        logging.raiseExceptions = False
         import wandb  # takes a second: only where it is used
 
+        if self.online and not has_login():
+            raise wandb.errors.UsageError(LOGIN)
         in_sweep = bool(os.environ.get("WANDB_SWEEP_ID"))  # W&B names the runs of its own sweeps
-        self._run = wandb.init(
+        run = wandb.init(
             **described,
             mode="online" if self.online else "offline",
             resume="allow" if self.online and not in_sweep else None,
             reinit="create_new",
             settings=wandb.Settings(
+                init_timeout=self._patience or (INIT_SECONDS if self.online else OFFLINE_SECONDS),
+                finish_timeout=self._patience
+                or (FINISH_SECONDS if self.online else OFFLINE_SECONDS),
+                finish_timeout_raises=True,
                 silent=True,
                 console="off",
                 disable_code=True,
@@ -207,51 +218,55 @@ class Tracker:
                 x_save_requirements=False,
             ),
         )
-        self._run.define_metric(self._axis, hidden=True)
+        run.define_metric(self._axis, hidden=True)
         for measure in self._measures:
-            self._run.define_metric(measure, step_metric=self._axis)
+            run.define_metric(measure, step_metric=self._axis)
         if not any((self._folder / "wandb").glob("*run-*")):
             raise OSError(f"W&B does not write to {self._folder}")
+        self._run = run
 
-    def _attempt(
-        self, action: Callable[[], None], consequence: str, *, seconds: float | None = None
-    ) -> bool:
+    def _attempt(self, action: Callable[[], None], consequence: str) -> bool:
         """Whether it was done; if not, this run is told nothing any more."""
         if self._run is None and consequence != "could not start":
             return False
         try:
-            if seconds is None:
-                action()
-            else:
-                within(seconds, action, longer=lambda: self._patient and not server_trouble())
+            action()
         except Exception as error:  # W&B raises many kinds; none of them may end a study
-            run, self._run = self._run, None
-            let_go(run)
-            late = isinstance(error, TimeoutError)
-            trouble = server_trouble() if self.online and not late else None
-            refused = consequence == "could not start" and not isinstance(error, OSError)
+            self._run = None
+            if not isinstance(error, TimeoutError):  # else W&B has given up by itself
+                stop_helper()
             reason = " ".join(str(error).split())[:160] or type(error).__name__
-            if self.online and (late or trouble or refused):
-                self._give_server_up(trouble or reason)
-            else:
+            own = isinstance(error, OSError) and not isinstance(error, TimeoutError)
+            if not self.online or own:
                 self._warn(f"W&B {consequence} ({reason}); the run folder is complete without it")
+            elif self._patience is not None:
+                self._warn(reason)
+            else:
+                Tracker.server_failed = True
+                self._warn(f"W&B goes on offline: {reason}; upload later with: {self._later}")
             return False
         return True
 
-    def _give_server_up(self, reason: str) -> None:
-        Tracker.server_failed = True
-        if self._patient:
-            self._warn(reason)
-        else:
-            self._warn(f"W&B goes on offline: {reason}; upload later with: {self._later}")
 
-
-def _start_helper() -> None:
-    """Import W&B and start its process, which takes as long as the machine takes."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    logging.raiseExceptions = (
-        False  # W&B logs beside the run: a full disk there is said once, by us
-    )
+def has_login() -> bool:
+    """Whether W&B knows an API key, from wherever it takes one; nobody is asked for it."""
     import wandb
 
-    wandb.setup().ensure_service()
+    if "WANDB_IDENTITY_TOKEN_FILE" in os.environ:
+        return True
+    return wandb.login(prompt=False, verify=False)
+
+
+def server_url() -> str:
+    """Where W&B's server is, by the environment or W&B's own settings."""
+    import wandb
+
+    return str(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url).rstrip("/")
+
+
+def stop_helper() -> None:
+    """End W&B's process, so that nothing of a broken run is left; the next run starts another."""
+    import wandb
+
+    with suppress(Exception, SystemExit):  # it raises whatever that process died of
+        wandb.teardown(exit_code=1)

@@ -13,20 +13,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import hydra
 import tiktoken
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from experiments.command import CONF, RunError, run_command, saying_why
+from experiments.command import run_command
+from experiments.runs.compute_once import Asked, RunError
 from experiments.runs.files import remove_partial, write_atomically, write_json
-from experiments.settings import ConfigError, to_settings
+from experiments.settings import ConfigError
+from experiments.sweeps.cells import Runner
 from experiments.tracking.tracker import Tracker
 from experiments.train.corpus import Corpus, documents, read_texts, stream
 from experiments.train.loop import HISTORY, STATE, Training
 from experiments.train.model_card import model_card
-from experiments.train.settings import TrainSettings, register_schemas
+from experiments.train.settings import TrainSettings
 from stateful_gpt.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -39,7 +40,7 @@ from stateful_gpt.model import GPTConfig
 from stateful_gpt.tokenizer import (
     TokenizerError,
     load_tokenizer,
-    save_bpe,
+    save_tokenizer,
     train_bpe,
 )
 
@@ -58,10 +59,9 @@ def train(settings: TrainSettings) -> Path:
     Raises:
         ConfigError: settings that cannot be, or an output folder that holds another training.
     """
-    settings.check()
     try:
         device = choose_device(settings.device.name)
-        architecture = GPTConfig(**asdict(settings.architecture))
+        architecture = GPTConfig(**settings.architecture.plain())
     except ValueError as error:
         raise ConfigError(str(error)) from None
     texts = read_texts("corpus.train", settings.corpus.train)
@@ -178,7 +178,7 @@ def _depths(profile: DepthProfile, held_out: Corpus, settings: TrainSettings) ->
 
 def _claim(output: Path, settings: TrainSettings) -> None:
     """Make the output folder ours, or find that it holds this very training."""
-    wanted = {key: value for key, value in asdict(settings).items() if key not in _FREE}
+    wanted = {key: value for key, value in settings.plain().items() if key not in _FREE}
     path = output / CONFIG
     for name in (CONFIG, TOKENIZER, STATE, HISTORY, DEPTHS, CARD):
         remove_partial(output / name)
@@ -211,7 +211,7 @@ def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> tikto
             trained = train_bpe(
                 texts, vocab_size=settings.architecture.vocab_size, name=output.name
             )
-            write_atomically(path, lambda partial: save_bpe(trained, partial))
+            write_atomically(path, lambda partial: save_tokenizer(trained, partial))
         return load_tokenizer(path)
     except TokenizerError as error:
         raise ConfigError(f"tokenizer: {error}") from None
@@ -229,7 +229,7 @@ def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
         name=output.name,
         group="train",
         tags=["train"],
-        config=asdict(settings),
+        config=settings.plain(),
         folder=output,
         axis="step",
         measures=_measures(settings),
@@ -247,12 +247,18 @@ def _measures(settings: TrainSettings) -> tuple[str, ...]:
     return tuple(names)
 
 
-@hydra.main(config_path=CONF, config_name="train", version_base="1.3")
-def _job(config: DictConfig) -> None:
-    with saying_why():
-        train(to_settings(config, TrainSettings))
+RUNNER = Runner(
+    module="experiments.train",
+    config="train",
+    settings=TrainSettings,
+    compute="experiments.train.run:compute",
+)
+
+
+def compute(settings: TrainSettings, asked: Asked) -> None:
+    """For the command."""
+    train(settings)
 
 
 def main() -> int:
-    register_schemas()
-    return run_command(_job, after=lambda config: None)
+    return run_command(RUNNER)

@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 import experiments.converge.run
-from experiments.command import Remember
 from experiments.converge.settings import ConvergeSettings
-from experiments.settings import to_settings
-from experiments.tracking import service as wandb_service
+from experiments.runs import compute_once
+from experiments.settings import parse
 from experiments.tracking import tracker as tracking
-from experiments.tracking.service import let_go
-from experiments.tracking.tracker import Tracker
+from experiments.tracking.tracker import Tracker, stop_helper
 from tests.wandb_server import KEY, WandbServer, serving
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +32,7 @@ Command = Callable[..., list[str]]
 @pytest.fixture(autouse=True)
 def committed_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run stores does not depend on whether somebody edits the source just now."""
-    monkeypatch.setattr(experiments.converge.run, "changes", lambda: None)
+    monkeypatch.setattr(compute_once, "changes", lambda: None)
 
 
 @pytest.fixture
@@ -46,11 +44,10 @@ def in_process(
 
     def call(module: str, *words: str) -> Called:
         GlobalHydra.instance().clear()
-        monkeypatch.setattr(Remember, "config", None)
         monkeypatch.setattr(sys, "argv", [module, *words])
         capfd.readouterr()
         try:
-            code = importlib.import_module(f"experiments.{module}.run").main()
+            code = importlib.import_module(f"experiments.{module}.__main__").main()
         except SystemExit as stop:
             code = int(stop.code or 0)
         return code, *capfd.readouterr()
@@ -98,12 +95,9 @@ def compute(settings: list[str]) -> Compute:
             key, value = word.split("=", 1)
             # a group's name stands for the name that its choice sets
             config[{"model": "model.name", "device": "device.name"}.get(key, key)] = value
-        merged = OmegaConf.merge(
-            OmegaConf.structured(ConvergeSettings),
-            OmegaConf.from_dotlist([f"{key}={value}" for key, value in config.items()]),
-        )
-        assert isinstance(merged, DictConfig)
-        return experiments.converge.run.converge(to_settings(merged, ConvergeSettings))
+        told = OmegaConf.from_dotlist([f"{key}={value}" for key, value in config.items()])
+        plain: Any = OmegaConf.to_container(told)
+        return experiments.converge.run.converge(parse(plain, ConvergeSettings))
 
     return call
 
@@ -174,7 +168,7 @@ def quiet_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
     monkeypatch.setattr(Tracker, "server_failed", False)
     yield
-    let_go()  # it read the environment when it was started
+    stop_helper()  # it read the environment when it was started
 
 
 @pytest.fixture
@@ -182,7 +176,6 @@ def wandb_server(quiet_wandb: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """A server that takes runs, and patience for a machine with other things to do."""
     monkeypatch.setattr(tracking, "INIT_SECONDS", 60.0)
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 60.0)
-    monkeypatch.setattr(wandb_service, "PROBE_SECONDS", 30.0)
     with serving() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)

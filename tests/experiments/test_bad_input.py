@@ -45,8 +45,8 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("feedback.strength=abc", ["feedback.strength", "abc", "Float"]),
-        ("feedback.strength=", ["feedback.strength", "Float"]),
+        ("feedback.strength=abc", ["feedback.strength", "abc", "a finite number"]),
+        ("feedback.strength=", ["feedback.strength", "a finite number", "''"]),
         ("feedback.strength=null", ["feedback.strength"]),
         ("feedback.strength=nan", ["feedback.strength", "finite", "nan"]),
         ("feedback.strength=inf", ["feedback.strength", "finite", "inf"]),
@@ -69,7 +69,8 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
             "feedback=nonsense",
             ["feedback/nonsense", "allowed: hidden_state, log_prob, logit, none, prob\n"],
         ),
-        ("experiment=nonsense", ["experiment/nonsense", "strength_sweep"]),
+        ("experiment=nonsense", ["experiment/nonsense", "names_feedback, strength_sweep\n"]),
+        ("experiment=names", ["experiment=names is for python -m experiments.train", "kinds"]),
         ("feedback.kind=nonsense", ["feedback.kind", "log_prob, logit, prob", "'nonsense'"]),
         ("feedback.layers=[2]", ["feedback.layers", "from 0 to 1", "[2]"]),
         ("feedback.layers=[-1]", ["feedback.layers", "'all' or a list", "[-1]"]),
@@ -80,17 +81,17 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         ("feedback.shift=0", ["feedback.shift", "1", "0"]),
         ("recompute.iterations=0", ["recompute.iterations", "at least 1", "0"]),
         ("recompute.iterations=-3", ["recompute.iterations", "at least 1", "-3"]),
-        ("recompute.iterations=1.5", ["recompute.iterations", "1.5", "Integer"]),
+        ("recompute.iterations=1.5", ["recompute.iterations", "1.5", "a whole number"]),
         ("recompute.tolerance=-1", ["recompute.tolerance", "at least 0", "-1"]),
         ("recompute.tolerance=nan", ["recompute.tolerance", "finite", "nan"]),
-        ("recompute.damping=0", ["recompute.damping", "above 0 and at most 1", "0.0"]),
+        ("recompute.damping=0", ["recompute.damping", "above 0 and at most 1", "got 0"]),
         ("recompute.damping=1.5", ["recompute.damping", "above 0 and at most 1", "1.5"]),
         ("recompute.damping=nan", ["recompute.damping", "nan"]),
         ("recompute.start=warm", ["recompute.start", "cold, carried", "'warm'"]),
         ("recompute.solver=magic", ["recompute.solver", "full", "'magic'"]),
         ("generation.max_new_tokens=-1", ["generation.max_new_tokens", "at least 0", "-1"]),
         ("generation.top_k=0", ["generation.top_k", "at least 1", "0"]),
-        ("generation.temperature=0", ["generation.temperature", "above 0", "0.0"]),
+        ("generation.temperature=0", ["generation.temperature", "above 0", "got 0"]),
         ("generation.strategy=beam", ["generation.strategy", "greedy, sample", "'beam'"]),
         ("generation.seed=-1", ["generation.seed", "from 0 to", "-1"]),
         ("seed=-1", ["seed", "from 0 to", "-1"]),
@@ -99,13 +100,20 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         ("prompts.max_tokens=0", ["prompts.max_tokens", "at least 1", "0"]),
         ("prompts=file", ["prompts.file", ".txt or .jsonl"]),
         ("device.name=tpu", ["device.name", "auto, cpu, cuda", "'tpu'"]),
+        ("device.batch=0", ["device.batch", "auto or a whole number of at least 1", "0"]),
+        ("generation.slide=0", ["generation.slide", "at least 1", "0"]),
+        ("measures.kl=maybe", ["measures.kl", "true or false", "'maybe'"]),
+        ("recompute.tolerance=soon", ["recompute.tolerance", "auto or a finite", "'soon'"]),
+        ("recompute.iterations=true", ["recompute.iterations", "a whole number", "True"]),
+        ("prompts.split=words", ["prompts.split", "text, lines", "'words'"]),
+        ("prompts.split=lines", ["prompts.split=lines", "prompts.file", ".txt"]),
         ("device.dtype=float16", ["device.dtype", "float32, float64, bfloat16", "'float16'"]),
         ("tracking.mode=maybe", ["tracking.mode", "offline, online, disabled", "'maybe'"]),
         ("study=a/b", ["study", "letters, digits", "'a/b'"]),
         ("study=../up", ["study", "letters, digits", "'../up'"]),
         ("study=''", ["study", "letters, digits", "''"]),
         ("runs_dir=''", ["runs_dir", "empty"]),
-        ("reporting_tolerance=0", ["reporting_tolerance", "above 0", "0.0"]),
+        ("reporting_tolerance=0", ["reporting_tolerance", "above 0", "got 0"]),
     ],
 )
 def test_an_impossible_setting_is_one_sentence(
@@ -140,7 +148,7 @@ def test_cuda_asked_for_and_absent_is_one_sentence(refused: Refused) -> None:
         ("list.jsonl", b'["a"]\n', ["line 1", "not a JSON object"]),
         ("deep.jsonl", b"[" * 100_000, ["line 1", "not a JSON object"]),
         ("torn.jsonl", b'{"id": "a", "text": "b"}\n{"id": "c", "te', ["line 2", "not a JSON"]),
-        ("no_id.jsonl", b'{"text": "b"}\n', ["line 1", "id", "None"]),
+        ("null.jsonl", b'{"id": null, "text": "b"}\n', ["line 1", "id", "None"]),
         ("id.jsonl", b'{"id": 7, "text": "b"}\n', ["line 1", "id", "7"]),
         ("half.jsonl", b'{"id": "\\ud800", "text": "b"}\n', ["line 1", "id"]),
         ("twice.jsonl", b'{"id": "a", "text": "b"}\n\n{"id": "a", "text": "c"}\n', ["3", "'a'"]),
@@ -394,7 +402,7 @@ def test_a_failed_run_is_in_the_table_beside_the_others(
     (broken / "trajectory.parquet").rmdir()
     code, out, _ = sweep()
     assert code == 0
-    assert out.count("nothing to compute") == 2
+    assert out.startswith("3 runs, 2 finished already\nrun 3 of 3: ")
     assert "failed: runs_dir" not in out
 
 
@@ -403,5 +411,7 @@ def test_a_command_of_its_own_exits_with_the_same_codes(command: Callable[..., l
         command("recompute.iterations=-3"), cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
-    assert done.stderr == "error: recompute.iterations must be at least 1, got -3\n"
+    assert (
+        done.stderr == "error: recompute.iterations must be a whole number of at least 1, got -3\n"
+    )
     assert done.stdout == ""

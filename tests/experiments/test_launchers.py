@@ -233,8 +233,8 @@ def test_workers_say_nothing_but_one_line_a_run_and_know_the_command(
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "2 runs, launcher joblib, 2 at a time, 1 thread each"
-    assert re.fullmatch(r"\[1/2\] [0-9a-f]{10}  log_prob β=\d n=12: .*", lines[1])
-    assert re.fullmatch(r"\[2/2\] [0-9a-f]{10}  log_prob β=\d n=12: .*", lines[2])
+    assert re.fullmatch(r"run 1 of 2: [0-9a-f]{10}  log_prob β=\d n=12: .*", lines[1])
+    assert re.fullmatch(r"run 2 of 2: [0-9a-f]{10}  log_prob β=\d n=12: .*", lines[2])
     assert lines[3] == ""
     for path in (tmp_path / "runs" / "s").glob("[!.]*/status.json"):
         status: dict[str, Any] = json.loads(path.read_text())

@@ -47,6 +47,21 @@ def test_a_jsonl_file_holds_texts_or_tokens_in_its_order(tmp_path: Path) -> None
     assert [prompt.text for prompt in encoded] == ["Café\n", "hi"]
 
 
+def test_entries_without_an_id_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "my.jsonl"
+    path.write_text('{"text": "x"}\n\n{"id": "b", "text": "y"}\n{"tokens": [104]}\n')
+    assert [prompt.id for prompt in from_file(path)] == ["1", "b", "3"]
+
+
+def test_a_txt_file_split_into_lines_is_a_prompt_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "my.txt"
+    path.write_bytes(b"One, two.\r\n\n \n  three\nfour")
+    settings = PromptSettings(file=str(path), split="lines")
+    assert read_prompts(settings) == [
+        *(Prompt("1", "One, two."), Prompt("2", "  three"), Prompt("3", "four")),
+    ]
+
+
 def test_a_limit_takes_the_first(tmp_path: Path) -> None:
     path = tmp_path / "my.jsonl"
     path.write_text("".join(json.dumps({"id": str(i), "text": "x"}) + "\n" for i in range(5)))

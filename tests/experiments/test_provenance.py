@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import experiments.converge.run
-from experiments.runs import provenance
+from experiments.runs import compute_once, provenance
 
 Git = Callable[..., str]
 
@@ -122,7 +121,7 @@ def test_a_folder_inside_another_repository_has_no_commit(
 def test_a_run_keeps_the_patch_and_a_later_clean_attempt_removes_it(
     checkout: Path, compute: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiments.converge.run, "changes", provenance.changes)
+    monkeypatch.setattr(compute_once, "changes", provenance.changes)
     (checkout / "experiments" / "run.py").write_text("print(3)\n", encoding="utf-8")
     forget()
     folder = compute()

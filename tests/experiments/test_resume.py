@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 import experiments.converge.run
-from experiments.command import RunError
 from experiments.converge.settings import (
     ConvergeSettings,
     DeviceSettings,
@@ -27,7 +26,9 @@ from experiments.converge.settings import (
     RecomputeSettings,
     TrackingSettings,
 )
-from experiments.settings import to_settings
+from experiments.runs import compute_once
+from experiments.runs.compute_once import RunError
+from experiments.settings import parse
 
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]
@@ -92,7 +93,7 @@ def test_a_larger_grid_computes_only_what_is_new(
     before = {folder: snapshot(folder) for folder in runs()}
     code, out, _ = in_process("converge", "-m", *settings, "feedback.strength=-1,0,1,2")
     assert code == 0
-    assert out.count("nothing to compute") == 2
+    assert "4 runs, 2 finished already" in out
     assert len(runs()) == 4
     for folder, content in before.items():
         assert snapshot(folder) == content
@@ -143,7 +144,7 @@ def broken_off(
         runs_dir=str(tmp_path_factory.mktemp("undisturbed")),
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(experiments.converge.run, "changes", lambda: None)  # whoever's tree this is
+        patched.setattr(compute_once, "changes", lambda: None)  # whoever's tree this is
         undisturbed = experiments.converge.run.converge(settings)
         settings.runs_dir = str(tmp_path_factory.mktemp("broken_off"))
         folder = Path(settings.runs_dir) / settings.study / undisturbed.name
@@ -301,9 +302,9 @@ def test_who_comes_second_waits_for_the_first(
     failed: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, undisturbed = failed
-    saved = OmegaConf.merge(ConvergeSettings, OmegaConf.load(folder / "config.yaml"))
-    settings = to_settings(cast(DictConfig, saved), ConvergeSettings)
-    settings.runs_dir, settings.study = str(folder.parent.parent), folder.parent.name
+    saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    place = {"runs_dir": str(folder.parent.parent), "study": folder.parent.name}
+    settings = parse({**saved, **place}, ConvergeSettings)
     with ThreadPoolExecutor() as pool, (folder / ".lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)  # let go when the file is closed, whatever happens
         waiting = pool.submit(experiments.converge.run.converge, settings)

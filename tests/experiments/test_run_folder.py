@@ -12,15 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
+from stateful_gpt.solving import Sampling, token_pass
 
 from experiments.converge.settings import ConvergeSettings
+from experiments.settings import parse
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.feedback import Feedback, FeedbackKind, score_tokens
 from stateful_gpt.generate import Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import Iteration, RecomputeConfig, recompute
-from stateful_gpt.solving import Sampling, token_pass
 
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]
@@ -111,11 +112,11 @@ def test_a_sweep_leaves_run_folders_and_its_plan(
 
 def test_the_saved_configuration_is_the_resolved_one(converge: Converge, runs: Runs) -> None:
     converge("feedback.strength=1e-1", "generation=sample", "seed=3", "feedback.layers=[1]")
-    saved = OmegaConf.load(runs()[0] / "config.yaml")
-    settings = OmegaConf.merge(OmegaConf.structured(ConvergeSettings), saved)  # no unknown key
-    assert set(saved) == set(OmegaConf.structured(ConvergeSettings))
+    saved: Any = OmegaConf.to_container(OmegaConf.load(runs()[0] / "config.yaml"))
+    settings = parse(saved, ConvergeSettings)
+    assert settings.plain() == saved
     assert settings.feedback.strength == 0.1
-    assert settings.feedback.layers == [1]
+    assert settings.feedback.layers == (1,)
     assert settings.generation.seed == 3, "interpolations are resolved"
     assert "${" not in (runs()[0] / "config.yaml").read_text()
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import experiments.state_tracking.run as command
+from experiments.runs import compute_once
 from experiments.runs.provenance import Changes
 from experiments.state_tracking.contest import accuracy_by_depth
 from experiments.state_tracking.run import run_id
@@ -98,7 +98,7 @@ def test_a_sweep_of_contestants_leaves_whole_runs_and_is_not_run_again(
     before = [path.stat().st_mtime_ns for folder in folders for path in folder.iterdir()]
     code, out, _ = compete(contestants, sweep=True)
     assert code == 0
-    assert out.count("nothing to compute") == 2
+    assert "2 runs, all finished already" in out
     assert before == [path.stat().st_mtime_ns for folder in folders for path in folder.iterdir()]
 
 
@@ -142,7 +142,7 @@ def test_a_run_keeps_the_changes_of_its_source(
     compete: Callable[..., Called], runs: Callable[[], list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patch = Changes(patch=b"diff", sha256="", size=4, left_out=0)
-    monkeypatch.setattr(command, "changes", lambda: patch)
+    monkeypatch.setattr(compute_once, "changes", lambda: patch)
     assert compete()[0] == 0
     (folder,) = runs()
     assert (folder / "changes.patch").read_bytes() == b"diff"

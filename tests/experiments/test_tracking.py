@@ -115,6 +115,11 @@ def test_an_offline_run_holds_configuration_history_summary_image_and_artifact(
                 assert measure not in row, "missing, never a sentinel"
             else:
                 assert row[measure] == pytest.approx(getattr(group[measure], how)(), rel=1e-12)
+        for measure in ("step_max", "oracle_error_max"):
+            if row.get(measure):
+                assert 10 ** row[f"{measure}_log10"] == pytest.approx(row[measure], rel=1e-9)
+            else:
+                assert f"{measure}_log10" not in row
     assert not any(key.startswith("prompt") for row in rows for key in row), "no metric a token"
 
     summary: dict[str, Any] = {}
@@ -170,7 +175,7 @@ def test_a_wandb_run_copied_from_its_place_holds_all_files_of_the_run(
         assert (copied / name).read_bytes() == (tmp_path / "moved" / name).read_bytes()
     said, kept = status(copied), status(tmp_path / "moved")
     assert said["state"] == "finished"
-    del said["finished"], kept["finished"]
+    del said["finished"], kept["finished"], kept["kept"]
     assert said == kept
 
     (path,) = (tmp_path / "copied").glob("*.wandb")
@@ -274,13 +279,13 @@ def test_the_view_for_the_terminal_shows_each_run_once_by_a_name_that_people_rea
     compute("tracking.mode=offline")  # computed again: W&B's folder has another name now
     view = folder.parent / "wandb"
     names = sorted(re.sub(r"run-\d{8}_\d{6}-", "", path.name) for path in view.iterdir())
-    assert [name.rpartition(" ")[0] for name in names] == [
-        "log_prob β=0.5 n=12",
-        "log_prob β=1 n=12",
+    assert [name.rpartition("_")[0] for name in names] == [
+        "log_prob_beta=0.5_n=12",
+        "log_prob_beta=1_n=12",
     ]
-    (shown,) = view.glob(f"run-*-log_prob β=0.5 n=12 {folder.name}")
+    (shown,) = view.glob(f"run-*-log_prob_beta=0.5_n=12_{folder.name}")
     (stored,) = folder.glob("wandb/offline-run-*/*.wandb")
-    (link,) = shown.glob(f"run-log_prob β=0.5 n=12 {folder.name}.wandb")
+    (link,) = shown.glob(f"run-log_prob_beta=0.5_n=12_{folder.name}.wandb")
     assert link.samefile(stored)
     assert not link.readlink().is_absolute(), "the study can be moved"
     assert (shown / "files" / "run_folder" / "config.yaml").exists()

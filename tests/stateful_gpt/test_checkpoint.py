@@ -4,6 +4,10 @@ import json
 import os
 import pickle
 import shutil
+import socket
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,7 +160,7 @@ def test_a_trained_tokenizer_travels_with_its_model(make_gpt: Make, tmp_path: Pa
     encoding = train_bpe(["the ship and the sea and the shore " * 20], vocab_size=270, name="sea")
     save_checkpoint(make_gpt(1, vocab_size=270), tmp_path / "m", tokenizer=encoding)
     loaded = load_checkpoint(tmp_path / "m").tokenizer
-    assert loaded._mergeable_ranks == encoding._mergeable_ranks
+    assert loaded.ranks == encoding.ranks
     assert loaded.n_vocab == encoding.n_vocab
 
 
@@ -252,7 +256,8 @@ def test_code_in_a_checkpoint_does_not_run(make_gpt: Make, tmp_path: Path, legac
     content = nanogpt_content(make_gpt(1, vocab_size=BYTES)) | {"config": RunsCode(marker)}
     path = tmp_path / "ckpt.pt"
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    assert "was not opened further" in refusal(path, tokenizer="byte")
+    message = refusal(path, tokenizer="byte")
+    assert ("not a zip file" if legacy else "was not opened further") in message
     assert not marker.exists()
     torch.load(path, weights_only=False)  # the same file does run its code where that is allowed
     assert marker.exists()
@@ -310,6 +315,51 @@ PT_DAMAGES: dict[str, Callable[[dict], object]] = {
     "a head of another dtype": lambda c: (
         c | {"model": {**c["model"], "lm_head.weight": c["model"]["lm_head.weight"].half()[:9]}}
     ),
+    "10**9 layers": lambda c: c | {"model_args": {**c["model_args"], "n_layer": 10**9}},
+    "10**9 layers, the last of them there": lambda c: (
+        c
+        | {
+            "model_args": {**c["model_args"], "n_layer": 10**9},
+            "model": {**c["model"], f"transformer.h.{10**9 - 1}.ln_1.weight": torch.ones(16)},
+        }
+    ),
+    "a vocabulary of stride 0": lambda c: (
+        c
+        | {
+            "model_args": {**c["model_args"], "vocab_size": 10**9},
+            "model": {**c["model"], "transformer.wte.weight": torch.ones(1, 16).expand(10**9, 16)},
+        }
+    ),
+    "a width of 10**4000": lambda c: c | {"model_args": {**c["model_args"], "n_embd": 10**600}},
+    "bias a tensor": lambda c: c | {"model_args": {**c["model_args"], "bias": torch.ones(3)}},
+    "n_layer a tensor": lambda c: c | {"model_args": {**c["model_args"], "n_layer": torch.ones(2)}},
+    "n_head a megabyte": lambda c: c | {"model_args": {**c["model_args"], "n_head": "x" * 10**6}},
+    "meta tensors": lambda c: c | {"model": {k: v.to("meta") for k, v in c["model"].items()}},
+    "sparse tensors": lambda c: (
+        c | {"model": {k: v.detach().to_sparse() for k, v in c["model"].items()}}
+    ),
+    "complex tensors": lambda c: c | {"model": {k: v + 0j for k, v in c["model"].items()}},
+    "a nested tensor": lambda c: (
+        c
+        | {
+            "model": {
+                **c["model"],
+                "lm_head.weight": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+            }
+        }
+    ),
+    "a quantised tensor": lambda c: (
+        c
+        | {
+            "model": {
+                **c["model"],
+                "lm_head.weight": torch.quantize_per_tensor(torch.ones(9), 0.1, 0, torch.qint8),
+            }
+        }
+    ),
+    "numbers of 8 bits": lambda c: (
+        c | {"model": {k: v.detach().to(torch.float8_e4m3fn) for k, v in c["model"].items()}}
+    ),
     "keys that are numbers": lambda c: c | {"model": dict(enumerate(c["model"].values()))},
 }
 
@@ -319,6 +369,125 @@ def test_a_foreign_pt_is_one_sentence(make_gpt: Make, tmp_path: Path, damage: st
     path = tmp_path / "ckpt.pt"
     torch.save(PT_DAMAGES[damage](nanogpt_content(make_gpt(1, vocab_size=BYTES))), path)
     assert str(path) in refusal(path, tokenizer="byte")
+
+
+def test_an_archive_that_unpacks_to_more_than_it_is_is_refused(
+    make_gpt: Make, tmp_path: Path
+) -> None:
+    whole, packed = tmp_path / "whole.pt", tmp_path / "ckpt.pt"
+    model = make_gpt(1, vocab_size=BYTES)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.save(nanogpt_content(model), whole)
+    with (
+        zipfile.ZipFile(whole) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert "it unpacks to" in refusal(packed, tokenizer="byte")
+
+
+def test_weights_that_share_their_memory_are_no_more_than_the_file(
+    make_gpt: Make, tmp_path: Path
+) -> None:
+    content = nanogpt_content(make_gpt(1, vocab_size=BYTES))
+    shared = torch.zeros(10**4)
+    content["model"] |= {f"transformer.h.{i}.ln_1.weight": shared for i in range(100)}
+    torch.save(content, tmp_path / "ckpt.pt")
+    assert "its weights would take" in refusal(tmp_path / "ckpt.pt", tokenizer="byte")
+
+
+def test_a_model_larger_than_the_machine_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stateful_gpt.weights.machine_memory", lambda: 60_000)
+    assert "and the machine has 60,000" in refusal(folder, dtype=torch.float64)
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    handle = socket.socket(socket.AF_UNIX)
+    here = os.getcwd()
+    os.chdir(path.parent)  # a socket's name has at most 107 characters
+    handle.bind(path.name)
+    os.chdir(here)
+    handle.close()
+
+
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "a named pipe": make_fifo,
+    "a socket": make_socket,
+    "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to a named pipe": lambda path: (
+        os.mkfifo(path.with_name("pipe")),
+        path.symlink_to(path.with_name("pipe")),
+    ),
+    "a folder": lambda path: path.mkdir(),
+    "a link to nothing": lambda path: path.symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "ckpt.pt", "meta.pkl"]
+)
+def test_what_is_no_regular_file_is_refused_and_never_waited_for(
+    make_gpt: Make, folder: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    if name in ("ckpt.pt", "meta.pkl"):
+        folder = tmp_path / "out"
+        folder.mkdir()
+        torch.save(nanogpt_content(make_gpt(1, vocab_size=BYTES)), folder / "ckpt.pt")
+    change_settings(folder, tokenizer="tokenizer.json") if name == "tokenizer.json" else None
+    (folder / name).unlink(missing_ok=True)
+    NO_FILES[kind](folder / name)
+    refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["format", "n_layer"])
+def test_a_setting_named_twice_is_one_sentence(folder: Path, key: str) -> None:
+    file = folder / "config.json"
+    file.write_text(file.read_text().replace(f'"{key}"', f'"{key}": 1, "{key}"'))
+    assert f"names '{key}' twice" in refusal(folder)
+
+
+def test_a_folder_of_nanogpt_is_found_with_its_characters(make_gpt: Make, tmp_path: Path) -> None:
+    model = make_gpt(2, vocab_size=4)
+    torch.save(nanogpt_content(model), tmp_path / "ckpt.pt")
+    before = fingerprint(tmp_path)
+    assert "meta.pkl" in refusal(tmp_path)  # GPT-2's 50,257 ids do not fit
+    characters = {"stoi": {"a": 0, "b": 1, " ": 2, "\n": 3}}
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(characters))
+    loaded = load_checkpoint(tmp_path, dtype=torch.float64)
+    assert same_weights(loaded.model, model)
+    assert loaded.tokenizer.encode_ordinary("ab\n") == [0, 1, 3]
+    assert fingerprint(tmp_path) == fingerprint(tmp_path / "ckpt.pt") != before
+    again = load_checkpoint(tmp_path / "ckpt.pt", tokenizer=tmp_path / "meta.pkl")
+    assert again.tokenizer.encode_ordinary("ab\n") == [0, 1, 3]
+    save_checkpoint(model, tmp_path / "m", tokenizer=loaded.tokenizer)
+    assert load_checkpoint(tmp_path / "m").tokenizer.encode_ordinary("ab\n") == [0, 1, 3]
+
+
+def test_a_model_of_256_bytes_needs_no_end_token(make_gpt: Make, tmp_path: Path) -> None:
+    torch.save(nanogpt_content(make_gpt(2, vocab_size=256)), tmp_path / "ckpt.pt")
+    loaded = load_checkpoint(tmp_path / "ckpt.pt", tokenizer="byte")
+    assert loaded.tokenizer.n_vocab == 256
+    assert loaded.tokenizer.end_tokens == ()
+
+
+def test_loading_a_model_imports_no_compiler() -> None:
+    # torch's compiler takes longer to import than all the rest
+    program = (
+        "import sys; from stateful_gpt.checkpoint import load_checkpoint\n"
+        "load_checkpoint('bundled')\n"
+        "print('torch._inductor' in sys.modules or 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_a_head_stored_in_another_precision_loads(make_gpt: Make, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,21 +11,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from stateful_gpt.solving import Sampling
+from stateful_gpt.windowed import Windowed
 
+from stateful_gpt import cli
 from stateful_gpt.checkpoint import load_checkpoint, save_checkpoint
 from stateful_gpt.cli import main
-from stateful_gpt.feedback import Feedback, FeedbackKind
+from stateful_gpt.device import DEVICES, DTYPES
+from stateful_gpt.feedback import KINDS, Feedback, FeedbackKind
 from stateful_gpt.generate import Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
-from stateful_gpt.solving import Sampling
-from stateful_gpt.tokenizer import byte_tokenizer, decode, save_bpe
-from stateful_gpt.windowed import Windowed
+from stateful_gpt.tokenizer import byte_tokenizer, decode, save_tokenizer
 
 Capture = pytest.CaptureFixture[str]
 Run = Callable[..., tuple[int, str, str]]
 
 PROMPT = "The ship"
+PLAIN = "generate: at --strength 0 nothing is fed back: this is the plain model\n"
 
 
 @pytest.fixture
@@ -101,7 +105,7 @@ def test_sampling_is_the_librarys_with_the_seed(run: Run, checkpoint_folder: Pat
         generator=torch.Generator().manual_seed(5),
     )
     new = [token for token in result.tokens[0][len(PROMPT) :] if token != 256]
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, PLAIN)
     assert out == PROMPT + decode(checkpoint.tokenizer, new) + "\n"
 
 
@@ -119,7 +123,7 @@ def test_standard_output_has_only_the_text(run: Run) -> None:
 
 
 def test_no_new_tokens_is_the_prompt(run: Run) -> None:
-    assert run("--max_new_tokens", "0") == (0, PROMPT + "\n", "")
+    assert run("--max_new_tokens", "0") == (0, PROMPT + "\n", PLAIN)
 
 
 def test_the_same_seed_is_the_same_text(run: Run) -> None:
@@ -148,7 +152,7 @@ def test_a_dash_reads_the_prompt_from_standard_input(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("Anna said\nno"))
     code, out, err = run("--prompt", "-", "--max_new_tokens", "0")
-    assert (code, out, err) == (0, "Anna said\nno\n", "")
+    assert (code, out, err) == (0, "Anna said\nno\n", PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,7 @@ def test_a_text_that_begins_follows_the_start_and_stop_token(
         sampling=Sampling(vocab_size=257, end_token=256),
     )
     shown = [token for token in result.tokens[0] if token != 256]
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, PLAIN)
     assert out == decode(checkpoint.tokenizer, shown) + "\n"
 
 
@@ -206,19 +210,23 @@ def test_samples_are_the_librarys_in_their_order(
     )
     texts = [decode(checkpoint.tokenizer, [i for i in t if i != 256]) for t in result.tokens]
     assert code == 0
-    assert out == "".join(f"{text}\n" for text in texts)
+    assert out == "\n---------------\n".join(texts) + "\n"
     assert len(set(texts)) > 1, "they differ"
 
 
 def test_samples_that_end_are_printed_without_their_end(make_ending: Path, run: Run) -> None:
     code, out, err = run("--samples", "3", "--prompt", "", model=make_ending)
-    assert (code, out, err) == (0, "\n\n\n", "")
+    assert (code, out, err) == (0, "\n---------------\n" * 2 + "\n", PLAIN)
 
 
 def test_a_prompt_longer_than_the_block_is_continued(run: Run) -> None:
     prompt = "a long prompt, " * 5  # 75 bytes for a block of 32
     code, out, err = run("--prompt", prompt, "--max_new_tokens", "3", "--greedy")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err == PLAIN + (
+        "generate: the text has outgrown the model's block of 32 tokens: every token now costs a"
+        " whole recompute\n"
+    )
     assert out.startswith(prompt)
 
 
@@ -232,7 +240,7 @@ def test_characters_cut_by_tokens_are_put_together(run: Run, checkpoint_folder: 
 
 def test_the_end_token_is_not_printed(make_ending: Path, run: Run) -> None:
     code, out, err = run("--max_new_tokens", "50", "--greedy", model=make_ending)
-    assert (code, out, err) == (0, PROMPT + "\n", "")
+    assert (code, out, err) == (0, PROMPT + "\n", PLAIN)
 
 
 @pytest.fixture
@@ -274,7 +282,8 @@ def test_a_closed_pipe_is_silent(checkpoint_folder: Path) -> None:
     process.stdout.close()
     err = process.stderr.read()
     assert process.wait() == 0
-    assert err == b""
+    assert b"Traceback" not in err
+    assert b"Broken pipe" not in err
 
 
 def test_a_process_given_nonsense_exits_with_2_and_no_traceback(checkpoint_folder: Path) -> None:
@@ -323,7 +332,7 @@ def test_a_prompt_that_is_no_utf8_is_one_line(checkpoint_folder: Path, by: str) 
         (["--temperature", "-1"], "above 0"),
         (["--temperature", "nan"], "finite"),
         (["--top_k", "0"], "at least 1"),
-        (["--seed", "-1"], "at least 0"),
+        (["--seed", "-1"], "0 to"),
         (["--seed", "1.5"], "whole number"),
         (["--seed", str(2**70)], "seed"),
         (["--tolerance", "-0.1"], "at least 0"),
@@ -339,6 +348,19 @@ def test_a_prompt_that_is_no_utf8_is_one_line(checkpoint_folder: Path, by: str) 
         (["--dtype", "int8"], "float32"),
         (["--beam", "4"], "--beam"),
         (["surplus"], "surplus"),
+        (["--strength", "abc"], "must be a finite number, got abc"),
+        (["--strength", "9" * 5000], "(5,000 characters)"),
+        (["--iterations", "9" * 5000], "whole number"),
+        (["--layers", "0,x"], "--layers: must be all"),
+        (["--layers", "-1"], "--layers"),
+        (["--layers", "0", "--feedback", "hidden_state"], "--layers"),
+        (["--shift", "2"], "--shift"),
+        (["--shift", "0"], "--shift 0"),
+        (["--damping", "0"], "above 0 and at most 1"),
+        (["--damping", "1.5"], "above 0 and at most 1"),
+        (["--hidden_strength", "x"], "finite"),
+        (["--hidden_strength", "1", "--feedback", "none"], "--hidden_strength"),
+        (["--feedback", "\x1b[31m"], r"\x1b"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence_and_exit_code_2(
@@ -396,7 +418,7 @@ def test_a_tokenizer_that_cannot_begin_a_text_is_one_line(
     run: Run, tmp_path: Path, arguments: list[str]
 ) -> None:
     path = tmp_path / "no_end.json"
-    save_bpe(byte_tokenizer(), path)
+    save_tokenizer(byte_tokenizer(), path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"special_tokens": {}}))
     assert_one_line(run("--tokenizer", str(path), *arguments), "has no <|endoftext|>")
 
@@ -410,7 +432,8 @@ def test_a_damaged_model_is_one_line(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "ckpt.pt"
     path.write_bytes(b"not a model")
     assert_one_line(run(model=path), str(path))
-    assert_one_line(run(model=tmp_path), "config.json")
+    (tmp_path / "empty").mkdir()
+    assert_one_line(run(model=tmp_path / "empty"), "config.json")
 
 
 def test_a_tokenizer_that_does_not_fit_is_one_line(run: Run) -> None:
@@ -436,7 +459,7 @@ def test_an_extreme_temperature_still_draws(run: Run, arguments: list[str]) -> N
     code, out, err = run("--max_new_tokens", "3", *arguments)
     assert code == 0
     assert out.startswith(PROMPT)
-    assert err == ""
+    assert err == PLAIN
 
 
 @pytest.mark.parametrize("kind", ["log_prob", "logit", "prob"])
@@ -453,3 +476,119 @@ def test_an_absurd_strength_ends_in_a_sentence_at_worst(
     if code:
         assert code == 1
         assert "diverged" in err
+
+
+# --- every setting of a feedback ------------------------------------------------------------------
+
+
+def test_the_choices_are_the_librarys() -> None:
+    assert set(cli.KINDS) == set(KINDS)
+    assert tuple(start.value for start in Start) == cli.STARTS
+    assert cli.DEVICES == DEVICES
+    assert tuple(DTYPES) == cli.DTYPES
+
+
+@pytest.mark.parametrize(
+    ("options", "feedback", "damping"),
+    [
+        (["--strength", "0.5", "--layers", "1"], Feedback(strength=0.5, layers=(1,)), 1.0),
+        (["--strength", "0.5", "--damping", "0.5"], Feedback(strength=0.5), 0.5),
+        (
+            ["--strength", "0.5", "--hidden-strength", "-2e-1"],
+            Feedback(strength=0.5, hidden_strength=-0.2),
+            1.0,
+        ),
+        (
+            ["--feedback", "hidden_state", "--strength", "0.3", "--shift", "0"],
+            Feedback.of_kind("hidden_state", 0.3, shift=0),
+            1.0,
+        ),
+    ],
+)
+def test_every_setting_of_the_feedback_reaches_the_library(
+    run: Run,
+    make_gpt: Callable[..., GPT],
+    tmp_path: Path,
+    options: list[str],
+    feedback: Feedback,
+    damping: float,
+) -> None:
+    model = make_gpt(3, block_size=32, vocab_size=257, hidden_feedback=True, dtype=torch.float32)
+    save_checkpoint(model, tmp_path / "m", tokenizer="byte")
+    code, out, _ = run(
+        *("--max-new-tokens", "12", "--greedy", "--iterations", "4", "--tolerance", "0"),
+        *options,
+        model=tmp_path / "m",
+    )
+    checkpoint = load_checkpoint(tmp_path / "m")
+    texts = [
+        generate(
+            checkpoint.model,
+            [list(PROMPT.encode())],
+            max_new_tokens=12,
+            feedback=of,
+            config=RecomputeConfig(iterations=4, damping=damping),
+            start=Start.CARRIED,
+            sampling=Sampling(vocab_size=257, end_token=256),
+        ).tokens[0]
+        for of in (feedback, Feedback(strength=0.5))
+    ]
+    shown = decode(checkpoint.tokenizer, [token for token in texts[0] if token != 256])
+    assert (code, out) == (0, shown + "\n")
+    assert texts[0] != texts[1] or damping != 1.0
+
+
+def test_a_layer_that_the_model_lacks_is_one_line(run: Run) -> None:
+    assert_one_line(run("--layers", "0,2", "--strength", "1"), "--layers must be from 0 to 1")
+
+
+def test_a_text_beyond_all_memory_is_one_line(run: Run) -> None:
+    assert_one_line(run("--max_new_tokens", str(10**12)), "bytes of memory, and the machine has")
+
+
+def test_the_line_feed_of_echo_is_no_part_of_the_prompt(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Anna said\n\n"))
+    assert run("--prompt", "-", "--max_new_tokens", "0")[1] == "Anna said\n\n"
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252", "utf-16-le"])
+def test_a_terminal_of_any_encoding_is_printed_to(checkpoint_folder: Path, encoding: str) -> None:
+    done = subprocess.run(
+        command(checkpoint_folder, "--prompt", "é☃", "--max_new_tokens", "20"),
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0
+    shown = "é☃".encode(encoding, errors="backslashreplace")
+    assert done.stdout.startswith(shown)
+
+
+def test_a_node_without_a_locale_reads_and_prints_utf8(checkpoint_folder: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG"))}
+    env |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    for prompt in ("-", "é☃"):
+        done = subprocess.run(
+            command(checkpoint_folder, "--prompt", prompt, "--max_new_tokens", "0"),
+            input="é☃".encode(),
+            capture_output=True,
+            env=env,
+        )
+        assert (done.returncode, done.stdout) == (0, rb"\xe9\u2603" + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("streams", "code"), [(">/dev/full", 1), (">&-", 1), ("2>&-", 0), ("2>/dev/full", 0)]
+)
+def test_the_exit_code_says_whether_the_text_was_written(
+    checkpoint_folder: Path, streams: str, code: int
+) -> None:
+    words = shlex.join(command(checkpoint_folder, "--prompt", "x", "--max_new_tokens", "2"))
+    done = subprocess.run(["bash", "-c", f"{words} {streams}"], capture_output=True)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+    assert (b"standard output is lost" in done.stderr) == (code == 1)

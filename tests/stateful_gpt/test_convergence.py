@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from stateful_gpt.convergence import (
@@ -74,26 +74,47 @@ def test_iterations_to_tolerance_is_the_first_pass_that_stays(
 @given(
     factor=st.floats(0.01, 3.0),
     scale=st.floats(1e-3, 10.0),
-    count=st.integers(3, 30),
+    count=st.integers(5, 30),
 )
 def test_a_known_contraction_factor_is_recovered(factor: float, scale: float, count: int) -> None:
     errors = [scale * factor**n for n in range(count)]
-    above = 0
-    for error in errors:
-        if error <= 1e-14:
-            break
-        above += 1
-    rate = contraction_rate(errors, floor=1e-14)
-    if above < 3:
-        assert rate is None
-    else:
-        assert rate == pytest.approx(factor, rel=1e-9)
+    assume(abs(factor - 1) > 1e-6)  # an error that never moves is at rest from the outset
+    # at 0.01 a pass, five errors down to 1e-8 are three above four times the last
+    assert contraction_rate(errors, floor=1e-14) == pytest.approx(factor, rel=1e-9)
 
 
 def test_rounding_does_not_bend_the_rate() -> None:
     # 0.1 a pass down to 1e-12, then noise: only what is above the floor is fitted
     errors = [10.0**-n for n in range(1, 13)] + [3e-16, 2e-16, 3e-16, 0.0]
     assert contraction_rate(errors, floor=1e-15) == pytest.approx(0.1, rel=1e-9)
+
+
+@given(
+    errors=st.lists(st.floats(1e-9, 10.0) | st.just(math.nan), min_size=1, max_size=12),
+    at_rest=st.integers(0, 600),
+    floor=st.sampled_from([0.0, 1e-6, 1e-3]),
+)
+def test_passes_at_rest_never_change_the_rate(
+    errors: list[float], at_rest: int, floor: float
+) -> None:
+    longer = errors + errors[-1:] * at_rest
+    assert contraction_rate(longer, floor=floor) == contraction_rate(errors, floor=floor)
+
+
+@pytest.mark.parametrize("iterations", [9, 16, 64, 600])
+@pytest.mark.parametrize("jitter", [0.0, 0.02])
+def test_the_fit_ends_at_the_errors_own_plateau(iterations: int, jitter: float) -> None:
+    # 0.31 a pass, then a plateau of float32 rounding just above the floor
+    errors = [5.3e-5 * (1 + jitter * (n % 2)) + 2 * 0.31**n for n in range(1, 9)]
+    errors += [5.3e-5 * (1 + jitter * (n % 2)) for n in range(9, iterations + 1)]
+    # what is left of the plateau in the last error that is fitted: at most a quarter of it
+    assert contraction_rate(errors, floor=4.9e-5) == pytest.approx(0.31, abs=0.01)
+
+
+def test_an_error_that_stays_and_ends_abruptly_has_a_rate_near_one() -> None:
+    walking = [1.0, 1.1, 0.9, 1.0, 1.05, 0.95]
+    for errors in (walking, [*walking, 1e-5, 1e-5]):
+        assert contraction_rate(errors, floor=1e-12) == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stateful_gpt.feedback import Feedback, FeedbackKind, score_tokens
-from stateful_gpt.generate import Generation, Start, generate
-from stateful_gpt.model import GPT
-from stateful_gpt.oracle import LeftToRight, left_to_right, lyapunov_exponent
-from stateful_gpt.recompute import Iteration, Outcome, RecomputeConfig, Recomputed, recompute
-from stateful_gpt.solving import Sampling, Solver, token_pass
-from stateful_gpt.windowed import Windowed
+from stateful_gpt.feedback import Feedback, FeedbackKind
+from stateful_gpt.generate import Generation, Sampling, Start, generate
+from stateful_gpt.language_model import Modulation
+from stateful_gpt.model import GPT, GPTConfig
+from stateful_gpt.oracle import LeftToRight, left_to_right, lyapunov_exponents
+from stateful_gpt.recompute import Outcome, RecomputeConfig, Recomputed
+from stateful_gpt.scoring import score_tokens
+from tests.recording import Seen, trajectory
 
 Make = Callable[..., GPT]
 Tokens = Callable[..., Tensor]
@@ -23,6 +24,9 @@ WrittenOut = Callable[..., Tensor]
 # float64 through two layers of width 16, logits of order 10, and a dozen passes of a map that may
 # stretch differences
 EXACT = 1e-10
+
+REFERENCE = RecomputeConfig(iterations=25, tolerance=0)  # every pass, to the letter
+ONE_BY_ONE = RecomputeConfig(window=1)
 
 # hidden states alone, or beside each kind of token feedback
 feedbacks = st.builds(
@@ -39,17 +43,11 @@ def alone(strength: float = 1.0, *, shift: int = 1) -> Feedback:
 
 
 def run(
-    model: GPT, tokens: Tensor, feedback: Feedback, iterations: int, **options: float
-) -> tuple[Recomputed, list[Iteration]]:
-    seen: list[Iteration] = []
-    result = recompute(
-        token_pass(model, tokens, feedback),
-        config=RecomputeConfig(iterations=iterations, **options),
-        lengths=[tokens.size(1)] * tokens.size(0),
-        triangular=feedback.triangular,
-        observe=seen.append,
-    )
-    return result, seen
+    model: GPT, tokens: Tensor, feedback: Feedback, iterations: int, *, tolerance: float = 0
+) -> tuple[Recomputed, list[Seen]]:
+    config = RecomputeConfig(iterations=iterations, tolerance=tolerance)
+    with torch.no_grad():
+        return trajectory(model, tokens, feedback, config)
 
 
 # --- what enters the embeddings -----------------------------------------------------------------
@@ -75,7 +73,7 @@ def test_a_pass_enriches_embeddings_as_the_definition_says(
     before: list[Tensor | None] = [None] * length
     for iteration in seen:
         expected = written_out_hidden(model, tokens[0], before=before, strength=strength)
-        assert (iteration.said.output[0] - expected).abs().max() <= EXACT
+        assert (iteration.hidden[0] - expected).abs().max() <= EXACT
         before = list(expected) if shift == 0 else [None, *expected[:-1]]
 
 
@@ -90,7 +88,7 @@ def test_both_feedbacks_act_at_once(
 ) -> None:
     model, tokens = make_gpt(seed, hidden_feedback=True), make_tokens(seed + 1, 1, length)
     _, seen = run(model, tokens, feedback, 3)
-    first = seen[0].said.output
+    first = seen[0].hidden
     scores = score_tokens(model, first, tokens)
     modulation = {}
     if feedback.kind is FeedbackKind.PROB:
@@ -107,7 +105,7 @@ def test_both_feedbacks_act_at_once(
         strength=feedback.hidden_strength,
         **modulation,
     )
-    assert (seen[1].said.output[0] - expected).abs().max() <= EXACT
+    assert (seen[1].hidden[0] - expected).abs().max() <= EXACT
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -117,7 +115,7 @@ def test_zero_strength_is_exactly_the_plain_model(
     model, tokens = make_gpt(3, hidden_feedback=True), make_tokens(4, 2, 9)
     _, seen = run(model, tokens, alone(0.0, shift=shift), 3)
     for iteration in seen:
-        assert torch.equal(iteration.said.output, model(tokens))
+        assert torch.equal(iteration.hidden, model.read(tokens))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -129,14 +127,12 @@ def test_a_plain_model_with_a_new_gate_is_that_model_at_every_pass(
     assert model.tied == tied
     _, seen = run(model, tokens, alone(), 3)
     for iteration in seen:
-        assert torch.equal(iteration.said.output, plain(tokens))
+        assert torch.equal(iteration.hidden, plain.read(tokens))
     with pytest.raises(ValueError, match="has a hidden-state gate already"):
         model.with_gate()
 
 
 def test_models_with_and_without_a_gate_begin_alike() -> None:
-    from stateful_gpt.model import GPTConfig
-
     models = []
     for hidden_feedback in (False, True):
         config = GPTConfig(8, 11, 2, 2, 8, hidden_feedback=hidden_feedback)
@@ -153,7 +149,7 @@ def test_models_with_and_without_a_gate_begin_alike() -> None:
 def test_hidden_states_need_a_gate(make_gpt: Make, make_tokens: Tokens) -> None:
     model, tokens = make_gpt(1), make_tokens(2, 1, 4)
     with pytest.raises(ValueError, match="no gate"):
-        model(tokens, hidden=model(tokens))
+        model.read(tokens, modulation=Modulation(hidden=model.read(tokens)))
 
 
 # --- shift 1: the theorem -----------------------------------------------------------------------
@@ -167,10 +163,12 @@ def test_position_j_is_final_from_iteration_j_on(
     model, tokens = make_gpt(seed, hidden_feedback=True), make_tokens(seed + 1, 2, length)
     _, seen = run(model, tokens, feedback, length + 3)
     for j in range(length):
-        first = seen[max(j, 1) - 1].said
+        first = seen[max(j, 1) - 1]
         for later in seen[max(j, 1) :]:
-            assert torch.equal(later.said.log_probs[:, j], first.log_probs[:, j])
-            assert torch.equal(later.said.state[:, j], first.state[:, j])
+            assert torch.equal(later.log_probs[:, j], first.log_probs[:, j])
+            assert later.state is not None
+            assert first.state is not None
+            assert torch.equal(later.state[:, j], first.state[:, j])
 
 
 @given(seed=st.integers(0, 2**31), length=st.integers(1, 12), feedback=feedbacks)
@@ -180,7 +178,7 @@ def test_iterates_reach_the_oracle_and_say_that_they_settled(
     model, tokens = make_gpt(seed, hidden_feedback=True), make_tokens(seed + 1, 2, length)
     result, seen = run(model, tokens, feedback, max(1, length - 1))
     oracle = left_to_right(model, tokens, feedback)
-    assert (seen[-1].said.log_probs - oracle).abs().max() <= EXACT
+    assert (seen[-1].log_probs - oracle).abs().max() <= EXACT
     assert result.outcomes == [Outcome.SETTLED] * 2
 
 
@@ -203,34 +201,40 @@ def test_the_oracle_is_the_recurrence_over_tokens(
         )[-1]
         before.append(hidden)
         if t + 1 < length:
-            logits = model.lm_head(hidden)
+            logits = model.logits(hidden[None])[0]
             expected.append(logits.log_softmax(dim=0)[tokens[0, t + 1]].item())
     ours = left_to_right(model, tokens, alone(strength))[0]
     assert (ours - torch.tensor(expected, dtype=torch.float64)).abs().max() <= EXACT
 
 
 def test_a_nudged_hidden_state_is_followed(make_gpt: Make, make_tokens: Tokens) -> None:
-    model, tokens = make_gpt(8, block_size=48, hidden_feedback=True), make_tokens(9, 1, 48)[0]
-    assert lyapunov_exponent(model, tokens, alone(0.5)) is not None
-    assert lyapunov_exponent(model, tokens, alone(0.5, shift=0)) is None, "there is no order"
+    model, tokens = make_gpt(8, block_size=48, hidden_feedback=True), make_tokens(9, 1, 48)
+    assert lyapunov_exponents(model, tokens, alone(0.5), lengths=[48]) != [None]
+    none = lyapunov_exponents(model, tokens, alone(0.5, shift=0), lengths=[48])
+    assert none == [None], "there is no order"
 
 
 # --- generation at full depth -------------------------------------------------------------------
 
 
 def generated(
-    model: GPT, prompts: list[list[int]], feedback: Feedback, solver: Solver | None, **options: int
+    model: GPT,
+    prompts: list[list[int]],
+    feedback: Feedback,
+    config: RecomputeConfig,
+    *,
+    new: int,
+    start: Start = Start.CARRIED,
 ) -> Generation:
     return generate(
         model,
         prompts,
-        max_new_tokens=options["new"],
+        max_new_tokens=new,
         feedback=feedback,
-        config=RecomputeConfig(iterations=options.get("iterations", 40)),
-        solver=solver,
-        start=Start.CARRIED,
+        config=config,
+        start=start,
         sampling=Sampling(temperature=1.0),
-        generator=torch.Generator().manual_seed(7),
+        generators=torch.Generator().manual_seed(7),
     )
 
 
@@ -248,9 +252,9 @@ def test_incremental_generation_is_full_recomputation_over_200_tokens_and_crops(
 ) -> None:
     model = make_gpt(11, block_size=24, hidden_feedback=True)
     prompt = make_tokens(12, 1, 5)[0].tolist()
-    full = generated(model, [prompt], feedback, None, new=200, iterations=25)
+    full = generated(model, [prompt], feedback, REFERENCE, new=200)
     assert set(full.outcomes[0]) == {Outcome.SETTLED}
-    ours = generated(model, [prompt], feedback, Windowed(1), new=200)
+    ours = generated(model, [prompt], feedback, ONE_BY_ONE, new=200)
     assert_same(ours, full)
 
 
@@ -266,7 +270,7 @@ def test_until_the_text_is_cropped_a_token_costs_one_pass_of_one_token(
         return forward(tokens, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(model, "forward", counting)
-    generated(model, [make_tokens(14, 1, 4)[0].tolist()], alone(), Windowed(1), new=12)
+    generated(model, [make_tokens(14, 1, 4)[0].tolist()], alone(), ONE_BY_ONE, new=12)
     assert sizes[-12:] == [1] * 12
 
 
@@ -275,7 +279,7 @@ def test_until_the_text_is_cropped_a_token_costs_one_pass_of_one_token(
     seed=st.integers(0, 2**31),
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3),
     feedback=feedbacks,
-    window=st.sampled_from([1, 3, "all", "auto"]),
+    window=st.sampled_from([1, 3, "all", "auto", None]),
 )
 def test_every_window_generates_what_full_recomputation_does(
     make_gpt: Make,
@@ -283,12 +287,13 @@ def test_every_window_generates_what_full_recomputation_does(
     seed: int,
     lengths: list[int],
     feedback: Feedback,
-    window: int,
+    window: int | str | None,
 ) -> None:
     model = make_gpt(seed, block_size=8, hidden_feedback=True)
     prompts = [make_tokens(seed + i, 1, n)[0].tolist() for i, n in enumerate(lengths)]
-    full = generated(model, prompts, feedback, None, new=6)
-    assert_same(generated(model, prompts, feedback, Windowed(window), new=6), full)
+    full = generated(model, prompts, feedback, REFERENCE, new=6)
+    ours = generated(model, prompts, feedback, RecomputeConfig(window=window), new=6)
+    assert_same(ours, full)
 
 
 # --- shift 0: nothing bounds it -----------------------------------------------------------------
@@ -310,9 +315,9 @@ def test_a_strong_one_can_cycle(make_gpt: Make, make_tokens: Tokens) -> None:
     period = next(
         p
         for p in range(2, 9)
-        if torch.allclose(seen[-1].said.log_probs, seen[-1 - p].said.log_probs, atol=1e-10)
+        if torch.allclose(seen[-1].log_probs, seen[-1 - p].log_probs, atol=1e-10)
     )
-    moved = (seen[-1].said.log_probs - seen[-2].said.log_probs).abs().max()
+    moved = (seen[-1].log_probs - seen[-2].log_probs).abs().max()
     assert period >= 2
     assert moved > 1e-3, "it is no fixed point"
 
@@ -327,6 +332,6 @@ def test_an_overflowing_one_diverges(make_gpt: Make, make_tokens: Tokens) -> Non
 def test_what_has_no_reading_order_is_refused_one(make_gpt: Make, make_tokens: Tokens) -> None:
     model = make_gpt(1, hidden_feedback=True)
     with pytest.raises(ValueError, match="their own position"):
-        LeftToRight(model, alone(shift=0))
+        LeftToRight(model, alone(shift=0), batch=1, capacity=4)
     with pytest.raises(ValueError, match="shift of hidden states must be 1"):
-        generated(model, [[1, 2]], alone(shift=0), Windowed(1), new=1)
+        generated(model, [[1, 2]], alone(shift=0), ONE_BY_ONE, new=1)

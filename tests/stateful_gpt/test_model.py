@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stateful_gpt.attention import Attention
+from stateful_gpt.language_model import PLAIN, Modulation
 from stateful_gpt.model import GPT, GPTConfig
 
 # float64 through a few layers of width 16, with logits of order 10
@@ -27,7 +27,6 @@ WrittenOut = Callable[..., Tensor]
     bias=st.booleans(),
     activation=st.sampled_from(["gelu", "gelu_tanh"]),
     tied=st.booleans(),
-    implementation=st.sampled_from(list(Attention)),
 )
 def test_forward_equals_nanogpt_written_out(
     make_gpt: Make,
@@ -40,14 +39,12 @@ def test_forward_equals_nanogpt_written_out(
     bias: bool,
     activation: str,
     tied: bool,
-    implementation: Attention,
 ) -> None:
     model = make_gpt(
         seed, n_layer=n_layer, n_head=n_head, bias=bias, activation=activation, tied=tied
     )
-    model.use_attention(implementation)
     tokens = make_tokens(seed + 1, 1, length)
-    logits = model.lm_head(model(tokens))
+    logits = model.logits(model.read(tokens))
     assert (logits[0] - written_out(model, tokens[0])).abs().max() <= ROUNDING
 
 
@@ -56,8 +53,6 @@ def test_forward_equals_nanogpt_written_out(
     length=st.integers(1, 9),
     modulation=st.sampled_from(["bias", "factor"]),
     layers=st.sets(st.integers(0, 2)),
-    hidden_keys=st.sets(st.integers(0, 8)),
-    implementation=st.sampled_from(list(Attention)),
 )
 def test_a_number_per_key_acts_in_the_chosen_layers_only(
     make_gpt: Make,
@@ -67,25 +62,15 @@ def test_a_number_per_key_acts_in_the_chosen_layers_only(
     length: int,
     modulation: str,
     layers: set[int],
-    hidden_keys: set[int],
-    implementation: Attention,
 ) -> None:
     model = make_gpt(seed, n_layer=3)
-    model.use_attention(implementation)
     tokens = make_tokens(seed + 1, 1, length)
     generator = torch.Generator().manual_seed(seed + 2)
     values = 4 * torch.rand(1, length, generator=generator, dtype=torch.float64) - 2
     values = values.exp() if modulation == "factor" else values
-    attend = torch.tensor([[j not in hidden_keys for j in range(length)]])
-    hidden = model(tokens, **{f"key_{modulation}": values}, layers=layers, attend=attend)
-    expected = written_out(
-        model,
-        tokens[0],
-        **{f"key_{modulation}": values[0]},
-        layers=layers,
-        hidden_keys=hidden_keys,
-    )
-    assert (model.lm_head(hidden)[0] - expected).abs().max() <= ROUNDING
+    hidden = model.read(tokens, modulation=Modulation(**{modulation: values}, layers=layers))
+    expected = written_out(model, tokens[0], **{f"key_{modulation}": values[0]}, layers=layers)
+    assert (model.logits(hidden)[0] - expected).abs().max() <= ROUNDING
 
 
 @given(
@@ -93,9 +78,8 @@ def test_a_number_per_key_acts_in_the_chosen_layers_only(
     cuts=st.lists(st.integers(1, 4), min_size=1, max_size=5),
     modulation=st.sampled_from(["none", "bias", "factor"]),
     layers=st.none() | st.sets(st.integers(0, 1)),
-    with_attend=st.booleans(),
-    implementation=st.sampled_from(list(Attention)),
 )
+@torch.no_grad()
 def test_cached_pieces_equal_the_whole_text_at_once(
     make_gpt: Make,
     make_tokens: Tokens,
@@ -103,30 +87,66 @@ def test_cached_pieces_equal_the_whole_text_at_once(
     cuts: list[int],
     modulation: str,
     layers: set[int] | None,
-    with_attend: bool,
-    implementation: Attention,
 ) -> None:
     T = sum(cuts)
     model = make_gpt(seed, block_size=20)
-    model.use_attention(implementation)
     tokens = make_tokens(seed + 1, 2, T)
     generator = torch.Generator().manual_seed(seed + 2)
     values = torch.rand(2, T, generator=generator, dtype=torch.float64) - 0.5
-    attend = torch.rand(2, T, generator=generator) < 0.7
 
-    def settings(end: int) -> dict[str, Tensor]:
-        chosen = {} if modulation == "none" else {f"key_{modulation}": values[:, :end]}
-        return chosen | ({"attend": attend[:, :end]} if with_attend else {})
+    def modulated(end: int) -> Modulation:
+        if modulation == "none":
+            return PLAIN
+        return Modulation(**{modulation: values[:, :end]}, layers=layers)
 
-    whole = model(tokens, **settings(T), layers=layers)
+    whole = model.read(tokens, modulation=modulated(T))
     cache = model.new_cache(batch=2, capacity=T)
     pieces, end = [], 0
     for size in cuts:
         piece = tokens[:, end : end + size]
         end += size
-        pieces.append(model(piece, **settings(end), layers=layers, cache=cache))
+        pieces.append(model.read(piece, modulation=modulated(end), cache=cache))
     assert cache.length == T
     assert (torch.cat(pieces, dim=1) - whole).abs().max() <= ROUNDING
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    lengths=st.lists(st.integers(1, 4), min_size=3, max_size=3),
+    rows=st.lists(st.integers(0, 2), min_size=1, max_size=5),
+)
+@torch.no_grad()
+def test_a_cache_goes_on_with_chosen_rows_and_may_be_set_back(
+    make_gpt: Make,
+    make_tokens: Tokens,
+    seed: int,
+    lengths: list[int],
+    rows: list[int],
+) -> None:
+    first, middle, _ = lengths
+    model, tokens = make_gpt(seed), make_tokens(seed + 1, 3, sum(lengths))
+    other = make_tokens(seed + 2, 3, middle)  # read first, and forgotten
+    cache = model.new_cache(batch=3, capacity=sum(lengths))
+    model.read(tokens[:, :first], cache=cache)
+    model.read(other, cache=cache)
+    cache.length = first
+    model.read(tokens[:, first : first + middle], cache=cache)
+    cache.keep(rows)
+    ours = model.read(tokens[rows, first + middle :], cache=cache)
+    assert (ours - model.read(tokens[rows])[:, first + middle :]).abs().max() <= ROUNDING
+
+
+def test_what_a_model_says_of_itself(make_gpt: Make) -> None:
+    model = make_gpt(1, block_size=12, n_layer=3, hidden_feedback=True, dtype=torch.float32)
+    assert (model.block_size, model.vocab_size, model.n_layer, model.width) == (12, 23, 3, 16)
+    assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
+    assert model.takes_hidden_states
+    assert not make_gpt(1).takes_hidden_states
+    double = model.in_float64()
+    assert (double.dtype, model.dtype) == (torch.float64, torch.float32)
+    assert double.in_float64() is double
+    for ours, theirs in zip(double.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs.double())
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -178,20 +198,22 @@ def test_padding_and_batch_mates_change_nothing(
     tokens = make_tokens(seed + 1, len(lengths), max(lengths))  # behind each length: any ids
     generator = torch.Generator().manual_seed(seed + 2)
     bias = torch.randn(tokens.shape, generator=generator, dtype=torch.float64)
-    together = model(tokens, key_bias=bias)
+    together = model.read(tokens, modulation=Modulation(bias=bias))
     for row, length in enumerate(lengths):
-        alone = model(tokens[row : row + 1, :length], key_bias=bias[row : row + 1, :length])
+        own = Modulation(bias=bias[row : row + 1, :length])
+        alone = model.read(tokens[row : row + 1, :length], modulation=own)
         assert (together[row, :length] - alone[0]).abs().max() <= ROUNDING
 
 
+@torch.no_grad()
 def test_more_tokens_than_the_block_are_refused(make_gpt: Make, make_tokens: Tokens) -> None:
     model = make_gpt(1, block_size=6)
     with pytest.raises(ValueError, match=r"7 tokens .* block of 6"):
-        model(make_tokens(1, 1, 7))
+        model.read(make_tokens(1, 1, 7))
     cache = model.new_cache(batch=1, capacity=8)
-    model(make_tokens(1, 1, 5), cache=cache)
+    model.read(make_tokens(1, 1, 5), cache=cache)
     with pytest.raises(ValueError, match=r"7 tokens .* block of 6"):
-        model(make_tokens(1, 1, 2), cache=cache)
+        model.read(make_tokens(1, 1, 2), cache=cache)
 
 
 def test_initial_weights_are_nanogpts() -> None:

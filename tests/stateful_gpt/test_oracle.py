@@ -5,15 +5,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.model import GPT
-from stateful_gpt.oracle import LeftToRight, left_to_right, lyapunov_exponent
-from stateful_gpt.recompute import Iteration, RecomputeConfig, recompute
-from stateful_gpt.solving import token_pass
+from stateful_gpt.oracle import LINEAR_RANGE, NUDGE, LeftToRight, left_to_right, lyapunov_exponents
+from stateful_gpt.recompute import RecomputeConfig
+from tests.recording import one_pass, trajectory
 
 Make = Callable[..., GPT]
 Tokens = Callable[..., Tensor]
@@ -43,19 +43,9 @@ feedbacks = st.sampled_from(list(FeedbackKind)).flatmap(
 
 def passes(model: GPT, tokens: Tensor, feedback: Feedback, count: int) -> list[Tensor]:
     """What each of ``count`` passes said: (B, T) log-probabilities."""
-    seen: list[Tensor] = []
-
-    def observe(iteration: Iteration) -> None:
-        seen.append(iteration.said.log_probs)
-
     with torch.no_grad():
-        recompute(
-            token_pass(model, tokens, feedback),
-            config=RecomputeConfig(iterations=count),
-            lengths=[tokens.size(1)] * len(tokens),
-            observe=observe,
-        )
-    return seen
+        config = RecomputeConfig(iterations=count, tolerance=0)
+        return [seen.log_probs for seen in trajectory(model, tokens, feedback, config)[1]]
 
 
 def fixed_point(
@@ -144,7 +134,7 @@ def test_not_all_positions_are_final_at_once(
 def test_reading_in_pieces_is_reading_at_once(make_gpt: Make, make_tokens: Tokens) -> None:
     model, tokens = make_gpt(1), make_tokens(2, 2, 11)
     feedback = Feedback(strength=0.7)
-    reader = LeftToRight(model, feedback, batch=2)
+    reader = LeftToRight(model, feedback, batch=2, capacity=11)
     for piece in (tokens[:, :1], tokens[:, 1:5], tokens[:, 5:]):
         log_probs = reader.read(piece)
     assert torch.equal(log_probs, left_to_right(model, tokens, feedback))
@@ -154,7 +144,7 @@ def jacobian(model: GPT, tokens: Tensor, feedback: Feedback, state: Tensor) -> T
     """(T, T) derivatives of what a pass says by what it is fed."""
 
     def run(estimates: Tensor) -> Tensor:
-        return token_pass(model, tokens, feedback)(estimates).log_probs[0]
+        return one_pass(model, tokens, feedback)(estimates).log_probs[0]
 
     full: Tensor = torch.autograd.functional.jacobian(run, state)
     return full[:, 0]
@@ -173,10 +163,14 @@ def test_a_nudge_spreads_as_the_inverse_of_one_minus_the_jacobian(
     for at in (1, 2, 5):
         nudges = torch.zeros(1, 10, dtype=torch.float64)
         nudges[0, at] = 1e-6
-        moved = LeftToRight(model, feedback).read(tokens, nudges=nudges)
+        moved = LeftToRight(model, feedback, batch=1, capacity=10).read(tokens, nudges=nudges)
         slope = (moved - still)[0, at + 1 :] / 1e-6
         # a difference quotient at 1e-6 has an error of 1e-6 times second derivatives
         assert (slope - response[at + 1 :, at]).abs().max() <= 1e-4 * response.abs().max()
+
+
+def growth(model: GPT, tokens: Tensor, feedback: Feedback) -> float | None:
+    return lyapunov_exponents(model, tokens, feedback, lengths=[tokens.size(1)])[0]
 
 
 @pytest.mark.parametrize("strength", [-0.15, 0.15])
@@ -205,7 +199,7 @@ def test_lyapunov_exponent_is_the_slope_of_the_linear_response(
         .solution[0, 0]
         .item()
     )
-    measured = lyapunov_exponent(model, tokens[0], feedback)
+    measured = growth(model, tokens, feedback)
     assert measured is not None
     # responses near 1e-12 nats carry a rounding of some 1e-14, which is 1 % of them
     assert measured == pytest.approx(slope, abs=0.02)
@@ -217,8 +211,8 @@ def test_disturbances_grow_under_a_strong_feedback(make_gpt: Make, make_tokens: 
     # is nearly flat and its small slope may have either sign; here it is clearly negative.
     T = 48
     model, tokens = make_gpt(1, block_size=T, n_layer=3), make_tokens(1, 1, T)
-    weak = lyapunov_exponent(model, tokens[0], Feedback(strength=0.1))
-    strong = lyapunov_exponent(model, tokens[0], Feedback(strength=-4.0))
+    weak = growth(model, tokens, Feedback(strength=0.1))
+    strong = growth(model, tokens, Feedback(strength=-4.0))
     assert weak is not None
     assert strong is not None
     assert weak < -0.01
@@ -239,4 +233,96 @@ def test_where_nothing_responds_the_exponent_is_missing(
     make_gpt: Make, make_tokens: Tokens, feedback: Feedback, length: int
 ) -> None:
     model, tokens = make_gpt(5, block_size=24), make_tokens(6, 1, length)
-    assert lyapunov_exponent(model, tokens[0], feedback) is None
+    assert growth(model, tokens, feedback) is None
+
+
+def from_the_start(
+    model: GPT, text: Tensor, feedback: Feedback, *, starts: int = 8
+) -> float | None:
+    """The exponent of (T,) ids, with every copy read from the first token on."""
+    T = len(text)
+    at = sorted({int(x) for x in torch.linspace(1, T // 2, starts)})
+    nudges = torch.zeros(len(at) + 1, T, dtype=torch.float64)
+    for row, position in enumerate(at):
+        nudges[row + 1, position] = NUDGE
+    reader = LeftToRight(model, feedback, batch=len(at) + 1, capacity=T)
+    log_probs = reader.read(text.expand(len(at) + 1, T), nudges=nudges)
+    response = (log_probs[1:] - log_probs[0]).abs()
+    xs, ys = [], []
+    for distance in range(1, T // 2):
+        values = [response[row, position + distance].item() for row, position in enumerate(at)]
+        size = (sum(value**2 for value in values) / len(at)) ** 0.5
+        if not LINEAR_RANGE[0] <= size <= LINEAR_RANGE[1]:
+            break
+        xs.append([float(distance), 1.0])
+        ys.append([size])
+    if len(xs) < 4:
+        return None
+    x, y = (torch.tensor(values, dtype=torch.float64) for values in (xs, ys))
+    return torch.linalg.lstsq(x, y.log()).solution[0, 0].item()
+
+
+@settings(max_examples=15)
+@given(
+    seed=st.integers(0, 2**31),
+    lengths=st.lists(st.integers(10, 40), min_size=1, max_size=4),
+    strength=st.floats(-0.6, 0.6).filter(lambda strength: abs(strength) > 0.01),
+    hidden_strength=st.sampled_from([0.0, 0.5]),
+)
+def test_the_exponents_of_a_batch_are_those_of_its_texts_read_from_the_start(
+    make_gpt: Make,
+    make_tokens: Tokens,
+    seed: int,
+    lengths: list[int],
+    strength: float,
+    hidden_strength: float,
+) -> None:
+    model = make_gpt(seed, block_size=40, hidden_feedback=True)
+    tokens = make_tokens(seed + 1, len(lengths), max(lengths))  # behind each length: any ids
+    feedback = Feedback(strength=strength, hidden_strength=hidden_strength)
+    together = lyapunov_exponents(model, tokens, feedback, lengths=lengths)
+    for row, length in enumerate(lengths):
+        text = tokens[row, :length]
+        expected = from_the_start(model, text, feedback) if length >= 16 else None
+        for ours in (together[row], growth(model, text[None], feedback)):
+            if expected is None:
+                assert ours is None
+            else:
+                # responses of 1e-7 to differences that round by 1e-15 have 8 digits, and
+                # responses that died out to 1e-12 have three
+                assert ours == pytest.approx(expected, abs=1e-3)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    pieces=st.lists(st.integers(1, 4), min_size=3, max_size=3),
+    rows=st.lists(st.integers(0, 2), min_size=1, max_size=5),
+    hidden_strength=st.sampled_from([0.0, 0.5]),
+)
+def test_a_reader_goes_on_with_chosen_rows_and_may_be_set_back(
+    make_gpt: Make,
+    make_tokens: Tokens,
+    seed: int,
+    pieces: list[int],
+    rows: list[int],
+    hidden_strength: float,
+) -> None:
+    first, middle, last = pieces
+    model = make_gpt(seed, hidden_feedback=True)
+    feedback = Feedback(strength=0.4, hidden_strength=hidden_strength)
+    tokens = make_tokens(seed + 1, 3, sum(pieces))
+    reader = LeftToRight(model, feedback, batch=3, capacity=sum(pieces))
+    reader.read(tokens[:, :first])
+    # read with a disturbance, and forgotten
+    reader.read(make_tokens(seed + 2, 3, middle), nudges=torch.ones(3, middle).double())
+    reader.set_back(first)
+    expected = left_to_right(model, tokens, feedback)
+    next_one = reader.score_next(tokens[:, first])
+    assert (next_one - expected[:, first]).abs().max() <= 1e-10  # as above
+    reader.read(tokens[:, first:-last])
+    reader.keep(rows)
+    ours = reader.read(tokens[rows, -last:])
+    assert (ours - expected[rows]).abs().max() <= 1e-10
+    reader.set_back(0)
+    ours = reader.read(tokens[rows])
+    assert (ours - expected[rows]).abs().max() <= 1e-10

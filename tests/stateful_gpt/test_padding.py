@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stateful_gpt.depth import depth_profile
+from stateful_gpt.language_model import Modulation
 from stateful_gpt.model import GPT
 from stateful_gpt.train import IGNORE, TrainingConfig, training_step
 
@@ -57,7 +58,7 @@ def one_at_a_time(model: GPT, texts: list[Tensor], *, passes: int, mode: str) ->
     for _ in range(passes):
         loss = torch.zeros((), dtype=torch.float64)
         for i, text in enumerate(texts):
-            hidden = model(text[None, :-1], hidden=fed[i])  # (1, T, C)
+            hidden = model.read(text[None, :-1], modulation=Modulation(hidden=fed[i]))  # (1, T, C)
             logits = model.lm_head(hidden)[0]
             loss = loss + F.cross_entropy(logits, text[1:], reduction="sum") / predicted
             handed_on = hidden if mode == "back-propagated through" else hidden.detach()

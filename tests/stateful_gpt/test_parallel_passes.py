@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from stateful_gpt.depth import KL_FLOOR, DepthProfile, depth_profile
 from stateful_gpt.feedback import Feedback
+from stateful_gpt.language_model import Modulation
 from stateful_gpt.model import GPT, GPTConfig
-from stateful_gpt.recompute import Iteration, RecomputeConfig, recompute
-from stateful_gpt.solving import token_pass
+from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.train import IGNORE, TrainingConfig, make_optimizers, passes_at, training_step
+from tests.recording import trajectory
 
 Make = Callable[..., GPT]
 Tokens = Callable[..., Tensor]
@@ -39,7 +40,7 @@ def losses_by_pass(model: GPT, windows: Tensor, passes: int, *, detached: bool) 
         if hidden is not None:
             fed = torch.zeros_like(hidden)
             fed[:, 1:] = hidden[:, :-1].detach() if detached else hidden[:, :-1]
-        hidden = model(inputs, hidden=fed)
+        hidden = model.read(inputs, modulation=Modulation(hidden=fed))
         losses.append(F.cross_entropy(model.lm_head(hidden).flatten(0, 1), targets.flatten()))
     return losses
 
@@ -114,7 +115,7 @@ def test_an_update_after_each_pass_is_as_many_updates() -> None:
         fed = None
         if hidden is not None:
             fed = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], dim=1)
-        out = other(windows[:, :-1], hidden=fed)
+        out = other.read(windows[:, :-1], modulation=Modulation(hidden=fed))
         loss = F.cross_entropy(other.lm_head(out).flatten(0, 1), windows[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(other.parameters(), config.grad_clip)
@@ -189,14 +190,13 @@ def test_a_depth_is_a_pass_of_the_recompute_loop_and_padding_changes_nothing(
     nll, kl = nll.double(), kl.double()
     for text in texts:
         n = len(text) - 1
-        seen: list[Iteration] = []
-        recompute(
-            token_pass(model, text[None, :-1], Feedback.of_kind("hidden_state", 1.0)),
-            config=RecomputeConfig(iterations=max(4, n)),
-            lengths=[n],
-            observe=seen.append,
+        _, seen = trajectory(
+            model,
+            text[None, :-1],
+            Feedback.of_kind("hidden_state", 1.0),
+            RecomputeConfig(iterations=max(4, n), tolerance=0),
         )
-        logs = [model.lm_head(i.said.output[0]).log_softmax(dim=1) for i in seen]
+        logs = [model.logits(i.hidden[0]).log_softmax(dim=1) for i in seen]
         for depth in range(4):
             nll[depth] -= logs[depth].gather(1, text[1:, None]).sum()
         for depth in range(3):

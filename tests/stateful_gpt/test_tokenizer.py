@@ -2,21 +2,25 @@
 
 import base64
 import json
+import os
+import pickle
 import random
 from pathlib import Path
 
 import pytest
+import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stateful_gpt.tokenizer import (
+    SPLIT_PATTERN,
     TokenizerError,
     byte_tokenizer,
     decode,
     end_token,
     gpt2_tokenizer,
     load_tokenizer,
-    save_bpe,
+    save_tokenizer,
     token_text,
     train_bpe,
 )
@@ -45,7 +49,7 @@ def trained() -> object:
 )
 def test_gpt2_gives_the_published_ids(text: str, ids: list[int]) -> None:
     assert gpt2_tokenizer().encode_ordinary(text) == ids
-    assert gpt2_tokenizer().decode(ids) == text
+    assert decode(gpt2_tokenizer(), ids) == text
 
 
 def test_gpt2_has_50257_ids_the_last_of_which_ends_a_text() -> None:
@@ -67,7 +71,6 @@ def test_any_text_comes_back(trained: object, text: str) -> None:
     for encoding in (gpt2_tokenizer(), byte_tokenizer(), trained):
         ids = encoding.encode_ordinary(text)
         assert all(0 <= i < encoding.n_vocab for i in ids)
-        assert encoding.decode(ids) == text
         assert decode(encoding, ids) == text
     assert byte_tokenizer().encode_ordinary(text) == list(text.encode())
 
@@ -87,24 +90,22 @@ def test_training_gives_the_size_asked_for_and_merges(trained: object) -> None:
 
 def test_a_saved_bpe_comes_back_identical(trained: object, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    save_bpe(trained, path)
+    save_tokenizer(trained, path)
     loaded = load_tokenizer(path)
-    assert loaded._mergeable_ranks == trained._mergeable_ranks
-    assert loaded._special_tokens == trained._special_tokens
-    assert loaded._pat_str == trained._pat_str
+    assert loaded.ranks == trained.ranks
+    assert loaded.end_tokens == trained.end_tokens
     assert (loaded.name, loaded.n_vocab) == (trained.name, trained.n_vocab)
     for text in (*corpus()[:3], "unseen: ☃ \n\n\t x"):
         assert loaded.encode_ordinary(text) == trained.encode_ordinary(text)
     again = tmp_path / "again.json"
-    save_bpe(loaded, again)
+    save_tokenizer(loaded, again)
     assert again.read_bytes() == path.read_bytes()
 
 
 def test_tiktokens_own_list_of_ranks_is_a_tokenizer_file(trained: object, tmp_path: Path) -> None:
     path = tmp_path / "ranks.tiktoken"
     lines = [
-        base64.b64encode(token) + b" " + str(rank).encode()
-        for token, rank in trained._mergeable_ranks.items()
+        base64.b64encode(token) + b" " + str(rank).encode() for token, rank in trained.ranks.items()
     ]
     path.write_bytes(b"\n".join(lines) + b"\n")
     loaded = load_tokenizer(path)
@@ -116,7 +117,7 @@ def json_file(**changes: object) -> bytes:
     content: dict[str, object] = {
         "format": "stateful_gpt.bpe/1",
         "name": "x",
-        "pattern": r"\S+|\s+",
+        "pattern": SPLIT_PATTERN,
         "special_tokens": {"<|endoftext|>": 256},
         "ranks": [base64.b64encode(bytes([b])).decode() for b in range(256)],
     }
@@ -161,6 +162,16 @@ DAMAGED = {
     "special id too large": json_file(special_tokens={"<|endoftext|>": 2**70}),
     "a pattern that does not compile": json_file(pattern="(("),
     "a pattern that is a number": json_file(pattern=5),
+    "a pattern that is empty": json_file(pattern=""),
+    "a pattern that goes back for ever": json_file(pattern=r"(\s*)*$|(x+x+)+y"),
+    "a pattern that matches nothing": json_file(pattern=r"(?!)"),
+    "a pattern that leaves letters out": json_file(pattern=r"\s+"),
+    "another special token": json_file(special_tokens={"<|x|>": 256}),
+    "a special token without a name": json_file(special_tokens={"": 256}),
+    "a special id far away": json_file(special_tokens={"<|endoftext|>": 2**31}),
+    "a name that is a list": json_file(name=["x"]),
+    "a name of a megabyte and no format": json_file(format="x" * 10**6),
+    "a key twice": json_file().replace(b"{", b'{"name": "y", ', 1),
     "JSON nested too deeply": b'{"a":' * 100_000,
     "half of the lines": rank_lines()[:1000],
     "a line without a rank": rank_lines(b"YWI="),
@@ -216,3 +227,124 @@ def test_an_id_outside_the_vocabulary_shows_as_itself(token_id: int) -> None:
 def test_decoding_joins_bytes_before_reading_characters() -> None:
     assert decode(byte_tokenizer(), list("é☃".encode())) == "é☃"
     assert decode(byte_tokenizer(), list("é☃".encode())[:-1]) == "é\N{REPLACEMENT CHARACTER}"
+
+
+# --- long runs ----------------------------------------------------------------------------------
+
+
+def published_rule(text: str) -> list[int]:
+    """Ids by tiktoken alone, which is right while a run does not exhaust its stack."""
+    ranks = gpt2_tokenizer().ranks
+    alone = tiktoken.Encoding(
+        "alone", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
+    return alone.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("run", [" ", "\n", " \n", "\t\t ", "\u3000", "\x1c", "\x85 "])
+@pytest.mark.parametrize("around", [("", ""), ("a", ""), ("", "b"), ("a", "b"), ("a ", "'s 1")])
+def test_a_long_run_has_the_ids_of_the_published_rule(run: str, around: tuple[str, str]) -> None:
+    before, after = around
+    text = before + run * 5000 + after + run * 4096 + "\x1c" + after
+    assert gpt2_tokenizer().encode_ordinary(text) == published_rule(text)
+
+
+@pytest.mark.parametrize("character", [" ", "\n", "a", "1", "!", "☃", "\x1c"])
+def test_a_megabyte_of_one_character_is_a_text_like_any_other(character: str) -> None:
+    text = "It was" + character * 10**6 + "x"
+    assert decode(gpt2_tokenizer(), gpt2_tokenizer().encode_ordinary(text)) == text
+
+
+# --- nanoGPT's meta.pkl ---------------------------------------------------------------------------
+
+ALPHABET = "\n abcé☃"
+
+
+def meta(characters: str = ALPHABET, **changes: object) -> dict[str, object]:
+    return {
+        "vocab_size": len(characters),
+        "itos": dict(enumerate(characters)),
+        "stoi": {character: i for i, character in enumerate(characters)},
+    } | changes
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_characters_of_nanogpt_are_their_ids(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta(), protocol=protocol))
+    encoding = load_tokenizer(tmp_path / "meta.pkl")
+    assert encoding.n_vocab == len(ALPHABET)
+    assert end_token(encoding) is None
+    assert encoding.encode_ordinary("a☃\n") == [2, 6, 0]
+    assert decode(encoding, [2, 6, 0, 7]) == "a☃\n<id 7>"
+    assert token_text(encoding, 5) == "é"
+    save_tokenizer(encoding, tmp_path / "tokenizer.json")
+    again = load_tokenizer(tmp_path / "tokenizer.json")
+    assert again.encode_ordinary(ALPHABET) == list(range(len(ALPHABET)))
+
+
+@pytest.mark.parametrize(("text", "named"), [("abQ", "'Q' at position 2"), ("\x1b", r"'\x1b' at")])
+def test_a_character_outside_the_vocabulary_is_named(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta()))
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(tmp_path / "meta.pkl").encode_ordinary(text)
+    assert named in str(caught.value)
+
+
+class RunsCode:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+PICKLES: dict[str, bytes] = {
+    "a list": pickle.dumps([1, 2]),
+    "another dict": pickle.dumps({"a": 1}),
+    "stoi a list": pickle.dumps(meta(stoi=["a"])),
+    "stoi empty": pickle.dumps(meta(stoi={})),
+    "words": pickle.dumps(meta(stoi={"ab": 0})),
+    "ids that are texts": pickle.dumps(meta(stoi={"a": "0"})),
+    "ids that are truth values": pickle.dumps(meta(stoi={"a": False})),
+    "ids with a gap": pickle.dumps(meta(stoi={"a": 0, "b": 2})),
+    "an id twice": pickle.dumps(meta(stoi={"a": 0, "b": 0})),
+    "an id of 2000 bytes": pickle.dumps(meta(stoi={"a": 2**16000})),
+    "half a character": pickle.dumps(meta(stoi={"\udc80": 0})),
+    "bytes": pickle.dumps(meta(stoi={b"a": 0})),
+    "a class": pickle.dumps(meta(more=Path)),
+    "an array": pickle.dumps(bytearray(9), protocol=5),
+    "cut in the middle": pickle.dumps(meta())[:40],
+    "nothing but its protocol": b"\x80\x04",
+    "without an end": b"\x80\x04}",
+    "an empty stack": b"\x80\x04s.",
+    "a memo of 16 GB": b"\x80\x04}r\xff\xff\xff\x7f.",
+    "a text longer than the file": b"\x80\x04X\xff\xff\xff\x7fa.",
+    "a list as a key": b"\x80\x04}(]K\x01u.",
+}
+
+
+@pytest.mark.parametrize("damage", PICKLES)
+def test_any_other_pickle_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "meta.pkl"
+    path.write_bytes(PICKLES[damage])
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 300
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_meta_pkl_does_not_run(tmp_path: Path) -> None:
+    path, marker = tmp_path / "meta.pkl", tmp_path / "ran"
+    path.write_bytes(pickle.dumps(meta(more=RunsCode(marker))))
+    with pytest.raises(TokenizerError, match="more than dicts"):
+        load_tokenizer(path)
+    assert not marker.exists()
+    pickle.loads(path.read_bytes())  # the same file does run its code where that is allowed
+    assert marker.exists()
+
+
+def test_bytes_of_a_model_of_256_ids_have_no_end() -> None:
+    encoding = load_tokenizer("byte", vocab_size=256)
+    assert (encoding.n_vocab, end_token(encoding)) == (256, None)
+    assert load_tokenizer("byte", vocab_size=257).n_vocab == 257

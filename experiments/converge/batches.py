@@ -1,0 +1,131 @@
+"""Computes the prompts of a run, a batch at a time, and keeps each batch as soon as it is done."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.converge.prompts import EncodedPrompt
+from experiments.converge.recorder import Recorder
+from experiments.converge.records import Measures
+from experiments.converge.settings import ConvergeSettings
+from experiments.runs.folder import RunFolder
+from stateful_gpt.checkpoint import Checkpoint
+from stateful_gpt.feedback import Feedback
+from stateful_gpt.generate import Sampling, Start, generate
+from stateful_gpt.language_model import LanguageModel
+from stateful_gpt.recompute import RecomputeConfig
+from stateful_gpt.tokenizer import end_token
+
+# What a batch may take beside the model, in bytes: two distributions over the vocabulary for every
+# token, and keys and values of the text, of its exact reading and of the copies of the Lyapunov
+# exponent, these in float64. One prompt is always read, whatever it takes.
+BATCH_MEMORY = 2 * 2**30
+COPIES = 6  # of a text that the Lyapunov exponent holds at one time
+
+
+def rows_that_fit(model: LanguageModel, length: int, settings: ConvergeSettings) -> int:
+    """How many prompts of ``length`` tokens are computed together, by BATCH_MEMORY."""
+    size = 8 if settings.device.dtype == "float64" else 4
+    keys = 2 * model.n_layer * model.width * length
+    distributions = 2 * model.vocab_size * length * size if settings.measures.kl else 0
+    copies = keys * 8 * COPIES if settings.measures.lyapunov else 0
+    return max(1, BATCH_MEMORY // (distributions + 2 * keys * size + copies))
+
+
+def compute(
+    settings: ConvergeSettings,
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    double: LanguageModel | None,
+    feedback: Feedback,
+    prompts: list[EncodedPrompt],
+    *,
+    on_pass: Callable[[int, int, Measures, int], object],
+    on_batch: Callable[[int], object],
+) -> list[dict[str, Any]]:
+    """The summaries of all prompts; what an earlier attempt has kept is not computed again.
+
+    Args:
+        double: the model in float64, for the Lyapunov exponents; None for none.
+        on_pass: see ``Recorder``.
+        on_batch: called with the number of prompts that are done.
+    """
+    model = checkpoint.model
+    longest = max(len(prompt.tokens) for prompt in prompts) + settings.generation.max_new_tokens
+    size = settings.device.batch
+    if size == "auto":
+        size = rows_that_fit(model, min(longest, model.block_size), settings)
+    summaries: list[dict[str, Any]] = []
+    while len(summaries) < len(prompts):
+        first = len(summaries)
+        kept = folder.kept(first, [prompt.id for prompt in prompts[first:]])
+        if kept is None:
+            batch = prompts[first : first + int(size)]
+            kept = _batch(settings, folder, checkpoint, double, feedback, first, batch, on_pass)
+        summaries += kept
+        on_batch(len(summaries))
+    return summaries
+
+
+def _batch(
+    settings: ConvergeSettings,
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    double: LanguageModel | None,
+    feedback: Feedback,
+    first: int,
+    prompts: list[EncodedPrompt],
+    on_pass: Callable[[int, int, Measures, int], object],
+) -> list[dict[str, Any]]:
+    started = time.monotonic()
+    model, encoding, generation = checkpoint.model, checkpoint.tokenizer, settings.generation
+    recorder = Recorder(
+        prompts,
+        model=model,
+        feedback=feedback,
+        settings=settings,
+        double=double,
+        on_pass=on_pass,
+    )
+    recompute = settings.recompute
+    windowed = recompute.solver == "windowed"
+    result = generate(
+        model,
+        [prompt.tokens for prompt in prompts],
+        max_new_tokens=generation.max_new_tokens,
+        feedback=feedback,
+        config=RecomputeConfig(
+            iterations=recompute.iterations,
+            tolerance=recompute.tolerance,
+            damping=recompute.damping,
+            window=recompute.window if windowed else None,
+        ),
+        start=Start(recompute.start),
+        sampling=Sampling(
+            temperature=generation.temperature if generation.strategy == "sample" else None,
+            top_k=generation.top_k,
+            vocab_size=encoding.n_vocab,
+            end_token=end_token(encoding),
+        ),
+        generators=[generator(settings, first + i, model.device) for i in range(len(prompts))],
+        slide=generation.slide,
+        watch=recorder.watch,
+    )
+    records = recorder.records
+    summaries = records.summaries(result, feedback, encoding=encoding, double=double)
+    seconds = round((time.monotonic() - started) / len(prompts), 3)
+    summaries = [summary | {"seconds": seconds} for summary in summaries]
+    folder.keep(first, summaries, *records.tables(result.tokens, encoding))
+    return summaries
+
+
+def generator(settings: ConvergeSettings, prompt: int, device: torch.device) -> torch.Generator:
+    """A prompt's own stream of random numbers, which no other prompt and no other seed has: it does
+    not matter which prompts it is computed with.
+    """
+    seeds = [settings.seed, settings.generation.seed]
+    sequence = np.random.SeedSequence(seeds, spawn_key=[prompt])
+    return torch.Generator(device).manual_seed(int(sequence.generate_state(1, np.uint64)[0]))

@@ -1,0 +1,188 @@
+"""One way for every runner to compute a run: once, by one process, with its end written down.
+
+Whatever goes wrong is a sentence in ``status.json``. A mistake of ours keeps its traceback, too.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from experiments.runs.folder import TRACEBACK, RunFolder
+from experiments.runs.lock import locked
+from experiments.runs.provenance import changes, provenance
+
+if TYPE_CHECKING:
+    import torch
+
+
+class RunError(RuntimeError):
+    """A run that broke off; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a run was asked for.
+
+    Attributes:
+        command: what a user typed, perhaps for a whole sweep.
+        command_of_this_run: what computes this run alone.
+        place: of the run in its sweep, such as ``run 3 of 8``; empty for one alone.
+        bar: whether this process may draw a progress bar.
+    """
+
+    command: str | None = None
+    command_of_this_run: str | None = None
+    place: str = ""
+    bar: bool = True
+
+
+ALONE = Asked()
+
+
+class Tracker(Protocol):
+    def finish(self, *, failed: bool = False) -> object: ...
+
+
+T = TypeVar("T")
+AnyTracker = TypeVar("AnyTracker", bound=Tracker)
+
+
+def finished_already(folder: RunFolder) -> bool:
+    """Whether there is nothing to compute, which is said."""
+    if not folder.finished:
+        return False
+    folder.tidy()
+    print(f"{folder.path} is finished: nothing to compute")
+    return True
+
+
+def compute_once(
+    folder: RunFolder,
+    *,
+    asked: Asked,
+    device: "torch.device",
+    open_tracker: Callable[[], AnyTracker],
+    compute: Callable[[AnyTracker], T],
+    publish: Callable[[AnyTracker, T], object],
+    shorten: str,
+) -> T | None:
+    """Compute a run unless it is finished; None if it is. Waits for whoever computes it already.
+
+    Args:
+        compute: computes the run and writes its files.
+        publish: tells the tracker what ``compute`` returned; the run is safe without it.
+        shorten: the setting that makes the run smaller.
+
+    Raises:
+        RunError: it broke off; ``status.json`` says so too, unless nothing can be written.
+    """
+    name = folder.path
+    try:
+        with locked(
+            folder.path,
+            on_wait=lambda: print(f"{name} is being computed elsewhere: waiting", flush=True),
+            on_no_locks=lambda: warn(f"{name} is where files have no locks: never start it twice"),
+        ):
+            if folder.finished:
+                print(f"{folder.path} was finished meanwhile: nothing to compute")
+                return None
+            changed = changes()
+            origin = {
+                **provenance(device),
+                "command": asked.command,
+                "command_of_this_run": asked.command_of_this_run,
+            }
+            folder.begin(origin, changes=changed.patch if changed else b"")
+            return _attempt(folder, open_tracker, compute, publish, shorten)
+    except OSError as error:
+        raise RunError(disk_sentence(error, folder.path)) from None
+
+
+def _attempt(
+    folder: RunFolder,
+    open_tracker: Callable[[], AnyTracker],
+    compute: Callable[[AnyTracker], T],
+    publish: Callable[[AnyTracker, T], object],
+    shorten: str,
+) -> T:
+    tracker: AnyTracker | None = None
+    try:
+        tracker = open_tracker()
+        result = compute(tracker)
+        if (mixed := folder.kept_from_elsewhere()) is not None:
+            warn(mixed)
+        _publish(folder, tracker, lambda tracker: publish(tracker, result))
+        folder.finish()
+    except BaseException as error:
+        if tracker is not None:
+            tracker.finish(failed=True)
+        message = _record(error, folder, shorten=shorten)
+        if isinstance(error, Exception):
+            raise RunError(message) from error
+        raise
+    return result
+
+
+def _publish(
+    folder: RunFolder, tracker: AnyTracker, publish: Callable[[AnyTracker], object]
+) -> None:
+    """A run that is computed does not fail because nobody could be told of it."""
+    try:
+        publish(tracker)
+        tracker.finish()
+    except Exception as error:
+        if not isinstance(error, OSError):
+            traceback.print_exception(error)
+        warn(f"{folder.path} is complete, but W&B was not told all of it ({_short(error)})")
+        with suppress(Exception):
+            tracker.finish(failed=True)
+
+
+def _record(error: BaseException, folder: RunFolder, *, shorten: str) -> str:
+    """Write into a run's status why it broke off, and return that for its user."""
+    message, trace = _why(error, folder.path, shorten=shorten), None
+    if message is None:
+        trace = "".join(traceback.format_exception(error))
+        print(trace, end="", file=sys.stderr, flush=True)
+        message = f"{_short(error)} (see {folder.path / TRACEBACK})"
+    try:
+        folder.fail(message, traceback=trace)
+    except OSError:
+        warn(f"{folder.path / 'status.json'} could not be written either")
+    return message
+
+
+def _why(error: BaseException, folder: Path, *, shorten: str) -> str | None:
+    """A sentence for what a user can do something about; None for a mistake of ours."""
+    import torch
+
+    if isinstance(error, OSError):
+        return disk_sentence(error, folder)
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):  # Slurm's jobs exit to be queued again
+        return "interrupted"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the device's memory does not hold the run: use a shorter {shorten}"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return f"the machine's memory does not hold the run: use a shorter {shorten}"
+    return None
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def disk_sentence(error: OSError, folder: Path) -> str:
+    """That a file of the run cannot be written."""
+    place = error.filename or folder
+    return f"runs_dir: {str(place)!r} cannot be written ({error.strerror or error})"
+
+
+def warn(message: str) -> None:
+    """A line on the terminal that leaves a progress bar whole."""
+    tqdm.write(f"warning: {message}", file=sys.stderr)

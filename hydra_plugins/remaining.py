@@ -1,0 +1,71 @@
+"""Hydra's plugin for sweeps: the cells of a grid, of which only those not finished are submitted.
+
+Hydra loads this file in every program of its environment: it imports nothing heavy by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict, read_write
+
+
+class Remaining(Sweeper):
+    """Hands a sweep to the command, which is the task function: it knows what is finished."""
+
+    def __init__(self, max_batch_size: int | None, params: Mapping[str, str] | None) -> None:
+        self._params = params or {}
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self._context = hydra_context
+        self._config = config
+        self._command: Any = task_function
+
+    def sweep(self, arguments: list[str]) -> None:
+        loader = self._context.config_loader
+        words = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+        jobs = [
+            (words, _of_the_job(loader.load_sweep_config(self._config, words)))
+            for words in cells(overrides)
+        ]
+        self._command.sweep(self._config, jobs, self._launch)
+
+    def _launch(self, job: TaskFunction, batch: Sequence[Sequence[str]], first: int) -> None:
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self._context, task_function=job, config=self._config
+        )
+        for done in launcher.launch(batch, initial_job_idx=first):
+            _ = done.return_value  # raises what a job has raised
+
+
+def cells(overrides: Sequence[Override]) -> list[list[str]]:
+    """Every combination of the values that are asked for; the first setting varies slowest."""
+    choices: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values = [override.get_value_element_as_str()]
+        elif override.is_discrete_sweep():
+            values = list(override.sweep_string_iterator())
+        else:
+            raise HydraException(f"{override.input_line}: a grid needs a list or range of values")
+        choices[key] = [f"{key}={value}" for value in values]
+    return [list(cell) for cell in itertools.product(*choices.values())]
+
+
+def _of_the_job(config: DictConfig) -> DictConfig:
+    """What a job gets to see: all but Hydra's own settings."""
+    with read_write(config), open_dict(config):
+        del config["hydra"]
+    return config

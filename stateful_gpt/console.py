@@ -1,0 +1,110 @@
+"""Printing what others wrote, to streams that may not take it. Needs no torch."""
+
+import errno
+import io
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO, cast
+
+CUT = 200  # characters of a value that an error sentence repeats
+
+# C0 but tab and line feed, C1, marks that turn the reading direction, line separators, surrogates
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""Text that no terminal obeys: control characters and the like appear as ``\x1b``."""
+    return _UNSAFE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def cut(value: object, most: int = CUT) -> str:
+    """A value for an error sentence: one printable line; what is left out of it is counted."""
+    text = " ".join(printable(str(value)).split())
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
+def as_text(text: str) -> str:
+    """What came as an argument or by stdin, where the locale could not read its UTF-8.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(text).decode()
+        except UnicodeError:
+            raise ValueError("the text is not UTF-8") from None
+    return text
+
+
+class SteadyStream:
+    """A stream that printing to never fails, whatever its encoding and whoever has left.
+
+    Characters that it cannot express appear as ``\\u2603``. Once a write has failed the rest goes
+    nowhere, so that a computation can go on to complete its files.
+
+    Attributes:
+        lost: what the first failed write met; None while all arrives.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.lost: OSError | None = None
+        if stream is None:  # closed before the process began
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the process's life)
+            self.lost = OSError(errno.EBADF, "it is closed")
+        self.stream = stream
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        try:
+            self.stream.write(text)
+        except OSError as error:
+            self._lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        self.lost = self.lost or error
+        # or Python would try the rest again at exit, and complain
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def run_command(name: str, body: Callable[[], int]) -> int:
+    """The exit code of a command whose standard streams are steady while it runs.
+
+    1 where it succeeded but not all it printed could be written; a reader that has gone away, as
+    ``head`` does, had all it wanted.
+    """
+    before = sys.stdout, sys.stderr
+    out, err = SteadyStream(sys.stdout), SteadyStream(sys.stderr)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    try:
+        code = body()
+        out.flush()
+        if out.lost is not None and not isinstance(out.lost, BrokenPipeError):
+            print(f"{name}: standard output is lost: {out.lost.strerror}", file=err)
+            code = code or 1
+        return code
+    finally:
+        out.flush()
+        err.flush()
+        sys.stdout, sys.stderr = before

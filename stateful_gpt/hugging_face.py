@@ -1,0 +1,332 @@
+"""Any causal language model of transformers behind the face that the method asks for.
+
+Transformers is imported only here and in ``hugging_face_folder``, and only where it is used.
+Attention itself stays the model's business: a function registered with transformers adds the bias
+to the mask and multiplies the values by the factor, then hands over to the attention that the model
+was written for.
+
+Which models that reaches is found out, not looked up: each is checked over a few tokens before it
+is used, and what does not pass is refused.
+
+Shapes: B batch, T tokens of this call, S tokens in the cache before it, C width, V vocabulary.
+"""
+
+import copy
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from stateful_gpt.checkpoint import CheckpointError
+from stateful_gpt.language_model import PLAIN, Cache, Modulation
+
+ATTENTION = "stateful_gpt"  # transformers makes checks of its own where "sdpa" is in the name
+CHECKED_TOKENS = 6
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the registered functions know of the pass in which transformers calls them.
+
+    A context variable takes it there: some models lose keyword arguments on the way.
+    """
+
+    modulation: Modulation
+    asked: set[int] = field(default_factory=set)  # the layers that did
+
+
+_READING: ContextVar[_Reading] = ContextVar("reading")
+
+
+class HuggingFaceModel:
+    """A causal model of transformers that answers as ``language_model.LanguageModel``.
+
+    The weights are shared with ``model``, whose own settings stay what they were.
+
+    Raises:
+        CheckpointError: an architecture whose attention cannot be reached, or one that does not say
+            the same with and without a cache.
+    """
+
+    takes_hidden_states = False
+
+    def __init__(self, model: Any) -> None:
+        _register()
+        self._model = _with_same_weights(model.eval())
+        self._decoder = _decoder(self._model)
+        named = inspect.signature(self._decoder.forward).parameters
+        self._cache_name = "cache" if "cache" in named else "past_key_values"
+        self._head = _with_same_weights(self._model, {id(self._decoder): _HandsOn()})
+        settings = self._model.config.get_text_config()
+        self.n_layer: int = settings.num_hidden_layers
+        self.vocab_size: int = self._model.get_input_embeddings().weight.size(0)
+        self.width, self.block_size = 0, _positions(settings)
+        with quiet():
+            self._model.set_attn_implementation(ATTENTION)
+            if self.dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+                self._model.set_experts_implementation("eager")  # the default one has no float64
+            self._check()
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self._model.dtype
+        return dtype
+
+    def read(
+        self, tokens: Tensor, *, modulation: Modulation = PLAIN, cache: Cache | None = None
+    ) -> Tensor:
+        """As in ``LanguageModel.read``."""
+        end = tokens.size(1) + (cache.length if cache is not None else 0)
+        if end > self.block_size:
+            raise ValueError(f"{end} tokens do not fit the model's block of {self.block_size}")
+        if modulation.hidden is not None:
+            raise ValueError("the model has no gate to feed hidden states back through")
+        return self._read(tokens, _Reading(modulation), cache)
+
+    def _read(self, tokens: Tensor, reading: _Reading, cache: Cache | None = None) -> Tensor:
+        assert cache is None or isinstance(cache, KeysAndValues)
+        token = _READING.set(reading)
+        try:
+            with self._precision():
+                kept = {} if cache is None else {self._cache_name: cache.pairs}
+                output = self._decoder(input_ids=tokens, use_cache=cache is not None, **kept)
+        finally:
+            _READING.reset(token)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N, V) logits of (N, C) hidden states, with whatever the model does to them."""
+        with self._precision():
+            logits: Tensor = self._head(inputs_embeds=hidden[None]).logits[0]
+        return logits
+
+    def new_cache(self, *, batch: int, capacity: int) -> Cache:
+        """An empty cache, which grows with the text."""
+        return KeysAndValues()
+
+    def in_float64(self) -> "HuggingFaceModel":
+        if self.dtype == torch.float64:
+            return self
+        return HuggingFaceModel(copy.deepcopy(self._model).double())
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return Float64() if self.dtype == torch.float64 else nullcontext()
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Refuse what does not take a number per key, or says something else by another way."""
+        name = type(self._model).__name__
+        ids = torch.arange(1, CHECKED_TOKENS + 1, device=self.device)[None] % self.vocab_size
+        reading, failure = _Reading(PLAIN), None
+        try:
+            hidden = self._read(ids, reading)
+        except Exception as error:  # of any kind: code that was written for another attention
+            failure = one_line(error)
+        missed = [layer for layer in range(self.n_layer) if layer not in reading.asked]
+        if missed:
+            raise CheckpointError(
+                f"models of the architecture {name} cannot be studied: layer {missed[0]} has no"
+                " attention into which transformers lets a number per key be fed"
+            )
+        if failure is not None:
+            raise CheckpointError(f"models of the architecture {name} cannot be read: {failure}")
+        self.width = hidden.size(-1)
+        plain = _with_same_weights(self._model)
+        plain.set_attn_implementation("eager")
+        with self._precision():
+            expected = plain(input_ids=ids, use_cache=False).logits[0]
+        read_on, read_again = self.new_cache(batch=1, capacity=CHECKED_TOKENS), []
+        for start, end in ((0, 3), (3, 5), (4, 6)):
+            read_on.length = start
+            read_again.append(self._read(ids[:, start:end], _Reading(PLAIN), read_on))
+        by_cache = torch.cat([read_again[0], read_again[1][:, :1], read_again[2]], dim=1)
+        scale = expected.abs().max().clamp_min(1.0)
+        close = scale * torch.finfo(self.dtype).eps ** 0.5
+        for way, said in (
+            ("hidden states handed to its head", hidden),
+            ("keys and values kept of earlier tokens", by_cache),
+        ):
+            logits = self.logits(said[0])
+            if logits.shape != expected.shape or not bool((logits - expected).abs().max() <= close):
+                raise CheckpointError(
+                    f"models of the architecture {name} cannot be studied: with {way} it says"
+                    " something else than transformers does of the whole text"
+                )
+        if self.block_size == sys.maxsize:
+            raise CheckpointError(
+                f"models of the architecture {name} cannot be studied: their settings do not say"
+                " how many positions they have (max_position_embeddings)"
+            )
+
+
+class KeysAndValues:
+    """The cache of a model of transformers, whole in every layer, sliding ones included."""
+
+    def __init__(self) -> None:
+        from transformers import DynamicCache
+
+        self.pairs = DynamicCache()
+
+    @property
+    def length(self) -> int:
+        length: int = self.pairs.get_seq_length()
+        return length
+
+    @length.setter
+    def length(self, value: int) -> None:
+        if not 0 <= value <= self.length:
+            raise ValueError(f"the length must be from 0 to {self.length}, got {value}")
+        if value < self.length:
+            self.pairs.crop(value - self.length)
+
+    def keep(self, rows: list[int]) -> None:
+        """As in ``language_model.Cache.keep``."""
+        self.pairs.batch_select_indices(torch.tensor(rows))
+
+
+class _HandsOn(nn.Module):
+    """Stands in for the decoder where only the head of a model is wanted."""
+
+    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> "_Handed":
+        return _Handed([inputs_embeds])
+
+
+class _Handed(tuple[Tensor]):
+    """Hidden states as a decoder puts them out, and nothing of all else that it could."""
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        return self[0]
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class Float64(TorchFunctionMode):
+    """Widens what models cast to float32: norms, rotary angles and softmaxes above all."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.float:
+            func = Tensor.double
+        args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+        named = {
+            key: torch.float64 if arg is torch.float32 else arg
+            for key, arg in (kwargs or {}).items()
+        }
+        return func(*args, **named)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The model's own attention, of (B, H, T, D) queries, with what the pass is fed."""
+    from transformers import AttentionInterface
+
+    reading, layer = _READING.get(), getattr(module, "layer_idx", None)
+    if layer is not None:
+        reading.asked.add(layer)
+    fed, mask = reading.modulation, attention_mask
+    modulated = fed.layers is None or layer in fed.layers
+    # neither is known to the fused kernels
+    eager = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
+    if modulated and fed.factor is not None:
+        # rows of weights times f, applied to v, are the weights applied to f times v
+        value = value * fed.factor[:, None, :, None].to(value.dtype)
+    bias = fed.bias if modulated else None
+    if mask is None and (eager or bias is not None):
+        T, end = query.size(2), key.size(2)
+        mask = torch.ones(1, 1, T, end, dtype=torch.bool, device=key.device).tril(end - T)
+    if mask is not None and mask.dtype == torch.bool and (eager or bias is not None):
+        mask = query.new_zeros(()).masked_fill(~mask, -torch.inf)  # (B or 1, 1, T, S + T)
+    if bias is not None:
+        assert mask is not None
+        mask = mask + bias[:, None, None, :].to(query.dtype)
+    own = sys.modules[type(module).__module__].eager_attention_forward if eager else None
+    attention = own or AttentionInterface()["sdpa"]
+    attended: tuple[Tensor, Tensor | None] = attention(module, query, key, value, mask, **kwargs)
+    return attended
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """Which keys are seen. Without a mask function of our own, transformers would make no mask."""
+    from transformers import AttentionMaskInterface
+
+    mask: Tensor | None = AttentionMaskInterface()["sdpa"](*args, **kwargs)
+    return mask
+
+
+@cache
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION, _attend)
+    AttentionMaskInterface.register(ATTENTION, _mask)
+
+
+def _with_same_weights(model: Any, instead: dict[int, nn.Module] | None = None) -> Any:
+    """A model with settings of its own and the same tensors; ``instead`` maps id to replacement."""
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo | (instead or {}))
+
+
+def _decoder(model: Any) -> Any:
+    """All of a model but its head."""
+    base = model.base_model
+    if base is model:  # it is called something else than the class says
+        base = getattr(model, "model", model)
+    return getattr(base, "decoder", base)
+
+
+def _positions(settings: Any) -> int:
+    """The longest text whose earlier positions do not change with its length."""
+    most: int = getattr(settings, "max_position_embeddings", None) or sys.maxsize
+    ropes = getattr(settings, "rope_parameters", None) or getattr(settings, "rope_scaling", None)
+    for rope in (ropes, *ropes.values()) if isinstance(ropes, dict) else ():
+        kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
+        if kind in ("longrope", "dynamic"):
+            first = rope.get("original_max_position_embeddings")
+            first = first or getattr(settings, "original_max_position_embeddings", None)
+            most = min(most, int(first or most))
+    return most
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what transformers prints: what matters of it becomes a sentence."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def one_line(error: BaseException) -> str:
+    """A foreign error in a sentence of ours."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

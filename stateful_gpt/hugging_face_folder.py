@@ -1,0 +1,204 @@
+"""Find, fingerprint and load the folder of a Hugging Face model, or its name on the hub."""
+
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stateful_gpt.checkpoint import Checkpoint, CheckpointError
+from stateful_gpt.hugging_face import HuggingFaceModel, one_line, quiet
+from stateful_gpt.hugging_face_tokenizer import HuggingFaceTokenizer
+from stateful_gpt.tokenizer import TokenizerError, load_tokenizer
+
+FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+PREPARED = {"smollm2": "python -m scripts.prepare_smollm2"}  # folders that a command makes
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
+
+
+def load_hugging_face(
+    source: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Checkpoint:
+    """Load a causal model of transformers in evaluation mode.
+
+    Args:
+        source: a folder with ``config.json`` and (sharded) safetensors, or a name on the hub, which
+            needs a network. No pickles are read, and no code that comes with a model is run.
+        tokenizer: ``gpt2``, ``byte`` or a file, instead of the model's own.
+
+    Raises:
+        CheckpointError: what cannot be found, loaded or studied, in one sentence.
+    """
+    folder = locate(source)
+    model = _read_model(folder, dtype).to(device)
+    adapter = HuggingFaceModel(model)
+    encoding = _named_tokenizer(tokenizer) if tokenizer else _own_tokenizer(folder, model)
+    # special tokens may lie beyond the embeddings: no text has them
+    own = isinstance(encoding, HuggingFaceTokenizer)
+    largest = max(encoding.used) if own else encoding.n_vocab - 1
+    if largest >= adapter.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer {encoding.name!r} uses the id {largest}, but {folder} has only"
+            f" {adapter.vocab_size} embeddings"
+        )
+    revision = f"@{folder.name}" if folder.parent.name == "snapshots" else ""
+    return Checkpoint(model=adapter, tokenizer=encoding, source=f"{source}{revision}")
+
+
+def locate(source: str | Path) -> Path:
+    """The folder of ``source``; a name on the hub is downloaded (or found in its local cache).
+
+    Raises:
+        CheckpointError: there is no such folder, and it is no name that can be downloaded.
+    """
+    path = Path(source)
+    try:
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise CheckpointError(f"{path} is not a model folder: it has no config.json")
+            return path
+        missing = f"there is no model folder {str(source)!r}"
+        if path.exists():
+            raise CheckpointError(f"{path} must be a folder with config.json and safetensors")
+    except OSError as error:  # a name that no file system takes
+        raise CheckpointError(
+            f"there is no model folder {str(source)[:80]!r} ({error.strerror})"
+        ) from None
+    if path.name in PREPARED:
+        raise CheckpointError(f"{missing}: make it with {PREPARED[path.name]}")
+    if not _HUB_NAME.fullmatch(str(source)):
+        raise CheckpointError(missing)
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"{missing}, and downloading it from the hub needs huggingface_hub:"
+            " pip install 'stateful_gpt[hugging_face]'"
+        ) from None
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=list(FILES)))
+    except Exception as error:  # the hub's client raises many kinds, most of them its own
+        raise CheckpointError(
+            f"{missing}, and it could not be downloaded from the hub ({type(error).__name__}):"
+            " check the name and the network, or give a local folder"
+        ) from None
+
+
+def fingerprint(source: str | Path) -> str:
+    """A hash of the weights, settings and tokenizer of a model."""
+    folder, digest = locate(source), hashlib.sha256()
+    for file in sorted({file for pattern in FILES for file in folder.glob(pattern)}):
+        about = file.stat()
+        digest.update(f"{file.name} {_hash(file, about.st_size, about.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _hash(file: Path, size: int, changed: int) -> str:
+    """Of gigabytes, so it is computed once while size and time of change stay what they are."""
+    with file.open("rb") as stream:
+        return f"{size} {hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def _read_model(folder: Path, dtype: torch.dtype) -> Any:
+    """The causal model of transformers in a folder. No pickles are read, and no code is run.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or its weights are not those of its architecture.
+    """
+    transformers, wide = _transformers(), dtype == torch.float64
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder} has no safetensors (weights in other formats, pickles above all, are not"
+            " read)"
+        )
+    with quiet():
+        try:
+            # float64 by way of float32: what is computed when a model is made is the same then
+            model, found = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32 if wide else dtype,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # of many kinds, most of them of transformers' own
+            raise CheckpointError(
+                f"{folder} is not a causal model that transformers loads: {one_line(error)}"
+            ) from None
+    old = int(transformers.__version__.split(".")[0]) < 5
+    if old and getattr(model.config.get_text_config(), "rope_parameters", None):
+        raise CheckpointError(
+            f"{folder} was written by transformers 5, whose rotary settings"
+            f" {transformers.__version__} would pass over: load it with transformers 5"
+        )
+    kinds = {"missing": "missing", "unexpected": "unexpected", "mismatched": "of another shape"}
+    for kind, what in kinds.items():
+        for key in sorted(found[f"{kind}_keys"], key=str)[:1]:
+            name = key if isinstance(key, str) else key[0]  # with both shapes
+            raise CheckpointError(
+                f"the weights in {folder} are not those of its architecture: {name} is {what}"
+            )
+    return model.double() if wide else model
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of transformers in a folder.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    transformers = _transformers()
+    with quiet():
+        try:
+            found = transformers.AutoTokenizer.from_pretrained(
+                folder, use_fast=True, trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:  # of many kinds, most of them of transformers' own
+            raise CheckpointError(
+                f"the tokenizer in {folder} cannot be loaded by transformers: {one_line(error)}"
+            ) from None
+    if not hasattr(found, "backend_tokenizer"):
+        raise CheckpointError(f"the tokenizer in {folder} has no fast form (tokenizer.json)")
+    return found
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise CheckpointError(
+            "models of Hugging Face need transformers: pip install 'stateful_gpt[hugging_face]'"
+        ) from None
+    return transformers
+
+
+def _own_tokenizer(folder: Path, model: Any) -> Any:
+    """The tokenizer in a folder; GPT-2's own for a GPT-2 that comes without one."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        if model.config.model_type == "gpt2":
+            return _named_tokenizer("gpt2")
+        raise CheckpointError(f"{folder} has no tokenizer: name one (gpt2, byte or a file)")
+    found = _read_tokenizer(folder)
+    ends: set[int] = set()
+    for holder in (found, model.config.get_text_config(), model.generation_config):
+        named = getattr(holder, "eos_token_id", None)
+        ends.update([named] if isinstance(named, int) else named or ())
+    return HuggingFaceTokenizer(found.backend_tokenizer, name=folder.name, end_tokens=sorted(ends))
+
+
+def _named_tokenizer(tokenizer: str | Path) -> Any:
+    try:
+        return load_tokenizer(tokenizer)
+    except TokenizerError as error:
+        raise CheckpointError(str(error)) from None

@@ -1,0 +1,189 @@
+"""What a pass says of tokens, read off its hidden states: log-probabilities, logits, divergences.
+
+A model's V logits per position exist for a chunk of positions at a time.
+
+Shapes: B batch, T tokens, N positions, C width, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stateful_gpt.language_model import LanguageModel
+
+# Finite, because 0 * -inf is NaN; far below what float32 logits of a trained model can produce.
+LOG_PROB_FLOOR = -1e4
+
+# Positions whose logits exist at one time: 35 MB for GPT-2 in float32. Blocks below 32 MB may stay
+# with the process when they are freed, and pile up.
+CHUNK = 176
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of scores: float64 of a float64 model, float32 of any other."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a pass says of each token that is there: log-probability (nats) and raw logit."""
+
+    log_probs: Tensor
+    logits: Tensor
+
+
+def logit_chunks(model: LanguageModel, hidden: Tensor, *, chunk: int = CHUNK) -> Iterator[Tensor]:
+    """The (n, V) logits of (N, C) hidden states, ``chunk`` rows at a time, at least in float32."""
+    for piece in hidden.split(chunk):
+        logits = model.logits(piece)
+        yield logits.to(wide(logits.dtype))
+
+
+def score_logits(logits: Tensor, targets: Tensor) -> TokenScores:
+    """Score (n,) targets by the (n, V) logits that predict them."""
+    score = logits.gather(1, targets[:, None]).squeeze(1)  # (n,)
+    # half the time of subtracting logsumexp
+    log_probs = -F.cross_entropy(logits, targets, reduction="none")  # (n,)
+    return TokenScores(log_probs=log_probs.clamp_min(LOG_PROB_FLOOR), logits=score)
+
+
+def score_targets(
+    model: LanguageModel, hidden: Tensor, targets: Tensor, *, chunk: int = CHUNK
+) -> TokenScores:
+    """Score targets (...) by the hidden states (..., C) that predict them."""
+    pieces = [
+        score_logits(logits, wanted)
+        for logits, wanted in zip(
+            logit_chunks(model, hidden.flatten(0, -2), chunk=chunk),
+            targets.flatten().split(chunk),
+            strict=True,
+        )
+    ]
+    return TokenScores(
+        log_probs=torch.cat([piece.log_probs for piece in pieces]).view(targets.shape),
+        logits=torch.cat([piece.logits for piece in pieces]).view(targets.shape),
+    )
+
+
+def score_tokens(
+    model: LanguageModel, hidden: Tensor, tokens: Tensor, *, chunk: int = CHUNK
+) -> TokenScores:
+    """Score every token of a text by the hidden state before it.
+
+    Args:
+        hidden: (B, T, C), of the pass over these tokens.
+        tokens: (B, T) ids.
+
+    Returns:
+        (B, T) each. Position 0 gets probability 1 (log-probability 0, and logit 0): nothing
+        predicts it.
+    """
+    first = hidden.new_zeros(tokens.size(0), 1, dtype=wide(hidden.dtype))
+    if tokens.size(1) == 1:
+        return TokenScores(log_probs=first, logits=first)
+    rest = score_targets(model, hidden[:, :-1], tokens[:, 1:], chunk=chunk)
+    return TokenScores(
+        log_probs=torch.cat([first, rest.log_probs], dim=1),
+        logits=torch.cat([first, rest.logits], dim=1),
+    )
+
+
+class Predictions:
+    """Next-token distributions of the plain model and of the pass before, to compare passes with.
+
+    One product with the vocabulary per evaluated position gives its token's score and both
+    divergences. Memory: 2 B T V numbers.
+
+    Attributes:
+        kl_effect: (B, T) KL(plain || this pass) of each position's prediction, in nats.
+        kl_step: (B, T) KL(pass before || this pass); 0 where nothing was evaluated.
+    """
+
+    def __init__(self, model: LanguageModel, *, batch: int, length: int) -> None:
+        self._model = model
+        dtype, device = wide(model.dtype), model.device
+        # time first: a range of positions of all rows lies in one piece
+        shape = (length, batch, model.vocab_size)
+        self._plain = torch.empty(shape, dtype=dtype, device=device)
+        self._before = torch.empty(shape, dtype=dtype, device=device)
+        self.kl_effect = torch.zeros(batch, length, dtype=dtype, device=device)
+        self.kl_step = torch.zeros_like(self.kl_effect)
+        self._known = 0  # positions that ``_before`` holds
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with some of the B texts."""
+        self._plain, self._before = self._plain[:, rows], self._before[:, rows]
+        self.kl_effect, self.kl_step = self.kl_effect[rows], self.kl_step[rows]
+
+    def set_plain(self, hidden: Tensor, *, begin: int) -> None:
+        """(B, N, C) hidden states of the plain model from position ``begin`` on."""
+        place = self._plain[begin : begin + hidden.size(1)].flatten(0, 1)
+        for at, logits in self._chunks(hidden):
+            place[at : at + len(logits)] = logits.log_softmax(dim=1)
+
+    def score(self, hidden: Tensor, tokens: Tensor, *, begin: int, first: bool) -> TokenScores:
+        """Score the tokens behind each position that a pass has evaluated, and compare.
+
+        Args:
+            hidden: (B, N, C) from position ``begin`` on.
+            tokens: (B, T) ids.
+            first: whether this pass is the plain model's.
+
+        Returns:
+            (B, N) of tokens ``begin + 1`` on, one fewer where the last token was evaluated.
+        """
+        batch, count = hidden.shape[:2]
+        end = begin + count
+        targets = tokens[:, begin + 1 : end + 1].T.flatten()  # time first
+        if first:
+            self.set_plain(hidden, begin=begin)
+        plain, before = (kept[begin:end].flatten(0, 1) for kept in (self._plain, self._before))
+        known = max(0, min(self._known - begin, count)) * batch
+        step, effect = (hidden.new_zeros(count * batch, dtype=plain.dtype) for _ in range(2))
+        log_probs, raw = torch.empty_like(step[: len(targets)]), torch.empty_like(step)
+        for at, logits in self._chunks(hidden):
+            to = at + len(logits)
+            wanted = targets[at:to, None]
+            log_q = logits.log_softmax(dim=1)
+            log_probs[at:to] = log_q[: len(wanted)].gather(1, wanted).squeeze(1)
+            raw[at : at + len(wanted)] = logits[: len(wanted)].gather(1, wanted).squeeze(1)
+            if not first:
+                effect[at:to] = _divergence(plain[at:to], log_q)
+            if at < known:
+                step[at : min(to, known)] = _divergence(
+                    before[at : min(to, known)], log_q[: known - at]
+                )
+            before[at:to] = log_q
+        self._known = max(self._known, end)
+        self.kl_step.zero_()
+        self.kl_step[:, begin:end] = step.view(count, batch).T
+        self.kl_effect[:, begin:end] = effect.view(count, batch).T
+        shape = (-1, batch)
+        return TokenScores(
+            log_probs=log_probs.clamp_min(LOG_PROB_FLOOR).view(shape).T,
+            logits=raw[: len(targets)].view(shape).T,
+        )
+
+    def _chunks(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+        at = 0
+        for logits in logit_chunks(self._model, hidden.transpose(0, 1).flatten(0, 1)):
+            yield at, logits
+            at += len(logits)
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """(n,) KL(P || Q) in nats of (n, V) log-probabilities."""
+    # rounding alone can make a divergence of 0 negative
+    divergence: Tensor = torch.linalg.vecdot(log_p.exp(), log_p - log_q)
+    return divergence.clamp_min(0.0)
+
+
+def mean_kl(model: LanguageModel, hidden_p: Tensor, hidden_q: Tensor) -> float:
+    """KL(P || Q) in nats of next-token distributions, mean over (N, C) hidden states of each."""
+    total = 0.0
+    for p, q in zip(logit_chunks(model, hidden_p), logit_chunks(model, hidden_q), strict=True):
+        total += _divergence(p.log_softmax(dim=1), q.log_softmax(dim=1)).sum().item()
+    return total / hidden_p.size(0)

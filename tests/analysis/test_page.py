@@ -1,0 +1,310 @@
+"""The page as a file: what it holds, what it may do, how large it gets. tests/browser runs it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import load
+from analysis.__main__ import main
+from analysis.page import build as page_build
+from analysis.page.build import RUN_LIMIT, build
+from analysis.page.finding import Change, finding
+from analysis.page.texts import PER_NAT, Text, texts_of
+
+MakeRun = Callable[..., Path]
+FOLDER = Path(page_build.__file__).parent
+HOSTILE = "</script><script>window.hacked=1</script> <!--<script> <img src=x onerror=alert(1)> ‮"
+
+
+class Page(HTMLParser):
+    """The elements of a page, with what is in its scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.contents: dict[str, list[str]] = {"script": [], "style": [], "data": []}
+        self._inside: str | None = None
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = "data" if dict(attrs).get("type") == "application/json" else tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = None
+
+    def handle_data(self, data: str) -> None:
+        if self._inside in self.contents:
+            self.contents[self._inside].append(data)
+
+
+def data_of(html: str) -> dict:
+    (data,) = Page(html).contents["data"]
+    return json.loads(data)
+
+
+def unpacked(data: dict) -> dict[tuple[int, str, int], np.ndarray]:
+    """(P, T) nats of every text, by run, prompt and step: what script/data.js does."""
+    octets = np.frombuffer(zlib.decompress(base64.b64decode(data["values"])), np.uint8)
+    low, high = octets.reshape(2, -1).astype(np.uint16)
+    numbers, at, found = low + 256 * high, 0, {}
+    for run, prompt, step, _first, count, _tokens, passes, _plain in data["texts"]:
+        shape = (len(data["passes"][passes]), count)
+        part = numbers[at : at + shape[0] * shape[1]].reshape(shape)
+        values = np.cumsum(part, axis=0, dtype=np.uint16).view(np.int16)
+        found[run, data["prompts"][prompt], step] = values / PER_NAT
+        at += shape[0] * shape[1]
+    return found
+
+
+def test_every_recorded_estimate_is_in_the_page_to_a_hundredth_of_a_nat(study: Path) -> None:
+    data = data_of(build(load(str(study))))
+    stored = unpacked(data)
+    assert len(stored) == 6 * 3
+    for run, row in enumerate(data["runs"]):
+        rows = pd.read_parquet(study / row["id"] / "trajectory.parquet")
+        for (prompt, step), group in rows.groupby(["prompt_id", "step"]):
+            recorded = group.pivot(index="iteration", columns="position", values="log_prob")
+            kept = stored[run, prompt, step]
+            held = np.concatenate([kept, np.repeat(kept[-1:], len(recorded) - len(kept), axis=0)])
+            assert np.abs(held - recorded.to_numpy())[:, 1:].max() <= 0.5 / PER_NAT + 1e-9
+
+
+def rows_of(log_prob: list[list[float]]) -> pd.DataFrame:
+    """A trajectory from (passes, tokens) nats."""
+    passes, count = np.shape(log_prob)
+    return pd.DataFrame(
+        {
+            "run": 0,
+            "prompt_id": "p",
+            "step": 0,
+            "iteration": np.repeat(np.arange(1, passes + 1), count),
+            "position": np.tile(np.arange(count), passes),
+            "token": "x",
+            "log_prob": np.ravel(log_prob),
+        }
+    )
+
+
+def text_of(log_prob: list[list[float]], *, still: bool = False) -> Text:
+    (text,) = texts_of(
+        rows_of(log_prob), tolerance={0: 1e-3}, still={(0, "p")} if still else set(), cold={0}
+    )
+    return text
+
+
+def test_a_token_settles_at_the_pass_from_which_it_stays() -> None:
+    nan = np.nan
+    text = text_of(
+        [[nan, -1, -1.0000, -1, -1], [nan, -1, -2.0000, -2, -2], [nan, -1, -2.0005, -1, nan]]
+    )
+    assert text.settles.tolist() == [1, 1, 2, 0, 0]  # 0: it moved in the last pass, or is no number
+
+
+def test_what_moved_last_has_settled_where_the_run_had() -> None:
+    assert text_of([[0, -1], [0, -2]], still=True).settles.tolist() == [1, 2]
+
+
+def test_passes_after_rest_are_not_stored() -> None:
+    text = text_of([[0, -1], [0, -2], [0, -2.001], [0, -2.001]])
+    assert text.passes.tolist() == [1, 2]
+
+
+def test_a_large_study_is_thinned_until_it_fits_and_says_how(study: Path) -> None:
+    runs = load(str(study))
+    whole = build(runs)
+    limit = len(whole) - 3_000
+    small = build(runs, limit=limit)
+    assert len(small) <= limit
+    assert data_of(whole)["thinned"] == []
+    data = data_of(small)
+    passes, texts = data["thinned"]
+    assert passes == "at most 10 passes of each text, the early ones all"
+    assert max(map(len, data["passes"])) == 10
+    assert data["passes"][0][:5] == [1, 2, 3, 4, 5]
+    assert texts == "the first 2 texts"
+    assert data["prompts"] == ["harbour", "rain"]
+    assert len(data["runs"]) == 6  # the table keeps every run
+    whole_texts, few_texts = unpacked(data_of(whole)), unpacked(data)
+    for key, kept in few_texts.items():  # what is kept is what it was
+        number = [one[6] for one in data["texts"]][list(few_texts).index(key)]
+        rows = np.array(data["passes"][number]) - 1
+        assert np.array_equal(kept, whole_texts[key][rows])
+
+
+def test_a_page_of_one_run_is_small_enough_for_a_tracker(study: Path) -> None:
+    page = build(load(str(study / "run_0p5")), limit=RUN_LIMIT)
+    assert len(page.encode()) <= RUN_LIMIT
+    assert data_of(page)["thinned"] == []
+
+
+@pytest.fixture
+def hostile(make_run: MakeRun, tmp_path: Path) -> str:
+    make_run(tmp_path / "h", study="<b onclick=1>&lt;", prompts={HOSTILE: HOSTILE})
+    return build(load(str(tmp_path / "h")))
+
+
+def test_nothing_of_a_run_is_markup(hostile: str) -> None:
+    page = Page(hostile)
+    assert [tag for tag, _ in page.elements].count("script") == 3  # the data, uPlot, the page's own
+    assert not [tag for tag, _ in page.elements if tag in ("b", "img", "iframe", "link", "base")]
+    (data,) = page.contents["data"]
+    assert "<" not in data
+    assert json.loads(data)["prompts"] == [HOSTILE]
+    assert "".join(json.loads(data)["tokens"][0]) == HOSTILE
+
+
+def test_only_the_code_of_this_folder_may_run(hostile: str) -> None:
+    page = Page(hostile)
+    policy = next(a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    for kind in ("script", "style"):
+        hashes = set(re.search(rf"{kind}-src ([^;]*)", policy)[1].split())  # type: ignore[index]
+        sums = [hashlib.sha256(text.encode()).digest() for text in page.contents[kind]]
+        assert hashes == {f"'sha256-{base64.b64encode(one).decode()}'" for one in sums}
+    names = {name for _, attributes in page.elements for name in attributes}
+    assert not [name for name in names if name.startswith("on") or name in ("src", "href", "style")]
+
+
+def test_the_command_writes_the_page(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pages" / "study.html"
+    assert main(["page", str(study), "--prompt", "list", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert data_of(out.read_text(encoding="utf-8"))["prompts"] == ["list"]
+
+
+def test_the_page_writes_texts_as_texts_only() -> None:
+    code = "".join(path.read_text("utf-8") for path in (FOLDER / "script").glob("*.js"))
+    for way in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "fetch(",
+    ):
+        assert way not in code
+
+
+def test_every_script_of_the_folder_is_in_the_page() -> None:
+    assert {path.stem for path in (FOLDER / "script").iterdir()} == set(page_build.SCRIPTS)
+
+
+def test_vendored_files_are_what_their_sums_say() -> None:
+    listed = re.findall(r"    ([0-9a-f]{64})  (\S+)", (FOLDER / "vendor/README.md").read_text())
+    assert len(listed) == 3
+    for digest, name in listed:
+        assert hashlib.sha256((FOLDER / "vendor" / name).read_bytes()).hexdigest() == digest
+
+
+def test_runs_that_failed_or_broke_off_are_named(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(tmp_path / "s" / "good", feedback__strength=0.5)
+    make_run(tmp_path / "s" / "bad", state="failed")
+    make_run(tmp_path / "s" / "cut", state="running")
+    data = data_of(build(load(str(tmp_path / "s"))))
+    assert {(one["id"], one["reason"]) for one in data["leftOut"]} == {
+        ("bad", "failed"),
+        ("cut", "running"),
+    }
+    assert "2 runs are failed or unfinished" in data["finding"]
+
+
+def test_runs_without_trajectories_are_a_table(study: Path) -> None:
+    runs = load(str(study))
+    bare = {key: replace(run, trajectory=None) for key, run in runs.saved.items()}
+    data = data_of(build(replace(runs, saved=bare), limit=0))
+    assert data["texts"] == []
+    assert len(data["runs"]) == 6
+    assert data["finding"].startswith("Fed back, the model's estimates came to rest in ")
+
+
+def test_settings_that_differ_are_columns_and_the_familiar_come_first(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for number, (kind, damping) in enumerate((("log_prob", 1.0), ("prob", 0.5))):
+        make_run(
+            tmp_path / "s" / f"r{number}",
+            feedback__kind=kind,
+            recompute__damping=damping,
+            prompts={"p": "one two three"},
+        )
+    data = data_of(build(load(str(tmp_path / "s"))))
+    assert data["settings"] == ["kind", "damping"]
+    assert [run["settings"] for run in data["runs"]] == [["log_prob", "1"], ["prob", "0.5"]]
+
+
+def test_a_carried_step_has_its_plain_estimates_from_a_cold_run(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for start in ("cold", "carried"):
+        make_run(
+            tmp_path / "s" / start,
+            prompts={"p": "one two three four five"},
+            steps=2,
+            feedback__strength=0.5,
+            recompute__start=start,
+        )
+    alone = data_of(build(load(str(tmp_path / "s" / "carried"))))
+    assert [text[-1] for text in alone["texts"]] == [0, None, None]
+    both = data_of(build(load(str(tmp_path / "s"))))
+    places = {run["id"]: place for place, run in enumerate(both["runs"])}
+    for place, (run, _, step, *_, plain) in enumerate(both["texts"]):
+        own = run == places["cold"] or step == 0
+        other = both["texts"][plain]
+        assert plain == place if own else (other[0], other[2]) == (places["cold"], step)
+
+
+def runs_frame(**columns: list) -> pd.DataFrame:
+    count = len(columns["strength"])
+    usual = {"kind": ["log_prob"] * count, "outcome": ["settled"] * count}
+    return pd.DataFrame({**usual, "iterations_to_tolerance": [3] * count, **columns})
+
+
+def text_with(gain: list[float], run: int) -> Text:
+    text = text_of([[0.0] * len(gain), [*map(float, gain)]])
+    return Text(**{**vars(text), "run": run})
+
+
+def test_the_finding_claims_no_more_than_its_interval() -> None:
+    runs = runs_frame(strength=[-1.0, -0.1, 1.0])
+    texts = [
+        text_with([0, -1.0, -1.1, -0.9, -1.0], 0),
+        text_with([0, 1.0, -1.1, 0.9, -1.0], 1),
+        text_with([0, 0.5, 0.6, 0.5, 0.6], 2),
+    ]
+    assert finding(runs, texts, left_out=0) == (
+        "Fed back, the model's estimates came to rest in all 3 runs, after at most 3 passes "
+        "(4 are guaranteed). With feedback it predicts worse in 1 of 3 runs, by up to "
+        "1.00 ± 0.08 nats a token (β = −1), better in 1 of 3 runs, by up to 0.55 ± 0.06 nats a "
+        "token (β = 1), neither clearly in 1."
+    )
+
+
+def test_the_finding_of_a_damped_or_diverged_run_promises_no_bound() -> None:
+    damped = runs_frame(strength=[0.5], damping=[0.5])
+    text = text_with([0, -1, 1, -1, 1, 1, -1], 0)
+    assert "guaranteed" not in finding(damped, [text], left_out=0)
+    lost = runs_frame(strength=[0.5], outcome=["diverged"], iterations_to_tolerance=[np.nan])
+    said = finding(lost, [text], left_out=0)
+    assert said.startswith("Fed back, the model's estimates did not come to rest")
+
+
+def test_an_interval_around_zero_is_not_clear() -> None:
+    assert Change(0.02, 0.01).clear
+    assert not Change(-0.017, 0.026).clear

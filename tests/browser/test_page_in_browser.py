@@ -1,0 +1,412 @@
+"""The page in a real browser: Debian's Chromium, driven by Selenium, without a network.
+
+What the page shows is compared with trajectory.parquet, and its colours with matplotlib's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import load
+from analysis.page.build import build
+from tests.analysis.conftest import TEXTS, write_run
+
+pytestmark = pytest.mark.browser
+
+STRENGTHS = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.5, 1.0, 2.0)  # as many as README's study has
+LENGTH = 96  # tokens, as its texts have
+HOSTILE = {
+    "</script><script>window.hacked=1</script>": "</script><script>window.hacked=1</script> "
+    "<img src=x onerror=window.hacked=1> <!-- <script> ‮ gnp.exe‬ \x00\x1b[31m &lt;b&gt; "
+    "javascript:window.hacked=1"
+}
+SWITCHES = (
+    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
+    "disable-component-update disable-sync force-color-profile=srgb"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver  # the fast suite collects this file without it
+
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
+    assert driver, "install Debian's packages chromium and chromium-driver"
+    assert chromium, "install Debian's packages chromium and chromium-driver"
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for switch in SWITCHES.split():
+        options.add_argument(f"--{switch}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    os.environ["SE_OFFLINE"] = "true"  # the driver is here: nothing is to be looked for
+    service = webdriver.ChromeService(executable_path=driver)
+    browser = webdriver.Chrome(options=options, service=service)
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "sweep"
+    words = " ".join(TEXTS.values()).split()
+    texts = {
+        name: " ".join((words[start:] + words)[:LENGTH])
+        for start, name in enumerate(("dialogue", "harbour", "list", "rain"))
+    }
+    for number, strength in enumerate(STRENGTHS):
+        write_run(
+            folder / f"run{number}",
+            study="sweep",
+            prompts=texts,
+            feedback__strength=strength,
+            recompute__iterations=LENGTH - 1,
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(study: Path) -> Path:
+    path = study.parent / "study.html"
+    path.write_text(build(load(str(study))), encoding="utf-8")
+    assert path.stat().st_size <= 1_000_000
+    return path
+
+
+class Shown:
+    """A page on show, and what is read off it."""
+
+    def __init__(self, browser: Any, path: Path, fragment: str = "", width: int = 1280) -> None:
+        self.browser = browser
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get("about:blank")
+        browser.get_log("browser"), browser.get_log("performance")
+        browser.get(f"{path.as_uri()}{fragment}")
+        self.wait(lambda: self.run("return document.documentElement.dataset.ready === 'true'"))
+
+    def run(self, script: str, *arguments: object) -> Any:
+        return self.browser.execute_script(script, *arguments)
+
+    def wait(self, done: Callable[[], object]) -> None:
+        end = time.monotonic() + 10
+        while not done():
+            assert time.monotonic() < end, self.browser.get_log("browser")
+            time.sleep(0.02)
+
+    def find(self, selector: str) -> Any:
+        return self.browser.find_element("css selector", selector)
+
+    def slide(self, name: str, value: int) -> None:
+        self.run(
+            "const slider = document.getElementById(arguments[0]); slider.value = arguments[1];"
+            "slider.dispatchEvent(new Event('input'))",
+            name,
+            value,
+        )
+
+    def choose(self, name: str, value: str) -> None:
+        self.find(f"#choose-{name} option[value='{value}']").click()
+
+    def press(self, *keys: str) -> None:
+        self.browser.switch_to.active_element.send_keys(*keys)
+
+    def tokens(self, side: str) -> list[str]:
+        script = "return [...document.querySelectorAll(arguments[0])].map((t) => t.textContent)"
+        return self.run(script, f"#tokens-{side} .token")
+
+    def colours(self, side: str) -> np.ndarray:
+        """(T, 3) of 0 to 255; NaN where a token has no colour."""
+        script = (
+            "return [...document.querySelectorAll(arguments[0])]"
+            ".map((t) => getComputedStyle(t).backgroundColor)"
+        )
+        found = [
+            [float(part) for part in re.findall(r"[\d.]+", colour)]
+            for colour in self.run(script, f"#tokens-{side} .token")
+        ]
+        return np.array([rgb if len(rgb) == 3 else [np.nan] * 3 for rgb in found])
+
+    def pass_text(self) -> str:
+        return self.find("#pass-value").text
+
+    def state(self) -> tuple[Any, ...]:
+        """Everything that a link must bring back."""
+        script = (
+            "return ['#side-a label', '#side-b label', '#pass-value', '#readout', '#legend',"
+            "'#curve-title'].map((name) => document.querySelector(name).textContent)"
+        )
+        chosen = self.run(
+            "return [...document.querySelectorAll('.choices select')].map((s) => s.value)"
+        )
+        sides = [self.colours(side).tolist() for side in "ab"]
+        return (self.run(script), chosen, self.tokens("a"), json.dumps(sides))
+
+    def console(self) -> list[str]:
+        return [entry["message"] for entry in self.browser.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        events = [
+            json.loads(one["message"])["message"] for one in self.browser.get_log("performance")
+        ]
+        return [
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
+
+
+@pytest.fixture
+def shown(browser: Any, page: Path) -> Shown:
+    return Shown(browser, page)
+
+
+def recorded(study: Path, run: int, prompt: str, number: int) -> np.ndarray:
+    """(T,) nats, as trajectory.parquet has them."""
+    rows = pd.read_parquet(study / f"run{run}" / "trajectory.parquet")
+    rows = rows[(rows["prompt_id"] == prompt) & (rows["iteration"] == number)]
+    return rows.sort_values("position")["log_prob"].to_numpy()
+
+
+def end_of_scale(shown: Shown) -> float:
+    return float(re.findall(r"([\d.]+) nats", shown.find("#legend").text)[-1])
+
+
+@pytest.mark.parametrize(("run", "number"), [(0, 1), (0, 7), (3, 2), (8, 5), (8, 40)])
+def test_sliders_move_the_colours_to_the_recorded_values(
+    shown: Shown, study: Path, run: int, number: int
+) -> None:
+    shown.choose("colour", "surprise")
+    shown.choose("prompt", "2")  # list
+    shown.slide("strength-b", run)
+    shown.slide("pass", number)
+    values = recorded(study, run, "list", number)
+    place = np.clip(-values / end_of_scale(shown), 0, 1)
+    expected = matplotlib.colormaps["YlGnBu"](place)[:, :3] * 255
+    # matplotlib has 256 colours, the page 0.01 nats; nothing predicts the first token
+    assert np.abs(shown.colours("b") - expected)[1:].max() < 4  # of 255
+    assert len(np.unique(shown.colours("b"), axis=0)) > 20
+
+
+def test_the_change_from_the_plain_model_is_blue_or_orange(shown: Shown, study: Path) -> None:
+    shown.choose("colour", "change")
+    shown.slide("pass", 9)
+    change = recorded(study, 0, "dialogue", 1) - recorded(study, 0, "dialogue", 9)
+    red, _, blue = shown.colours("a").T
+    change[0] = 0.0  # nothing predicts the first token
+    assert (red > blue)[change > 0.1].all()
+    assert (red < blue)[change < -0.1].all()
+    assert (change > 0.1).any()
+    assert (change < -0.1).any()
+    worse = change[1:].mean()
+    assert f"{worse:+.2f}".replace("-", "−") in shown.find("#side-a .mean").text
+
+
+def test_a_link_restores_the_view(shown: Shown, browser: Any, page: Path) -> None:
+    shown.choose("colour", "settles")
+    shown.choose("prompt", "3")
+    shown.slide("strength-a", 2)
+    shown.slide("strength-b", 6)
+    shown.slide("pass", 5)
+    shown.find("#tokens-a .token:nth-of-type(4)").click()
+    shown.run("document.activeElement.blur()")
+    shown.browser.execute_cdp_cmd(
+        "Input.dispatchMouseEvent", {"type": "mouseMoved", "x": 1, "y": 1}
+    )
+    before = shown.state()
+    link = shown.run("return location.hash")
+    assert Shown(browser, page).state() != before
+    again = Shown(browser, page, link)
+    assert again.state() == before
+    assert again.run("return location.hash") == link
+
+
+def test_a_broken_link_shows_the_first_view(shown: Shown, browser: Any, page: Path) -> None:
+    first = shown.state()
+    nonsense = "#a=%3Cb%3E&b=__proto__&prompt=&pass=-3&step=x&colour=constructor&token=99999"
+    broken = Shown(browser, page, nonsense)
+    assert broken.state() == first
+    assert broken.console() == []
+
+
+def test_nothing_is_requested_and_nothing_complains(shown: Shown, page: Path) -> None:
+    shown.choose("colour", "settles")
+    shown.find("#tokens-a .token:nth-of-type(9)").click()
+    shown.find("#runs thead button").click()
+    shown.find("#runs tbody tr:nth-child(4) button").click()
+    assert shown.requests() == [page.as_uri()]
+    assert shown.console() == []
+
+
+def test_the_first_paint_comes_within_a_second(shown: Shown) -> None:
+    paint = shown.run("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert paint <= 1000  # ms
+
+
+def test_a_token_draws_its_path_and_a_click_on_it_sets_the_pass(shown: Shown) -> None:
+    from selenium.webdriver import ActionChains
+
+    token = shown.find("#tokens-b .token:nth-of-type(6)")
+    ActionChains(shown.browser).move_to_element(token).perform()
+    assert token.text.strip() in shown.find("#curve-title").text
+    assert "pass" in shown.find("#readout").text
+    before = shown.pass_text()
+    over = shown.find("#curve .u-over")
+    shown.run("arguments[0].scrollIntoView({block: 'center'})", over)
+    ActionChains(shown.browser).move_to_element_with_offset(over, -100, 0).click().perform()
+    last = int(before.split()[2])
+    share = 0.5 - 100 / over.size["width"]
+    assert int(shown.pass_text().split()[0]) == pytest.approx(1 + share * (last - 1), abs=1)
+
+
+def test_arrow_keys_move_pass_strength_and_token(shown: Shown) -> None:
+    from selenium.webdriver import Keys
+
+    last = int(shown.pass_text().split()[0])
+    shown.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ARROW_RIGHT)
+    assert shown.pass_text().startswith(f"{last - 1} of")
+    assert shown.find("#side-b label").text == "β = 2"
+    shown.press(Keys.SHIFT + Keys.ARROW_LEFT)
+    assert shown.find("#side-b label").text == "β = 1"
+    shown.find("#tokens-a .token").click()
+    shown.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    focused = shown.run("return document.activeElement.dataset.index")
+    assert focused == "2"
+    assert "token 2" in shown.find("#readout").text
+    shown.press(Keys.ARROW_UP)
+    assert shown.pass_text().startswith(f"{last - 2} of")
+    assert shown.run("return document.querySelectorAll('#tokens-a [tabindex=\"0\"]').length") == 1
+
+
+def test_play_goes_through_the_passes_and_pauses(shown: Shown) -> None:
+    play = shown.find("#play")
+    play.click()  # from the end it begins again
+    shown.wait(lambda: shown.pass_text().startswith("3 of"))
+    play.click()
+    stopped = shown.pass_text()
+    time.sleep(0.5)
+    assert shown.pass_text() == stopped
+    assert play.get_attribute("aria-pressed") == "false"
+
+
+def test_the_table_sorts_and_shows_a_run(shown: Shown) -> None:
+    def column(number: int) -> list[str]:
+        cells = shown.browser.find_elements(
+            "css selector", f"#runs tbody tr > :nth-child({number})"
+        )
+        return [cell.text for cell in cells]
+
+    strengths = column(1)
+    assert strengths == [f"β = {s:g}".replace("-", "−") for s in STRENGTHS]
+    heading = shown.find("#runs thead th:first-child button")
+    heading.click()
+    heading.click()
+    assert column(1) == strengths[::-1]
+    assert shown.find("#runs thead th").get_attribute("aria-sort") == "descending"
+    shown.find("#runs tbody tr:nth-child(4) button").click()
+    assert shown.find("#side-b label").text == strengths[::-1][3]
+
+
+def test_whatever_can_be_used_has_a_name(shown: Shown) -> None:
+    for element in shown.browser.find_elements(
+        "css selector", "button, select, input, [role], table, canvas"
+    ):
+        if element.is_displayed() and element.tag_name not in ("canvas", "table"):
+            assert element.accessible_name or element.aria_role == "status", element.tag_name
+
+
+@pytest.mark.parametrize("fragment", ["", "#token=12&colour=settles"])
+def test_nothing_is_cut_off_at_380_pixels(browser: Any, page: Path, fragment: str) -> None:
+    shown = Shown(browser, page, fragment, width=380)
+    wide = "return document.documentElement.scrollWidth"
+    assert shown.run(wide) <= 380
+    assert shown.run("return document.querySelector('#curve canvas').clientWidth") <= 380
+
+
+def test_ink_and_ground_differ_enough_in_both_schemes(browser: Any, page: Path) -> None:
+    contrasts = []
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        shown = Shown(browser, page)
+        for colour in ("change", "surprise", "settles"):
+            shown.choose("colour", colour)
+            ground = shown.colours("b")
+            script = (
+                "return [...document.querySelectorAll('#tokens-b .token')]"
+                ".map((t) => getComputedStyle(t).color)"
+            )
+            ink = np.array([re.findall(r"\d+", c)[:3] for c in shown.run(script)], float)
+            contrasts.append(np.nanmin(contrast(ink, ground)))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert min(contrasts) >= 4.5  # WCAG 2, level AA
+
+
+def contrast(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """WCAG's ratio of two lists of colours."""
+
+    def luminance(rgb: np.ndarray) -> np.ndarray:
+        part = rgb / 255
+        linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    pair = np.stack([luminance(one), luminance(other)])
+    return (pair.max(axis=0) + 0.05) / (pair.min(axis=0) + 0.05)
+
+
+def test_hostile_prompts_are_inert(browser: Any, tmp_path: Path) -> None:
+    for number, strength in enumerate((-1.0, 1.0)):
+        write_run(
+            tmp_path / "h" / f"r{number}",
+            study="<img src=x onerror=window.hacked=1>",
+            prompts={**HOSTILE, "plain": "one two three"},
+            feedback__strength=strength,
+        )
+    path = tmp_path / "hostile.html"
+    path.write_text(build(load(str(tmp_path / "h"))), encoding="utf-8")
+    shown = Shown(browser, path)
+    shown.find("#tokens-a .token:nth-of-type(5)").click()
+    assert shown.run("return window.hacked") is None
+    assert shown.run("return document.querySelectorAll('script').length") == 3
+    assert shown.run("return document.querySelectorAll('img, iframe, main script').length") == 0
+    text = "".join(shown.tokens("a"))
+    assert text.startswith("</script><script>window.hacked=1</script> <img src=x onerror=")
+    assert "⟨202E⟩ gnp.exe⟨202C⟩ ␀␛[31m &lt;b&gt;" in text
+    assert shown.find("#title").text == "<img src=x onerror=window.hacked=1>"
+    assert shown.console() == []
+    assert shown.requests() == [path.as_uri()]
+
+
+def test_a_single_run_is_one_text_alone(browser: Any, study: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one.html"
+    path.write_text(build(load(str(study / "run7")), limit=300_000), encoding="utf-8")
+    shown = Shown(browser, path)
+    assert not shown.find("#side-b").is_displayed()
+    assert not shown.find("#strength-a").is_displayed()
+    assert len(shown.tokens("a")) == LENGTH
+    assert shown.console() == []
+
+
+def test_generation_steps_can_be_chosen(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "s" / "g", prompts={"p": "a b c d e f g"}, steps=3, feedback__strength=0.5)
+    path = tmp_path / "steps.html"
+    path.write_text(build(load(str(tmp_path / "s"))), encoding="utf-8")
+    shown = Shown(browser, path)
+    assert len(shown.tokens("a")) == 7  # the last step first
+    shown.choose("step", "1")
+    assert len(shown.tokens("a")) == 5
+    assert shown.console() == []

@@ -1,0 +1,245 @@
+"""A run is computed once, by one process; however it ends, that is written down."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import experiments.converge.run as runner
+from experiments.converge.settings import GenerationSettings
+from experiments.runs import compute_once, lock
+from experiments.runs.compute_once import ALONE, RunError
+from experiments.runs.files import write_json
+from experiments.runs.folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+Called = tuple[int, str, str]
+Status = Callable[[Path], dict[str, Any]]
+
+
+class NoTracker:
+    def finish(self, *, failed: bool = False) -> None: ...
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "s" / "abc", {"study": "s"})
+
+
+def attempt(folder: RunFolder, compute: Callable[[object], object], publish: Any = None) -> Any:
+    return compute_once.compute_once(
+        folder,
+        asked=ALONE,
+        device=torch.device("cpu"),
+        open_tracker=NoTracker,
+        compute=compute,
+        publish=publish or (lambda tracker, result: None),
+        shorten="prompts.max_tokens",
+    )
+
+
+def broken(_: object) -> None:
+    raise RuntimeError("a bug")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(
+    folder: RunFolder, status: Status, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RunError, match="a bug"):
+        attempt(folder, broken)
+    trace = (folder.path / "traceback.txt").read_text()
+    assert "in broken" in trace
+    assert trace in capsys.readouterr().err
+    error = status(folder.path)["error"]
+    assert error == f"RuntimeError: a bug (see {folder.path / 'traceback.txt'})"
+    attempt(folder, lambda _: None)
+    assert not (folder.path / "traceback.txt").exists(), "it is history"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "cannot be written (No space left on device)"),
+        (torch.OutOfMemoryError("x"), "the device's memory does not hold the run"),
+        (MemoryError(), "the machine's memory does not hold the run"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "use a shorter prompts"),
+    ],
+)
+def test_disk_and_memory_are_a_sentence(
+    folder: RunFolder,
+    status: Status,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    said: str,
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    with pytest.raises(RunError):
+        attempt(folder, fail)
+    assert said in status(folder.path)["error"]
+    assert not (folder.path / "traceback.txt").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_computed_run_is_finished_also_where_nobody_can_be_told(
+    folder: RunFolder, status: Status, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert attempt(folder, lambda _: 7, lambda tracker, result: broken(None)) == 7
+    assert status(folder.path)["state"] == "finished"
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "warning: " in err.splitlines()[-1]
+
+
+def test_a_mistake_in_a_sweep_is_in_the_table_with_its_traceback(
+    in_process: Callable[..., Called], settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug before there is a folder")
+
+    monkeypatch.setattr(runner, "encode_prompts", wrong)
+    code, out, err = in_process("converge", "-m", *settings, "feedback.strength=0,1")
+    assert code == 1
+    assert err.count("Traceback") == 2
+    assert "2 runs: 2 failed" in out
+    lines = [line for line in out.splitlines() if "failed: RuntimeError" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert "in wrong" in Path(line.partition("(see ")[2].rstrip(")")).read_text()
+
+
+def test_kept_prompts_say_where_they_came_from(
+    compute: Callable[..., Path],
+    status: Status,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    done: list[str] = []
+    keep = RunFolder.keep
+
+    def keep_one(self: RunFolder, number: int, *parts: Any) -> None:
+        if number == 1 and not done:
+            done.append("broken off")
+            raise OSError(28, "No space left on device")
+        keep(self, number, *parts)
+
+    monkeypatch.setattr(RunFolder, "keep", keep_one)
+    origin = compute_once.provenance(torch.device("cpu"))
+    monkeypatch.setattr(compute_once, "provenance", lambda _: {**origin, "commit": "before"})
+    with pytest.raises(RunError):
+        compute()
+    monkeypatch.setattr(compute_once, "provenance", lambda _: {**origin, "commit": "now"})
+    capfd.readouterr()
+    folder = compute()
+    (kept,) = status(folder)["kept"]
+    assert kept["origin"]["commit"] == "before"
+    assert status(folder)["commit"] == "now"
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert "1 of its prompts were computed by an earlier attempt with another commit" in err
+
+
+def test_a_run_is_finished_before_its_kept_prompts_go(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.begin({})
+    (folder.path / ".prompts").mkdir()
+    monkeypatch.setattr("experiments.runs.folder.shutil.rmtree", broken)  # killed at this moment
+    with pytest.raises(TypeError):
+        folder.finish()
+    assert folder.finished
+    monkeypatch.undo()
+    folder.tidy()
+    assert not (folder.path / ".prompts").exists()
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_a_lock_neither_follows_a_link_nor_empties_a_file(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").symlink_to(precious)
+    with pytest.raises(OSError), lock.locked(run, on_wait=print, on_no_locks=print):  # noqa: PT011
+        pytest.fail("held through a link")
+    lock.remove_free(run)
+    assert precious.read_text() == "mine"
+    (run / ".lock").unlink()
+    os.link(precious, run / ".lock")
+    with lock.locked(run, on_wait=print, on_no_locks=print):
+        assert lock.is_held(run)
+    assert precious.read_text() == "mine"
+
+
+def test_files_have_the_rights_that_the_umask_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", broken)  # it is the process's, and threads share it
+        write_json(tmp_path / "a.json", {})
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
+
+
+# --- random numbers, and a start without torch ---------------------------------------------------
+
+
+def test_no_prompt_of_one_seed_draws_like_a_prompt_of_another() -> None:
+    seeds = [
+        runner.seed_of(seed, GenerationSettings(seed=inner), number)
+        for seed in (0, 1, 2)
+        for inner in (0, 1, 2)
+        for number in (0, 1, 1008, 1009, 2018)
+    ]
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize(
+    "words", [["status", "nowhere"], ["converge", "--help"], ["converge", "--cfg", "job"]]
+)
+def test_a_command_that_computes_nothing_imports_no_torch(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = {words!r}\n"
+        "try:\n"
+        f"    runpy.run_module('experiments.{words[0]}', run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_name_of_a_state_tracking_run_and_its_commands(
+    in_process: Callable[..., Called], tmp_path: Path
+) -> None:
+    words = ["device=cpu", "tracking.mode=disabled", "task.trained_level=2", "task.tested_level=3"]
+    words += ["size.n_embd=8", "training.steps=2", "training.batch_size=2", "test_words=4"]
+    words += [f"runs_dir={tmp_path}", "study=s"]
+    code, out, err = in_process("state_tracking", "-m", *words, "seed=0,1")
+    assert (code, err) == (0, "")
+    assert "run 2 of 2: " in out
+    assert "plain, 1 layer; cups, state seed=1" in out
+    assert f"Draw it:  python -m analysis.state_tracking {tmp_path / 's'}" in out
+    commands = {
+        json.loads(path.read_text())["command_of_this_run"] for path in tmp_path.glob("s/*/status*")
+    }
+    beginning = f"python -m experiments.state_tracking {words[0]} "
+    assert all(command.startswith(beginning) for command in commands)
+    assert {command.split()[-1] for command in commands} == {"seed=0", "seed=1"}

@@ -1,0 +1,231 @@
+"""Folders of Hugging Face models: what is loaded, what is refused, and what identifies them."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor
+
+from stateful_gpt.checkpoint import CheckpointError, load_checkpoint
+from stateful_gpt.hugging_face import HuggingFaceModel
+from stateful_gpt.hugging_face_folder import fingerprint, load_hugging_face
+from stateful_gpt.language_model import Modulation
+from tests.tiny_transformers import tiny
+
+BYTES = 257  # ids of the project's byte tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A llama in several files, without a tokenizer."""
+    model = tiny("llama", dtype=torch.float32, vocab_size=BYTES)
+    model.save_pretrained(tmp_path / "llama", max_shard_size="20KB")
+    return tmp_path / "llama"
+
+
+def refusal(folder: Path, tokenizer: str | None = "byte") -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_hugging_face(folder, tokenizer=tokenizer)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def logits(folder: Path, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    model = load_hugging_face(folder, tokenizer="byte", dtype=dtype).model
+    with torch.no_grad():
+        return model.logits(model.read(tokens)[0])
+
+
+def test_a_folder_of_several_files_is_loaded_in_each_precision(folder: Path) -> None:
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    tokens = torch.tensor([[3, 5, 8, 13, 21]])
+    expected = tiny("llama", dtype=torch.float32, vocab_size=BYTES)(input_ids=tokens).logits[0]
+    assert torch.equal(logits(folder, tokens), expected)
+    in_float64 = logits(folder, tokens, torch.float64)
+    assert in_float64.dtype == torch.float64
+    torch.testing.assert_close(in_float64.float(), expected, rtol=1e-4, atol=1e-4)  # float32 ends
+    by_copy = load_hugging_face(folder, tokenizer="byte").model.in_float64()
+    with torch.no_grad():
+        assert torch.equal(by_copy.logits(by_copy.read(tokens)[0]), in_float64)
+    assert logits(folder, tokens, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_gpt2_says_the_same_by_either_door(tmp_path: Path) -> None:
+    settings = {"bos_token_id": 256, "eos_token_id": 256}
+    tiny("gpt2", dtype=torch.float32, vocab_size=BYTES, **settings).save_pretrained(tmp_path)
+    tokens = torch.randint(0, BYTES, (2, 20), generator=torch.Generator().manual_seed(0))
+    bias = torch.linspace(-3, 3, 40, dtype=torch.float64).view(2, 20)
+    doors = (
+        load_checkpoint(tmp_path, tokenizer="byte", dtype=torch.float64),
+        load_hugging_face(tmp_path, tokenizer="byte", dtype=torch.float64),
+    )
+    for fed in (Modulation(), Modulation(bias=bias), Modulation(factor=bias.exp(), layers={1})):
+        with torch.no_grad():
+            ours, theirs = (
+                door.model.logits(door.model.read(tokens, modulation=fed).flatten(0, 1))
+                for door in doors
+            )
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+def test_pickles_are_not_read(folder: Path) -> None:
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    torch.save(tiny("llama", vocab_size=BYTES).state_dict(), folder / "pytorch_model.bin")
+    assert "has no safetensors" in refusal(folder)
+
+
+def test_code_that_comes_with_a_model_is_not_run(folder: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: pass\n")
+    edit(folder / "config.json", model_type="unheard", auto_map={"AutoConfig": "code.Config"})
+    assert "is not a causal model that transformers loads" in refusal(folder)
+    assert not ran.exists()
+
+
+def test_weights_of_another_shape_are_refused(folder: Path) -> None:
+    edit(folder / "config.json", intermediate_size=32)
+    assert "layers.0.mlp.down_proj.weight is of another shape" in refusal(folder)
+
+
+@pytest.mark.skipif(transformers.__version__ >= "5", reason="it reads its own rotary settings")
+def test_rotary_settings_that_an_old_transformers_would_pass_over_are_refused(folder: Path) -> None:
+    edit(folder / "config.json", rope_parameters={"rope_theta": 1e5, "rope_type": "default"})
+    assert "load it with transformers 5" in refusal(folder)
+
+
+@pytest.mark.parametrize(("layers", "kind"), [(4, "missing"), (2, "unexpected")])
+def test_weights_that_are_missing_or_too_many_are_refused(
+    folder: Path, layers: int, kind: str
+) -> None:
+    edit(folder / "config.json", num_hidden_layers=layers)
+    message = refusal(folder)
+    assert f"model.layers.{min(layers, 3)}." in message
+    assert message.endswith(f"is {kind}")
+
+
+def test_damaged_weights_are_refused(folder: Path) -> None:
+    shard = next(folder.glob("model-*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    assert "is not a causal model that transformers loads" in refusal(folder)
+
+
+def test_an_architecture_out_of_reach_is_refused(tmp_path: Path) -> None:
+    tiny("bloom", dtype=torch.float32).save_pretrained(tmp_path)
+    assert "BloomForCausalLM cannot be studied: layer 0" in refusal(tmp_path)
+
+
+def test_a_missing_extra_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "pip install 'stateful_gpt[hugging_face]'" in refusal(folder)
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    assert "python -m scripts.prepare_smollm2" in refusal(tmp_path / "smollm2")
+    assert "there is no model folder" in refusal(tmp_path / "elsewhere")
+    assert "there is no model folder" in refusal(Path("x" * 5000))
+    assert "has no config.json" in refusal(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    assert "must be a folder" in refusal(file)
+
+
+def test_a_model_without_a_tokenizer_asks_for_one(folder: Path) -> None:
+    assert "has no tokenizer" in refusal(folder, tokenizer=None)
+
+
+def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(folder: Path) -> None:
+    assert "uses the id 50256" in refusal(folder, tokenizer="gpt2")
+
+
+def with_tokenizer(folder: Path, *, special: list[str]) -> None:
+    """A byte-level tokenizer of 256 ids, and special tokens behind them."""
+    vocabulary = {c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}
+    backend = tokenizers.Tokenizer(BPE(vocabulary, merges=[]))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(special)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=special[0])
+    fast.save_pretrained(folder)
+
+
+def test_ends_are_those_of_tokenizer_and_model(folder: Path) -> None:
+    with_tokenizer(folder, special=["<end>"])
+    edit(folder / "generation_config.json", eos_token_id=[7, 9])
+    checkpoint = load_hugging_face(folder)
+    assert isinstance(checkpoint.model, HuggingFaceModel)
+    assert checkpoint.tokenizer.end_tokens == (7, 9, 256)
+    assert checkpoint.tokenizer.n_vocab == 257
+    assert bytes(checkpoint.tokenizer.encode_ordinary("a")) != b""
+    assert load_hugging_face(folder, tokenizer="byte").tokenizer.name == "byte"
+
+
+def test_special_tokens_may_lie_beyond_the_embeddings_but_no_others(folder: Path) -> None:
+    with_tokenizer(folder, special=["<end>", "<image>", "<sound>"])
+    assert load_hugging_face(folder).tokenizer.n_vocab == 259
+    smaller = tiny("llama", dtype=torch.float32, vocab_size=200)
+    for file in folder.glob("model*"):
+        file.unlink()
+    smaller.save_pretrained(folder)
+    assert "uses the id 255, but" in refusal(folder, tokenizer=None)
+
+
+def test_a_broken_tokenizer_is_one_sentence(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+    assert "tokenizer" in refusal(folder, tokenizer=None)
+
+
+def test_the_fingerprint_is_that_of_what_is_loaded(folder: Path) -> None:
+    first = fingerprint(folder)
+    (folder / "README.md").write_text("nothing that is loaded")
+    assert fingerprint(folder) == first
+    shard = max(folder.glob("model-*.safetensors"))
+    weights, before = load_file(shard), shard.stat()
+    name = min(weights)
+    save_file(weights | {name: weights[name] + 1}, shard, metadata={"format": "pt"})
+    assert shard.stat().st_size == before.st_size
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    changed = fingerprint(folder)
+    assert changed != first
+    edit(folder / "config.json", rms_norm_eps=1e-3)
+    assert fingerprint(folder) != changed
+
+
+def test_a_hub_name_carries_its_revision(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "snapshots" / "0a1b2c"
+    snapshot.parent.mkdir()
+    folder.rename(snapshot)
+    asked = []
+
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        assert not any("bin" in pattern or "py" in pattern for pattern in allow_patterns)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    checkpoint = load_hugging_face("somebody/llama", tokenizer="byte")
+    assert asked == ["somebody/llama"]
+    assert checkpoint.source == "somebody/llama@0a1b2c"
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    assert "could not be downloaded from the hub (ConnectionError)" in refusal(Path("a/llama"))

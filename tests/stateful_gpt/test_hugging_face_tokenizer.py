@@ -1,0 +1,99 @@
+"""Fast tokenizers of Hugging Face with the face of the project's own."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from stateful_gpt.hugging_face_tokenizer import HuggingFaceTokenizer
+from stateful_gpt.tokenizer import decode, token_text
+
+TEXT = "Ein Bär 🐻 sagt:\n\t<end> ½"
+
+
+def byte_level() -> Tokenizer:
+    """Single bytes, one merge, an end token that is special and a word that is added."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: i for i, character in enumerate(alphabet)} | {"in": 300}
+    backend = Tokenizer(models.BPE(vocabulary, merges=[("i", "n")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<end>"])
+    backend.add_tokens(["Bär"])
+    backend.enable_truncation(4)
+    backend.enable_padding(length=6)
+    return backend
+
+
+def sentence_pieces() -> Tokenizer:
+    """Pieces with spaces as ▁, single bytes for the rest, and a start token, as Llama has it."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["▁", "E", "i", "n", "B", "r", "▁B", "in"]
+    merges = [("▁", "B"), ("i", "n")]
+    backend = Tokenizer(
+        models.BPE(
+            {piece: i for i, piece in enumerate(pieces)},
+            merges=merges,
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return backend
+
+
+def test_the_bytes_of_byte_level_tokens_are_the_text() -> None:
+    encoding = HuggingFaceTokenizer(byte_level(), name="bytes", end_tokens=[257])
+    ids = encoding.encode_ordinary(TEXT)
+    assert len(ids) > 6  # whole, neither cut nor padded
+    assert b"".join(encoding.decode_single_token_bytes(i) for i in ids) == TEXT.encode()
+    assert decode(encoding, ids) == TEXT
+    assert encoding.start_tokens == ()
+    assert token_text(encoding, 300) == "in"
+    assert token_text(encoding, encoding.encode_ordinary("½")[0]) == r"\xc2"
+
+
+def test_a_special_token_that_is_spelled_out_is_text() -> None:
+    encoding = HuggingFaceTokenizer(byte_level(), name="bytes", end_tokens=[257])
+    assert 257 not in encoding.encode_ordinary("<end>")
+    assert encoding.decode_single_token_bytes(257) == b"<end>"
+    assert encoding.end_tokens == (257,)
+
+
+def test_a_hole_in_the_vocabulary_is_no_token() -> None:
+    encoding = HuggingFaceTokenizer(byte_level(), name="bytes", end_tokens=[])
+    assert encoding.n_vocab == 301
+    for hole in (280, 301, -1, 2**40):
+        with pytest.raises(KeyError):
+            encoding.decode_single_token_bytes(hole)
+    assert token_text(encoding, 280) == "<id 280>"
+
+
+def test_sentence_pieces_begin_with_the_start_token_and_a_space() -> None:
+    encoding = HuggingFaceTokenizer(sentence_pieces(), name="pieces", end_tokens=[2])
+    assert encoding.start_tokens == (1,)
+    ids = encoding.encode_ordinary(TEXT)
+    assert ids[0] == 1
+    assert ids[-1] != 2
+    assert b"".join(encoding.decode_single_token_bytes(i) for i in ids[1:]) == b" " + TEXT.encode()
+    assert encoding.decode_single_token_bytes(1) == b"<s>"
+
+
+def test_special_tokens_are_used_only_where_they_start_a_text() -> None:
+    assert 257 not in HuggingFaceTokenizer(byte_level(), name="bytes", end_tokens=[]).used
+    used = HuggingFaceTokenizer(sentence_pieces(), name="pieces", end_tokens=[]).used
+    assert 1 in used
+    assert 2 not in used
