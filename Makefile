@@ -13,7 +13,7 @@ study: .venv/run-ready
 	$(BIN)/python -m analysis figures $(STUDY) --out $(FIGURES)
 	$(BIN)/python -m analysis table $(STUDY)
 	$(BIN)/python -m analysis page $(STUDY) --out $(FIGURES)/study.html
-	@echo "Figures are in $(FIGURES): begin with convergence.png, explained in README.md."
+	@echo "Figures are in $(FIGURES): begin with headline.png, explained in README.md."
 	@echo "Open $(FIGURES)/study.html in a browser: the study pass by pass, token by token."
 
 test: lint

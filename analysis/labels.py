@@ -107,7 +107,11 @@ def spelt(name: str, value: object) -> str:
     word = WORDS.get(name) or WORDS.get(name.rpartition(".")[2])
     if isinstance(word, Mapping):
         return word.get(value, f"{name} {value}")
-    shown = number(float(value)) if isinstance(value, Real) and value is not True else str(value)
+    shown = (
+        number(float(value))
+        if isinstance(value, Real) and not isinstance(value, bool)
+        else str(value)
+    )
     if word is None:
         return f"{name} {shown}"
     text = word.format(shown)

@@ -189,7 +189,7 @@ def _frames(found: Found) -> Runs:
     saved, repeated = _once([run for run in found.runs if isinstance(run, SavedRun)])
     models = [run for run in found.runs if isinstance(run, SavedModel)]
     runs, settings = _runs(saved)
-    by_key = {run: saved[int(place)] for run, place in runs.pop("place").items()}
+    by_key = {run: saved[int(place)] for run, place in enumerate(runs.pop("place"))}
     return Runs(
         runs=runs,
         settings=settings,
@@ -267,7 +267,9 @@ def _settings(config: Mapping[str, object]) -> dict[str, object]:
         kept["device.dtype"] = dtype
     flat = pd.json_normalize(kept).iloc[0].to_dict() if kept else {}
     return {
-        SHORT_NAMES.get(key, key): ",".join(map(str, value)) if isinstance(value, list) else value
+        SHORT_NAMES.get(str(key), str(key)): ",".join(map(str, value))
+        if isinstance(value, list)
+        else value
         for key, value in flat.items()
     }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stateful_gpt.solving import Sampling
 
 from stateful_gpt import cli
 from stateful_gpt.checkpoint import load_checkpoint, save_checkpoint
