@@ -17,7 +17,7 @@ study: .venv/run-ready
 	@echo "Open $(FIGURES)/study.html in a browser: the study pass by pass, token by token."
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not browser"
 
 test-slow: .venv/slow-ready
 	$(BIN)/python -m pytest -m slow

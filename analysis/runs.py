@@ -159,7 +159,9 @@ class Runs:
             _check_known("prompt", prompt_ids, [*prompts["prompt_id"]])
             prompts = prompts[prompts["prompt_id"].isin(prompt_ids)]
             runs = runs.loc[runs.index.isin(prompts["run"])]
-            runs = runs.assign(**dict.fromkeys(_over_prompts(runs), np.nan))
+            runs = runs.assign(
+                **dict.fromkeys([name for name in PROMPT_COLUMNS if name in runs], np.nan)
+            )
         models, contests = (kind.only(run_ids) for kind in (self.models, self.contests))
         chosen = replace(self, runs=runs, prompts=prompts, models=models, contests=contests)
         kept = self.iterations["prompt_id"].isin(prompts["prompt_id"].unique())
@@ -340,12 +342,9 @@ def _ends_by_theorem(row: pd.Series) -> bool:
     return not same_position and (not said(damping) or damping == 1.0)
 
 
-def _over_prompts(runs: pd.DataFrame) -> list[str]:
-    return [name for name in PROMPT_COLUMNS if name in runs]
-
-
 def _check_known(noun: str, wanted: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        there = some(list(dict.fromkeys(known)))
-        raise SourceError(f"There is no {noun} {', '.join(unknown)}; there are: {there}.")
+        raise SourceError(
+            f"There is no {noun} {', '.join(unknown)}; there are: {some(list(dict.fromkeys(known)))}."
+        )

@@ -91,7 +91,7 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
 def _train(
     settings: TrainSettings,
     architecture: GPTConfig,
-    origin: Checkpoint | None,
+    origin: Checkpoint[GPT] | None,
     device: torch.device,
     texts: list[str],
     held_out_texts: list[str],

@@ -347,7 +347,7 @@ def test_a_generation_run_is_the_librarys_generate_past_the_block_too(
                 temperature=1.3 if strategy == "sample" else None,
                 top_k=40,
                 vocab_size=257,
-                end_token=256,
+                end_tokens=[256],
             ),
             generator=torch.Generator().manual_seed(2 * 1_000_003 + 5 * 1_009 + number),
             on_window=watch,

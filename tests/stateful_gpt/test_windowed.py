@@ -186,7 +186,7 @@ def test_generation_is_the_reference_before_and_after_the_window_slides(
     sampling = Sampling()
     if ends:  # an end that some row draws
         first = study(model, prompts[:1], feedback, None, new=3, start=start)
-        sampling = Sampling(end_token=first.tokens[0][-1])
+        sampling = Sampling(end_tokens=[first.tokens[0][-1]])
     full = study(model, prompts, feedback, None, new=9, start=start, sampling=sampling)
     ours = study(model, prompts, feedback, window, new=9, start=start, sampling=sampling)
     assert_same(ours, full)
