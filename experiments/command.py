@@ -93,6 +93,8 @@ def run_command(runner: Runner) -> int:
         if command.began:
             raise
         return _say(f"an override cannot be read: {error}", 2)  # Hydra's, on ``=1``
+    except BrokenPipeError:  # the reader has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         return _say(f"runs_dir: {error.filename!r} cannot be written ({error.strerror})", 1)
     return command.code

@@ -13,13 +13,14 @@ import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from stateful_gpt.console import cut
+from stateful_gpt.language_model import LanguageModel
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.tokenizer import (
     BytePairs,
@@ -46,15 +47,18 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _GPT2_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
+Model = TypeVar("Model", bound=LanguageModel, covariant=True)
+
+
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Generic[Model]):
     """A model ready to run, and the tokenizer that its ids belong to.
 
     ``trained_passes`` is the number of passes a model with hidden-state feedback was trained in,
     where its folder says so.
     """
 
-    model: GPT
+    model: Model
     tokenizer: Tokenizer
     source: str
     trained_passes: int | None = None
@@ -66,7 +70,7 @@ def load_checkpoint(
     tokenizer: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> Checkpoint:
+) -> Checkpoint[GPT]:
     """Load a model in evaluation mode.
 
     Args:
@@ -141,12 +145,9 @@ def fingerprint(source: str | Path) -> str:
         CheckpointError: there is no such model, or a part of it cannot be read.
     """
     path = locate(source)
-    if path.is_dir():
-        files = [path / name for name in sorted((WEIGHTS, CONFIG, TOKENIZER))]
-    else:
-        files = [path, path.with_name(NANOGPT_TOKENIZER)]
+    own = [path / name for name in sorted((WEIGHTS, CONFIG, TOKENIZER))]
     digest = hashlib.sha256()
-    for file in files:
+    for file in own if path.is_dir() else [path, path.with_name(NANOGPT_TOKENIZER)]:
         if file.exists():
             with open_file(file) as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -253,8 +254,7 @@ def _published_gpt2(
     expected = {
         "layer_norm_epsilon": 1e-5,
         "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
+        **dict.fromkeys(("scale_attn_by_inverse_layer_idx", "add_cross_attention"), False),
     }
     for key, value in expected.items():
         if settings.get(key, value) != value:

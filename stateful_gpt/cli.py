@@ -54,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
         help="so many texts, each from a state of its own; they are printed when all are done",
     )
     add("--max_new_tokens", type=_whole(0), default=100, metavar="N", help="default 100")
+    add(
+        "--slide",
+        type=_whole(1),
+        metavar="N",
+        help="tokens that a full window drops at once; default a quarter of the model's block, 1 is"
+        " nanoGPT's cropping, and recomputes everything for every token",
+    )
     add("--greedy", action="store_true", help="always the most likely token")
     add(
         "--temperature",
@@ -79,20 +86,10 @@ def _parser() -> argparse.ArgumentParser:
         " hidden states: what they add to embeddings is multiplied by it; default 0, nothing",
     )
     add("--layers", type=_layers, metavar="LIST", help="all (default), or such as 0,1,5")
-    add(
-        "--hidden_strength",
-        type=_number(),
-        default=0.0,
-        metavar="X",
-        help="feed hidden states back as well, at this strength; default 0",
-    )
-    add(
-        "--shift",
-        type=int,
-        choices=(0, 1),
-        default=1,
-        help="of hidden states: 1 (default) that of the step before, 0 the token's own",
-    )
+    both = "feed hidden states back as well, at this strength; default 0"
+    add("--hidden_strength", type=_number(), default=0.0, metavar="X", help=both)
+    shifts = "of hidden states: 1 (default) that of the step before, 0 the token's own"
+    add("--shift", type=int, choices=(0, 1), default=1, help=shifts)
     add("--iterations", type=_whole(1), default=64, metavar="N", help="most passes a token")
     add(
         "--tolerance",
@@ -102,13 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         help="stop passes that move no estimate by more than this;"
         " 0 stops only once none can move; default 0.001",
     )
-    add(
-        "--damping",
-        type=_number("above 0 and at most 1", least=TINY, most=1),
-        default=1.0,
-        metavar="X",
-        help="the part of a pass that the next one is fed; default 1, all of it",
-    )
+    part = _number("above 0 and at most 1", least=TINY, most=1)
+    add("--damping", type=part, default=1.0, metavar="X", help="part of a pass fed on; default 1")
     add("--start", choices=STARTS, default="carried")
     add = parser.add_argument_group("model").add_argument
     add("--model", default="bundled", help="bundled, a folder, a ckpt.pt or a hub name")
@@ -121,40 +113,44 @@ def _parser() -> argparse.ArgumentParser:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(_as_options(sys.argv[1:] if arguments is None else arguments))
-    hidden_alone = options.feedback == "hidden_state"
-    drawn = options.temperature is not None or options.top_k is not None
-    refused = {
-        "--greedy draws the most likely token: leave out --temperature and --top_k": options.greedy
-        and drawn,
-        "--greedy always draws the same text: leave out --samples": options.greedy
-        and options.samples > 1,
-        "--layers are of attention, and hidden states enrich embeddings: leave it out": hidden_alone
-        and options.layers is not None,
-        "--hidden_strength adds to a feedback of tokens: leave it out": options.hidden_strength
-        and options.feedback in ("hidden_state", "none"),
-        "--shift 0 is of hidden states, and none are fed back: leave it out": options.shift == 0
-        and not (hidden_alone or options.hidden_strength),
-    }
-    for sentence, applies in refused.items():
+    alone = options.feedback == "hidden_state"
+    drawn = options.temperature or options.top_k  # neither can be 0
+    refused = (
+        (
+            "--greedy draws the most likely token: leave out --temperature and --top_k",
+            options.greedy and drawn,
+        ),
+        (
+            "--greedy always draws the same text: leave out --samples",
+            options.greedy and options.samples > 1,
+        ),
+        ("--layers are of attention, not of hidden states", alone and options.layers is not None),
+        (
+            "--hidden_strength adds to a feedback of tokens: leave it out",
+            options.hidden_strength and (alone or options.feedback == "none"),
+        ),
+        (
+            "--shift 0 is of hidden states, and none are fed back: leave it out",
+            not (options.shift or alone or options.hidden_strength),
+        ),
+    )
+    for sentence, applies in refused:
         if applies:
             parser.error(sentence)
     return options
 
 
 def _as_options(arguments: list[str]) -> list[str]:
-    """``--max-new-tokens`` as it is spelled here, and ``--strength -1e-3`` as one word.
-
-    argparse would take the second word for an option.
-    """
+    """``--max-new-tokens`` as spelled here, and ``--strength -1e-3`` as one word."""
     words: list[str] = []
     for word in arguments:
+        name, equals, value = word.partition("=")
         if words and words[-1] in ("--strength", "--hidden_strength"):
             words[-1] += f"={word}"
-            continue
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            word = f"--{name.replace('-', '_')}{equals}{value}"
-        words.append(word)
+        elif name.startswith("--"):
+            words.append(f"--{name[2:].replace('-', '_')}{equals}{value}")
+        else:
+            words.append(word)
     return words
 
 
@@ -168,7 +164,7 @@ def _main(arguments: list[str] | None) -> int:
         return _run(options)
     except BrokenPipeError:  # the reader has all it wanted
         return 0
-    except ValueError as error:  # CheckpointError among them
+    except ValueError as error:  # CheckpointError too
         return _tell(str(error), 1)
     except (MemoryError, RuntimeError) as error:
         import torch
@@ -194,11 +190,9 @@ def _run(options: argparse.Namespace) -> int:
     from stateful_gpt.checkpoint import load_checkpoint
     from stateful_gpt.device import DTYPES, choose_device
     from stateful_gpt.feedback import Feedback
-    from stateful_gpt.generate import Start, generate
+    from stateful_gpt.generate import Sampling, Start, generate
     from stateful_gpt.recompute import Outcome, RecomputeConfig
-    from stateful_gpt.solving import Full, Sampling
     from stateful_gpt.tokenizer import END_OF_TEXT, end_token, token_bytes
-    from stateful_gpt.windowed import Windowed
 
     device = choose_device(options.device)
     prompt = as_text(options.prompt)
@@ -224,18 +218,17 @@ def _run(options: argparse.Namespace) -> int:
         hidden_strength=options.hidden_strength,
         shift=options.shift,
     )
-    config = model.config
-    if feedback.of_hidden and model.gate is None:
+    if feedback.of_hidden and not model.takes_hidden_states:
         raise ValueError(
             "hidden states can be fed back only to a model with a gate for them, such as"
             f" bundled_stateful; {options.model} has none"
         )
-    if options.layers is not None and max(options.layers) >= config.n_layer:
+    if options.layers is not None and max(options.layers) >= model.n_layer:
         raise ValueError(
-            f"--layers must be from 0 to {config.n_layer - 1}, got {max(options.layers)}"
+            f"--layers must be from 0 to {model.n_layer - 1}, got {max(options.layers)}"
         )
     room = options.samples * (len(tokens) + options.max_new_tokens)
-    needed = 8 * room * (3 + (config.n_embd if feedback.of_hidden else 0))
+    needed = 8 * room * (3 + (model.width if feedback.of_hidden else 0))
     if needed > machine_memory():
         raise ValueError(
             f"{options.samples} texts of up to {room // options.samples:,} tokens need"
@@ -243,6 +236,7 @@ def _run(options: argparse.Namespace) -> int:
         )
     if options.feedback != "none" and not feedback.active:
         _tell("at --strength 0 nothing is fed back: this is the plain model")
+    slide = min(options.slide or max(1, model.block_size // 4), model.block_size)
     counts = [len(tokens)] * options.samples
     outgrown = False
     show = printable if sys.stdout.isatty() else str
@@ -253,11 +247,11 @@ def _run(options: argparse.Namespace) -> int:
     def take(row: int, token: int) -> None:
         nonlocal outgrown
         counts[row] += 1
-        if counts[row] > config.block_size and not outgrown:
+        if counts[row] > model.block_size and not outgrown:
             outgrown = True
             _tell(
-                f"the text has outgrown the model's block of {config.block_size} tokens: every"
-                " token now costs a whole recompute"
+                f"the text has outgrown the model's block of {model.block_size} tokens: from now on"
+                f" its first {slide} are dropped whenever it is full, and the rest recomputed"
             )
         if token != end:
             piece = writers[row].decode(token_bytes(encoding, token))
@@ -280,8 +274,8 @@ def _run(options: argparse.Namespace) -> int:
             iterations=options.iterations if feedback.active else 1,
             tolerance=options.tolerance,
             damping=options.damping,
+            window="all" if undamped else None,
         ),
-        solver=Windowed("all") if undamped else Full(),
         start=Start(options.start),
         sampling=Sampling(
             temperature=None if options.greedy else options.temperature or 0.8,
@@ -289,7 +283,8 @@ def _run(options: argparse.Namespace) -> int:
             vocab_size=encoding.n_vocab,
             end_token=end,
         ),
-        generator=torch.Generator(device).manual_seed(options.seed),
+        slide=slide,
+        generators=torch.Generator(device).manual_seed(options.seed),
         on_token=take,
     )
     rests = [writer.decode(b"", final=True) for writer in writers]

@@ -26,7 +26,7 @@ def load_hugging_face(
     tokenizer: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> Checkpoint:
+) -> Checkpoint[HuggingFaceModel]:
     """Load a causal model of transformers in evaluation mode.
 
     Args:

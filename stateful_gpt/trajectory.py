@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from stateful_gpt.feedback import Feedback
-from stateful_gpt.model import GPT
+from stateful_gpt.language_model import LanguageModel
+from stateful_gpt.passes import Passes
 from stateful_gpt.recompute import Iteration, Outcome, RecomputeConfig, recompute
-from stateful_gpt.solving import token_pass
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Trajectory:
 
 @torch.no_grad()
 def trajectory(
-    model: GPT,
+    model: LanguageModel,
     tokens: Tensor | Sequence[int],
     feedback: Feedback,
     *,
@@ -49,21 +49,24 @@ def trajectory(
     Raises:
         ValueError: no token, or more than the model's block holds.
     """
-    device = next(model.parameters()).device
-    batch = torch.as_tensor(tokens, dtype=torch.long, device=device)
+    batch = torch.as_tensor(tokens, dtype=torch.long, device=model.device)
     batch = batch[None] if batch.ndim == 1 else batch
     if batch.ndim != 2 or batch.numel() == 0:
         raise ValueError(f"tokens must be (B, T) or (T,) ids, got the shape {tuple(batch.shape)}")
     passes: list[Tensor] = []
 
     def keep(iteration: Iteration) -> None:
-        passes.append(iteration.said.log_probs.cpu())
+        passes.append(iteration.log_probs.cpu())
 
+    count, length = batch.shape
+    run_pass = Passes(model, feedback, batch=count, capacity=length, cached=False)
+    run_pass.window(batch)
     result = recompute(
-        token_pass(model, batch, feedback),
+        run_pass,
         config=RecomputeConfig(iterations=iterations, tolerance=tolerance, damping=damping),
-        lengths=[batch.size(1)] * batch.size(0),
+        lengths=[length] * count,
         triangular=feedback.triangular,
+        leave=False,
         observe=keep,
     )
     return Trajectory(log_probs=torch.stack(passes), outcomes=result.outcomes)

@@ -12,14 +12,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from analysis.intervals import Interval, paired
 from analysis.page.finding import finding
 from analysis.page.texts import Text, packed, texts_of, thinned
-from analysis.runs import Runs
+from analysis.runs import Runs, unfinished
 
 HERE = Path(__file__).parent
 SCRIPTS = ("data", "words", "colours", "view", "tokens", "curve", "table", "controls", "main")
@@ -40,70 +40,56 @@ COLUMNS = (
 TOLERANCE = 1e-3  # nats, where a run did not record its own
 
 
-@dataclass(frozen=True)
-class Frames:
-    """What the page needs of saved runs. `run` is a key that is unique over all of them."""
-
-    runs: (
-        pd.DataFrame
-    )  # index run: run_id, study, settings by short name, measures over its prompts
-    settings: Sequence[str]  # the columns of `runs` that can change a result
-    prompts: pd.DataFrame  # run, prompt_id, outcome
-    trajectory: pd.DataFrame  # run, prompt_id, step, iteration, position, token, log_prob
-    recorded: Sequence[Mapping[str, object]]  # by run: commit, device, command, times ...
-    left_out: Sequence[tuple[str, str]]  # run id and reason
-
-
 def build(saved: Runs, *, limit: int = STUDY_LIMIT) -> str:
     """The page of these runs, of at most `limit` bytes if thinning can get there."""
-    frames = _frames(saved)
-    texts = _texts(frames)
-    content = _content(frames, texts)
+    texts = _texts(saved)
+    content = _content(saved, texts)
     whole = [len(texts), len({text.prompt for text in texts})]
     for kept, given_up in thinned(texts):
-        page = _html({**content, **_stored(kept, frames.runs), "thinned": given_up, "whole": whole})
+        page = _html({**content, **_stored(kept, saved.runs), "thinned": given_up, "whole": whole})
         if len(page.encode("utf-8")) <= limit:
             break
     return page
 
 
-def _frames(saved: Runs) -> Frames:
-    return Frames(
-        runs=saved.runs,
-        settings=saved.settings,
-        trajectory=saved.trajectory,
-        prompts=saved.prompts[["run", "prompt_id", "outcome"]],
-        recorded=[saved.saved[run].status for run in saved.runs.index],
-        left_out=[(item.run_id, item.reason) for item in (*saved.left_out, *saved.damaged)],
-    )
+def page_of_run(folder: Path) -> str:
+    """The page of one run, small enough to lie beside it in a tracker; it may be unfinished."""
+    return build(unfinished(folder), limit=RUN_LIMIT)
 
 
-def _texts(frames: Frames) -> list[Text]:
-    if frames.trajectory.empty:
+def _texts(saved: Runs) -> list[Text]:
+    if saved.trajectory.empty:
         return []
-    runs = frames.runs
+    runs = saved.runs
     tolerance = _numbers(runs, "reporting_tolerance").fillna(TOLERANCE)
     start = runs["start"] if "start" in runs else pd.Series("cold", index=runs.index)
-    still = frames.prompts[frames.prompts["outcome"] == "settled"]
+    still = saved.prompts[saved.prompts["outcome"] == "settled"]
     texts = texts_of(
-        frames.trajectory,
-        tolerance={
-            int(run): float(value) for run, value in zip(runs.index, tolerance, strict=True)
-        },
-        still={
-            (int(run), str(prompt))
-            for run, prompt in zip(still["run"], still["prompt_id"], strict=True)
-        },
+        saved.trajectory,
+        tolerance=dict(zip(map(int, runs.index), tolerance, strict=True)),
+        still={(int(run), str(p)) for run, p in zip(still["run"], still["prompt_id"], strict=True)},
         cold={int(run) for run in runs.index[start != "carried"]},
     )
-    places = {str(p): place for place, p in enumerate(frames.prompts["prompt_id"].unique())}
+    places = {prompt: place for place, prompt in enumerate(saved.prompt_ids)}
     return sorted(texts, key=lambda text: (text.run, places[text.prompt], text.step))
 
 
-def _content(frames: Frames, texts: Sequence[Text]) -> dict[str, object]:
-    change = _numbers(frames.runs, "nll") - _numbers(frames.runs, "nll_plain")
-    runs = frames.runs.assign(change=change)
-    differing = _differing(runs, frames.settings)
+def _changes(saved: Runs) -> dict[int, Interval]:
+    """By run: what feedback did to the loss of a token, where that can be said."""
+    fed = saved.runs.index[saved.runs["strength"].notna() & (saved.runs["strength"] != 0)]
+    if saved.trajectory.empty:
+        return {}
+    groups = saved.estimates.groupby("run")
+    changes = {int(run): paired(groups.get_group(run)) for run in fed if run in groups.groups}
+    return {run: change for run, change in changes.items() if change is not None}
+
+
+def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
+    change = _numbers(saved.runs, "nll") - _numbers(saved.runs, "nll_plain")
+    runs = saved.runs.assign(change=change)
+    left_out = (*saved.left_out, *saved.damaged)
+    longest = max((len(text.tokens) for text in texts), default=0)
+    differing = _differing(runs, saved.settings)
     keys = [key for key, *_ in COLUMNS]
     rows = [
         {
@@ -117,13 +103,13 @@ def _content(frames: Frames, texts: Sequence[Text]) -> dict[str, object]:
     ]
     return {
         "title": ", ".join(dict.fromkeys(runs["study"].astype(str))),
-        "finding": finding(runs, texts, left_out=len(frames.left_out)),
+        "finding": finding(runs, _changes(saved), longest=longest, left_out=len(left_out)),
         "settings": differing,
         "kind": _said(runs["kind"].iloc[0]),
         "columns": [{"key": key, "name": name, "about": about} for key, name, about in COLUMNS],
         "runs": rows,
-        "leftOut": [{"id": run_id, "reason": reason} for run_id, reason in frames.left_out],
-        "provenance": _provenance(frames.recorded),
+        "leftOut": [{"id": one.run_id, "reason": one.reason} for one in left_out],
+        "provenance": _provenance([saved.saved[int(run)].status for run in runs.index]),
     }
 
 

@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
-from analysis.page.texts import Text
+from analysis.intervals import Interval
 
 AT_REST = ("settled", "within_tolerance")
-QUANTILE = 1.96  # of a normal distribution, for an interval of 95 %
 
 
-@dataclass(frozen=True)
-class Change:
-    """What feedback did to the surprise of a token: a mean with half its 95 % interval, in nats."""
+def finding(
+    runs: pd.DataFrame, changes: Mapping[int, Interval], *, longest: int, left_out: int
+) -> str:
+    """From a row a run (index run, as `Runs.runs`), and the change of the loss where it is known.
 
-    mean: float
-    half: float
-
-    @property
-    def clear(self) -> bool:
-        return abs(self.mean) > self.half
-
-    @property
-    def signed(self) -> str:
-        return f"{self.mean:+.2f} ± {self.half:.2f} nats a token".replace("-", "−")
-
-    def __str__(self) -> str:
-        return f"{abs(self.mean):.2f} ± {self.half:.2f} nats a token"
-
-
-def finding(runs: pd.DataFrame, texts: Sequence[Text], *, left_out: int) -> str:
-    """From a row a run (index run; kind, strength, outcome ...) and its texts."""
-    said = [_rest(runs, texts), _effect(runs, texts)]
+    `longest` is the number of tokens of the longest text.
+    """
+    said = [_rest(runs, longest), _effect(runs, changes)]
     if left_out:
         noun = "run is" if left_out == 1 else "runs are"
         said.append(f"{left_out} {noun} failed or unfinished and not shown.")
     return " ".join(filter(None, said))
 
 
-def _rest(runs: pd.DataFrame, texts: Sequence[Text]) -> str:
+def _rest(runs: pd.DataFrame, longest: int) -> str:
+    if runs["outcome"].isna().all():  # only some prompts were chosen
+        return ""
     # out of passes, and yet as near to the end as was asked for
     near = pd.to_numeric(runs["iterations_to_tolerance"], errors="coerce").notna()
     resting = runs[runs["outcome"].isin(AT_REST) | near]
@@ -60,68 +44,50 @@ def _rest(runs: pd.DataFrame, texts: Sequence[Text]) -> str:
         most = int(needed.max())
         limit = "at most " if len(needed) > 1 else ""
         sentence += f", after {limit}{most} {'pass' if most == 1 else 'passes'}"
-        bound = max((len(text.tokens) - 1 for text in texts), default=0)
-        if bound > most and all(_bounded(row) for _, row in resting.iterrows()):
-            sentence += f" ({bound} are guaranteed)"
+        if longest - 1 > most and resting["ends_by_theorem"].all():
+            sentence += f" ({longest - 1} are guaranteed)"
     return f"{sentence}."
 
 
-def _bounded(row: pd.Series) -> bool:
-    """Whether T − 1 passes must do: an estimate depends on earlier ones alone, and is undamped."""
-    damping = row.get("damping")
-    same_position = row.get("kind") == "hidden_state" and row.get("shift") == 0
-    return not same_position and (pd.isna(damping) or float(damping) == 1.0)
-
-
-def _effect(runs: pd.DataFrame, texts: Sequence[Text]) -> str:
+def _effect(runs: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
     """How much worse or better tokens are predicted, each paired with the plain model."""
-    changes: list[tuple[Change, pd.Series]] = []
-    for run, row in runs.iterrows():
-        fed = pd.notna(row["strength"]) and row["strength"] != 0
-        change = change_of([text for text in texts if text.run == run]) if fed else None
-        if change is not None:
-            changes.append((change, row))
     if not changes:
         return ""
-    worse = [one for one in changes if one[0].clear and one[0].mean > 0]
-    better = [one for one in changes if one[0].clear and one[0].mean < 0]
+    worse = {run: one for run, one in changes.items() if _clear(one) and one.mean > 0}
+    better = {run: one for run, one in changes.items() if _clear(one) and one.mean < 0}
     unclear = len(changes) - len(worse) - len(better)
     if len(changes) == 1:
-        change = changes[0][0]
+        (change,) = changes.values()
         if unclear:
-            return f"It predicts neither clearly worse nor better: by {change.signed}."
-        return f"It predicts {'worse' if worse else 'better'}, by {change}."
+            by = _nats(change, signed=True)
+            return f"The model predicts neither clearly worse nor better: by {by}."
+        return f"The model predicts {'worse' if worse else 'better'}, by {_nats(change)}."
     if unclear == len(changes):
-        return f"In none of {unclear} runs with feedback does it clearly predict worse or better."
-    several = runs["kind"].nunique() > 1
+        none = f"In none of {unclear} runs with feedback"
+        return f"{none} does the model clearly predict worse or better."
     parts = [
-        f"{word} in {len(group)} of {len(changes)} runs, by up to {_largest(group, several)}"
+        f"{word} in {len(group)} of {len(changes)} runs, by up to {_largest(group, runs)}"
         for word, group in (("worse", worse), ("better", better))
         if group
     ]
     if unclear:
         parts.append(f"neither clearly in {unclear}")
-    return f"With feedback it predicts {', '.join(parts)}."
+    return f"With feedback the model predicts {', '.join(parts)}."
 
 
-def _largest(group: Sequence[tuple[Change, pd.Series]], several_kinds: bool) -> str:
-    change, row = max(group, key=lambda one: abs(one[0].mean))
-    symbol = "s" if row["kind"] == "hidden_state" else "β"
-    kind = f"{row['kind']}, " if several_kinds else ""
-    return f"{change} ({kind}{symbol} = {row['strength']:g})".replace("-", "−")
+def _largest(group: Mapping[int, Interval], runs: pd.DataFrame) -> str:
+    run = max(group, key=lambda one: abs(group[one].mean))
+    kind = str(runs["kind"].at[run])
+    strength = f"{runs['strength'].astype(float).at[run]:g}"
+    symbol = "s" if kind == "hidden_state" else "β"
+    named = f"{kind}, " if runs["kind"].nunique() > 1 else ""
+    return f"{_nats(group[run])} ({named}{symbol} = {strength})".replace("-", "−")
 
 
-def change_of(texts: Sequence[Text]) -> Change | None:
-    """The change from the plain model, over the tokens of the last steps of one run's texts.
+def _clear(change: Interval) -> bool:
+    return change.low > 0 or change.high < 0
 
-    Tokens count as independent. None where the first pass need not be the plain model's, where
-    some estimate is no number, or where there are too few tokens to say.
-    """
-    last = {text.prompt: text for text in texts}
-    changes = [-text.gain[1:] for text in last.values()]  # nothing predicts the first token
-    together = np.concatenate(changes) if changes else np.zeros(0)
-    plain = all(text.plain for text in last.values())
-    if not plain or len(together) < 2 or not np.isfinite(together).all():
-        return None
-    half = QUANTILE * together.std(ddof=1) / math.sqrt(len(together))
-    return Change(mean=float(together.mean()), half=float(half))
+
+def _nats(change: Interval, *, signed: bool = False) -> str:
+    mean = f"{change.mean:+.2f}" if signed else f"{abs(change.mean):.2f}"
+    return f"{mean} ± {change.half:.2f} nats a token".replace("-", "−")

@@ -52,7 +52,6 @@ class Text:
     values: np.ndarray  # (P, T) int16, 1 / PER_NAT nats; MISSING where there is no number
     settles: np.ndarray  # (T,) uint16: the pass from which an estimate stays; 0: it still moved
     plain: bool  # whether the first pass is the plain model's
-    gain: np.ndarray  # (T,) nats: last pass less first pass, before any cut
 
 
 def texts_of(
@@ -125,7 +124,6 @@ def _text(
         values=values[:end],
         settles=settles,
         plain=plain,
-        gain=exact[-1] - exact[0],
     )
 
 
@@ -156,19 +154,25 @@ def _thin(texts: list[Text], what: str, most: int) -> tuple[list[Text], str] | N
             return None
         chosen = {key: _spread(sorted(steps), most) for key, steps in last.items()}
         fewer = [text for text in texts if text.step in chosen[text.run, text.prompt]]
-        return fewer, f"at most {most} generation steps of each text, evenly spread"
+        return (
+            fewer,
+            f"at most {most} generation step{'s' * (most > 1)} of each text, evenly spread",
+        )
     if what == "prompts":
         prompts = list(dict.fromkeys(text.prompt for text in texts))
         if len(prompts) <= most:
             return None
         fewer = [text for text in texts if text.prompt in prompts[:most]]
-        return fewer, f"the first {most} texts"
+        return fewer, "the first text" if most == 1 else f"the first {most} texts"
     runs = list(dict.fromkeys(text.run for text in texts))
     if len(runs) <= most:
         return None
     wanted = _spread(runs, most)
     fewer = [text for text in texts if text.run in wanted]
-    return fewer, f"the texts of {most} runs, evenly spread"
+    return (
+        fewer,
+        "the texts of one run" if most == 1 else f"the texts of {most} runs, evenly spread",
+    )
 
 
 def _spread(items: list[int], most: int) -> set[int]:

@@ -38,7 +38,7 @@ def rows_that_fit(model: LanguageModel, length: int, settings: ConvergeSettings)
 def compute(
     settings: ConvergeSettings,
     folder: RunFolder,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint[LanguageModel],
     double: LanguageModel | None,
     feedback: Feedback,
     prompts: list[EncodedPrompt],
@@ -73,7 +73,7 @@ def compute(
 def _batch(
     settings: ConvergeSettings,
     folder: RunFolder,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint[LanguageModel],
     double: LanguageModel | None,
     feedback: Feedback,
     first: int,

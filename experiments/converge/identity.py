@@ -12,7 +12,7 @@ from experiments.converge.prompts import Prompt, content_hash, read_prompts
 from experiments.converge.settings import ConvergeSettings, ModelSettings
 from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError
-from stateful_gpt.checkpoint import CheckpointError, fingerprint
+from stateful_gpt.checkpoint import CheckpointError
 
 # how random numbers come from the seeds; another number for another way. Runs from before there
 # was one, whose streams of random numbers met, keep their names and files: these are others
@@ -75,7 +75,12 @@ def run_id(settings: ConvergeSettings, *, model: str, prompts: str) -> str:
 def _identity(model: ModelSettings) -> str:
     """A hash of the model, and of the tokenizer where that is not the model's own."""
     try:
-        weights = fingerprint(model.path)
+        if model.library == "transformers":
+            from stateful_gpt.hugging_face_folder import fingerprint as fingerprint_of
+        else:
+            from stateful_gpt.checkpoint import fingerprint as fingerprint_of
+
+        weights = fingerprint_of(model.path)
     except CheckpointError as error:
         raise ConfigError(f"model.path: {error}") from None
     except OSError as error:

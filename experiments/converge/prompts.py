@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import tiktoken
-
 from experiments.converge.settings import PromptSettings
 from experiments.settings import ConfigError
-from stateful_gpt.tokenizer import decode
+from stateful_gpt.tokenizer import Tokenizer, decode
 
 LARGEST_FILE = 64 * 1024 * 1024  # bytes; far more than any model's block holds
 
@@ -57,7 +55,7 @@ def content_hash(prompts: list[Prompt]) -> str:
 
 def encode_prompts(
     prompts: list[Prompt],
-    encoding: tiktoken.Encoding,
+    encoding: Tokenizer,
     *,
     max_tokens: int | None,
     block_size: int,

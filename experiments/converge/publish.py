@@ -23,8 +23,8 @@ from experiments.sweeps import report
 from experiments.tracking import terminal_view
 from experiments.tracking.tracker import Tracker
 
-# how a run is read and drawn: the work of another room, named and not imported
-PICTURE = "analysis.draw.tokens:png_of"
+# the page of a run: the work of another room, named and not imported
+PAGE = "analysis.page.build:page_of_run"
 RUN_FOLDER = "run_folder"  # in the files of a W&B run: a copy of the run's own
 MOST_TOKENS = 25  # curves that can still be told apart; W&B draws 100 at most
 MOST_POINTS = 200  # of a curve; W&B shows tables of at most 10,000 rows
@@ -132,7 +132,7 @@ def publish(
     if rows_too:
         for row in history_rows(folder):
             tracker.log(row)
-    tracker.image("heat_map", lambda: _heat_map(folder))
+    tracker.html("page", lambda: _page(folder))
     names, xs, ys, among = moving_tokens(folder)
     tracker.lines(
         "token_trajectories",
@@ -189,10 +189,9 @@ def _copy_run(folder: Path, place: Path) -> None:
     write_json(place / STATUS, status)
 
 
-def _heat_map(folder: Path) -> bytes:
-    draw = pkgutil.resolve_name(PICTURE)
-    png: bytes = draw(folder)
-    return png
+def _page(folder: Path) -> str:
+    page: str = pkgutil.resolve_name(PAGE)(folder)
+    return page
 
 
 def history_rows(folder: Path) -> list[dict[str, Any]]:

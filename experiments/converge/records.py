@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import tiktoken
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from stateful_gpt.generate import Generation, Window
 from stateful_gpt.language_model import LanguageModel
 from stateful_gpt.oracle import lyapunov_exponents
 from stateful_gpt.recompute import Outcome
-from stateful_gpt.tokenizer import decode, token_text
+from stateful_gpt.tokenizer import Tokenizer, decode, token_text
 
 Measures = dict[str, list[float]]  # a number for each row, NaN where there is none
 MEASURES = (
@@ -95,7 +94,7 @@ class Records:
     steps: list[Step]
     tolerance: float
 
-    def tables(self, tokens: list[list[int]], encoding: tiktoken.Encoding) -> tuple[Any, Any]:
+    def tables(self, tokens: list[list[int]], encoding: Tokenizer) -> tuple[Any, Any]:
         """(trajectory, iterations), each prompt after the other.
 
         Positions count from the beginning of the text; the first of a window, which nothing
@@ -192,7 +191,7 @@ class Records:
         result: Generation,
         feedback: Feedback,
         *,
-        encoding: tiktoken.Encoding,
+        encoding: Tokenizer,
         double: LanguageModel | None,
     ) -> list[dict[str, Any]]:
         """What became of each prompt.
@@ -219,9 +218,7 @@ class Records:
             for index, exponent in enumerate(exponents)
         ]
 
-    def _summary(
-        self, index: int, result: Generation, encoding: tiktoken.Encoding
-    ) -> dict[str, Any]:
+    def _summary(self, index: int, result: Generation, encoding: Tokenizer) -> dict[str, Any]:
         prompt, outcomes = self.prompts[index], result.outcomes[index]
         steps = self._steps_of(index)
         last = steps[-1]

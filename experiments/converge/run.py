@@ -1,5 +1,6 @@
 """Compute one convergence run into its folder."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from experiments.converge.identity import locate
 from experiments.converge.prompts import EncodedPrompt, encode_prompts
 from experiments.converge.publish import Live, open_tracker, publish
 from experiments.converge.records import Measures, overall
-from experiments.converge.settings import ConvergeSettings
+from experiments.converge.settings import ConvergeSettings, ModelSettings
 from experiments.runs.compute_once import ALONE, Asked, compute_once, finished_already, warn
 from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError
@@ -40,13 +41,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
     if finished_already(folder):
         return folder.path
     try:
-        checkpoint = _checkpoint(
-            settings.model.path,
-            settings.model.tokenizer,
-            settings.device.dtype,
-            device,
-            located.model,
-        )
+        checkpoint = _checkpoint(settings.model, settings.device.dtype, device, located.model)
     except CheckpointError as error:
         raise ConfigError(f"model.path: {error}") from None
     feedback = _feedback(settings, checkpoint.model)
@@ -95,13 +90,14 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
 def _compute_prompts(
     settings: ConvergeSettings,
     folder: RunFolder,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint[LanguageModel],
     feedback: Feedback,
     prompts: list[EncodedPrompt],
     asked: Asked,
     live: Live,
 ) -> list[dict[str, Any]]:
     passes = settings.recompute.iterations * (settings.generation.max_new_tokens + 1)
+    model: Any = checkpoint.model  # hashed by which object it is
     with tqdm(
         total=passes * len(prompts),
         unit="pass",
@@ -123,7 +119,7 @@ def _compute_prompts(
             settings,
             folder,
             checkpoint,
-            _in_float64(checkpoint.model) if settings.measures.lyapunov else None,
+            _in_float64(model) if settings.measures.lyapunov else None,
             feedback,
             prompts,
             on_pass=on_pass,
@@ -155,15 +151,20 @@ def _feedback(settings: ConvergeSettings, model: LanguageModel) -> Feedback:
 
 
 @lru_cache(maxsize=1)
-def _in_float64(model: LanguageModel) -> LanguageModel:
+def _in_float64(model: Any) -> LanguageModel:
     """Kept for the next run of a sweep."""
-    return model.in_float64()
+    double: LanguageModel = model.in_float64()
+    return double
 
 
 @lru_cache(maxsize=1)
 def _checkpoint(
-    path: str, tokenizer: str | None, dtype: str, device: torch.device, _identity: str
-) -> Checkpoint:
+    model: ModelSettings, dtype: str, device: torch.device, _identity: str
+) -> Checkpoint[LanguageModel]:
     """Kept between the jobs of a sweep in one process, while the files stay the same."""
     _in_float64.cache_clear()  # before there are two models
-    return load_checkpoint(path, tokenizer=tokenizer, dtype=DTYPES[dtype], device=device)
+    load: Callable[..., Checkpoint[LanguageModel]] = load_checkpoint
+    if model.library == "transformers":
+        from stateful_gpt.hugging_face_folder import load_hugging_face as load
+
+    return load(model.path, tokenizer=model.tokenizer, dtype=DTYPES[dtype], device=device)

@@ -24,6 +24,7 @@ class ModelSettings(Settings):
     name: str = "bundled"
     path: str = "bundled"
     tokenizer: str | None = None
+    library: Literal["stateful_gpt", "transformers"] = "stateful_gpt"  # what reads it
 
 
 class FeedbackSettings(Settings):

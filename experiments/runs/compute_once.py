@@ -115,7 +115,7 @@ def _attempt(
     try:
         tracker = open_tracker()
         result = compute(tracker)
-        if (mixed := folder.kept_from_elsewhere()) is not None:
+        if (mixed := folder.record_kept()) is not None:
             warn(mixed)
         _publish(folder, tracker, lambda tracker: publish(tracker, result))
         folder.finish()

@@ -87,6 +87,7 @@ class RunFolder:
             "process": os.getpid(),
             "host": socket.gethostname(),
             **origin,
+            "kept": [],
         }
         write_json(self.path / STATUS, self._status)
 
@@ -104,14 +105,17 @@ class RunFolder:
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
 
     def _end(self, **said: Any) -> None:
-        kept = [{"prompt_id": prompt, "origin": origin} for prompt, origin in self._kept]
-        write_json(self.path / STATUS, {**self._status, **said, "finished": now(), "kept": kept})
+        write_json(self.path / STATUS, {**self._status, **said, "finished": now()})
 
-    def kept_from_elsewhere(self) -> str | None:
-        """What an earlier attempt has computed otherwise than this one; None if there is nothing.
-
-        ``status.json`` names the prompts and their origins under ``kept``.
+    def record_kept(self) -> str | None:
+        """Name in ``status.json`` the prompts that earlier attempts have computed, with the origin
+        of each; a sentence if it is another than this attempt's.
         """
+        if not self._kept:
+            return None
+        kept = [{"prompt_id": prompt, "origin": origin} for prompt, origin in self._kept]
+        self._status["kept"] = kept
+        write_json(self.path / STATUS, self._status)
         others = [origin or {} for _, origin in self._kept if origin != self._origin]
         if not others:
             return None

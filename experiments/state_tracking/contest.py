@@ -21,6 +21,7 @@ from experiments.state_tracking.tasks import (
     training_batch,
 )
 from stateful_gpt.feedback import shift_right
+from stateful_gpt.language_model import Modulation
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.train import TrainingConfig, make_optimizers, passes_at, training_step
 
@@ -132,14 +133,14 @@ def accuracy_by_depth(model: GPT, task: Task, *, words: int, depth: int) -> list
     With T positions, depth T - 1 is the fixed point, which reading from left to right has.
     """
     model.eval()
-    batch = test_batch(task, size=words, length=model.config.block_size)
-    device = model.lm_head.weight.device
+    batch = test_batch(task, size=words, length=model.block_size)
+    device = model.device
     tokens, targets = batch.tokens.to(device), batch.targets.to(device)
     accuracy: list[list[float]] = []
     fed: Tensor | None = None
     for _ in range(depth + 1):
-        hidden = model(tokens, hidden=fed)
-        said = model.lm_head(hidden).argmax(dim=-1)  # (B, T), of all ids
+        hidden = model.read(tokens, modulation=Modulation(hidden=fed))
+        said = model.logits(hidden).argmax(dim=-1)  # (B, T), of all ids
         accuracy.append((said == targets).double().mean(dim=0).tolist())
         fed = shift_right(hidden)
     return accuracy

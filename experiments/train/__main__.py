@@ -1,6 +1,28 @@
+"""Train a GPT on a folder of text: tokenizer, model, held-out loss, a model folder with its card.
+
+    python -m experiments.train                        # the recipe of the bundled model
+    python -m experiments.train training.steps=100 output=runs/models/short
+
+Killed at any moment, the same command carries on from the last saved state.
+"""
+
 import sys
 
-from experiments.train.run import main
+from experiments.command import run_command
+from experiments.sweeps.cells import Runner
+from experiments.train.settings import TrainSettings
+
+RUNNER = Runner(
+    module="experiments.train",
+    config="train",
+    settings=TrainSettings,
+    compute="experiments.train.run:train",
+)
+
+
+def main() -> int:
+    return run_command(RUNNER)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,12 +6,11 @@ Shapes: N windows, T tokens that are read of each.
 from dataclasses import dataclass
 from pathlib import Path
 
-import tiktoken
 import torch
 from torch import Tensor
 
 from experiments.settings import ConfigError
-from stateful_gpt.tokenizer import end_token
+from stateful_gpt.tokenizer import Tokenizer, end_token
 from stateful_gpt.train import IGNORE, batch_at
 
 
@@ -74,7 +73,7 @@ def read_texts(key: str, folder: str) -> list[str]:
         raise ConfigError(f"{key}: a file of {folder!r} is not readable text ({error})") from None
 
 
-def stream(texts: list[str], encoding: tiktoken.Encoding, *, block_size: int) -> Corpus:
+def stream(texts: list[str], encoding: Tokenizer, *, block_size: int) -> Corpus:
     """All texts in a row, each begun by the end-of-text token."""
     end = end_token(encoding)
     ids: list[int] = []
@@ -85,9 +84,7 @@ def stream(texts: list[str], encoding: tiktoken.Encoding, *, block_size: int) ->
     return Corpus(torch.tensor(ids), sum(map(len, texts)), block_size)
 
 
-def documents(
-    key: str, texts: list[str], encoding: tiktoken.Encoding, *, block_size: int
-) -> Corpus:
+def documents(key: str, texts: list[str], encoding: Tokenizer, *, block_size: int) -> Corpus:
     """Every line that is not empty: the end-of-text token, the line, and the token again.
 
     Raises:

@@ -7,11 +7,13 @@ import json
 import pickle
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from experiments.runs.files import write_atomically, write_json
@@ -19,7 +21,6 @@ from experiments.settings import ConfigError
 from experiments.tracking.tracker import Tracker
 from experiments.train.corpus import Corpus
 from experiments.train.settings import TrainSettings
-from stateful_gpt.attention import Attention
 from stateful_gpt.checkpoint import Checkpoint
 from stateful_gpt.depth import DepthProfile, depth_profile
 from stateful_gpt.model import GPT, GPTConfig
@@ -36,7 +37,7 @@ class Training:
         self,
         settings: TrainSettings,
         architecture: GPTConfig,
-        origin: Checkpoint | None,
+        origin: Checkpoint[GPT] | None,
         device: torch.device,
         corpus: Corpus,
         output: Path,
@@ -67,7 +68,6 @@ class Training:
             self.model.initialize(generator=generator)
         else:
             self.model = _with_dropout(origin.model, architecture, generator)
-        self.model.use_attention(Attention(chosen.attention))
         self.model.to(device)
         self.optimizers = make_optimizers(self.model, self.config)
         self.step = 0
@@ -84,17 +84,21 @@ class Training:
         saved_at = time.monotonic()
         started = saved_at - self.seconds
         chosen, seed = self.settings.training, self.settings.seed
+        math_only = chosen.attention == "reference"
         with tqdm(total=self.config.steps, initial=self.step, unit="step", disable=None) as bar:
             while self.step < self.config.steps:
                 windows = self.corpus.batch(self.step, size=self.config.batch_size, seed=seed)
-                losses = training_step(
-                    self.model,
-                    self.optimizers,
-                    windows.to(device),
-                    step=self.step,
-                    config=self.config,
-                    passes=passes_at(self.step, self.config, seed=seed),
-                )
+                # "reference" is attention without a fused kernel: every step of it written out
+                written_out = sdpa_kernel(SDPBackend.MATH) if math_only else nullcontext()
+                with written_out:
+                    losses = training_step(
+                        self.model,
+                        self.optimizers,
+                        windows.to(device),
+                        step=self.step,
+                        config=self.config,
+                        passes=passes_at(self.step, self.config, seed=seed),
+                    )
                 loss = losses[0]
                 self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
                 self.tokens_read += windows[:, 1:].numel() * len(losses)

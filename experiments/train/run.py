@@ -1,28 +1,20 @@
-"""Train a GPT on a folder of text: tokenizer, model, held-out loss, a model folder with its card.
+"""Train one model, into its folder."""
 
-    python -m experiments.train                        # the recipe of the bundled model
-    python -m experiments.train training.steps=100 output=runs/models/short
-
-Killed at any moment, the same command carries on from the last saved state.
-"""
-
+import hashlib
+import json
 import shlex
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import tiktoken
 import torch
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
-from experiments.command import run_command
-from experiments.runs.compute_once import Asked, RunError
+from experiments.runs.compute_once import ALONE, Asked, RunError, warn
 from experiments.runs.files import remove_partial, write_atomically, write_json
+from experiments.runs.lock import LOCK, locked
 from experiments.settings import ConfigError
-from experiments.sweeps.cells import Runner
 from experiments.tracking.tracker import Tracker
 from experiments.train.corpus import Corpus, documents, read_texts, stream
 from experiments.train.loop import HISTORY, STATE, Training
@@ -36,8 +28,9 @@ from stateful_gpt.checkpoint import (
 )
 from stateful_gpt.depth import DepthProfile
 from stateful_gpt.device import choose_device
-from stateful_gpt.model import GPTConfig
+from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.tokenizer import (
+    Tokenizer,
     TokenizerError,
     load_tokenizer,
     save_tokenizer,
@@ -53,11 +46,12 @@ CARD = "README.md"
 _FREE = ("output", "device", "tracking")
 
 
-def train(settings: TrainSettings) -> Path:
+def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
     """Train as configured unless that is done; returns the model folder.
 
     Raises:
         ConfigError: settings that cannot be, or an output folder that holds another training.
+        RunError: a file cannot be written.
     """
     try:
         device = choose_device(settings.device.name)
@@ -68,10 +62,41 @@ def train(settings: TrainSettings) -> Path:
     held_out_texts = read_texts("corpus.held_out", settings.corpus.held_out)
     origin = _starting_point(settings, architecture)
     output = Path(settings.output)
-    _claim(output, settings)
-    if (output / CARD).exists():
-        print(f"{output} is trained already: nothing to do")
-        return output
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output {str(output)!r} cannot be written ({error.strerror or error})"
+        ) from None
+    try:
+        held = locked(
+            output,
+            on_wait=lambda: print(f"{output} is being trained elsewhere: waiting", flush=True),
+            on_no_locks=lambda: warn(f"{output} is where files have no locks: never start twice"),
+        )
+        with held:
+            _claim(output, settings)
+            if (output / CARD).exists():
+                print(f"{output} is trained already: nothing to do")
+            else:
+                _train(settings, architecture, origin, device, texts, held_out_texts)
+    except OSError as error:
+        raise RunError(
+            f"output: {str(error.filename or output)!r} cannot be written"
+            f" ({error.strerror or error})"
+        ) from None
+    return output
+
+
+def _train(
+    settings: TrainSettings,
+    architecture: GPTConfig,
+    origin: Checkpoint | None,
+    device: torch.device,
+    texts: list[str],
+    held_out_texts: list[str],
+) -> None:
+    output = Path(settings.output)
     encoding = origin.tokenizer if origin is not None else _tokenizer(settings, texts, output)
     if encoding.n_vocab > architecture.vocab_size:
         raise ConfigError(
@@ -114,19 +139,15 @@ def train(settings: TrainSettings) -> Path:
         )
         write_atomically(output / CARD, lambda path: path.write_text(card, encoding="utf-8"))
         tracker.summarize({"held_out_nats_per_character": loss})
-    except OSError as error:
-        raise RunError(
-            f"output: {str(error.filename or output)!r} cannot be written"
-            f" ({error.strerror or error})"
-        ) from None
-    finally:
-        tracker.finish()
+    except BaseException:
+        tracker.finish(failed=True)
+        raise
+    tracker.finish()
     fed_back = "" if loss_full is None else f", {loss_full:.4f} with hidden states fed back"
     print(f"{output}: held out {loss:.4f} nats per character{fed_back}")
-    return output
 
 
-def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpoint | None:
+def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpoint[GPT] | None:
     """The model that training starts from; its shape must be the one that is asked for."""
     if settings.start_from is None:
         return None
@@ -147,9 +168,7 @@ def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpo
     return origin
 
 
-def _corpus(
-    key: str, texts: list[str], encoding: tiktoken.Encoding, settings: TrainSettings
-) -> Corpus:
+def _corpus(key: str, texts: list[str], encoding: Tokenizer, settings: TrainSettings) -> Corpus:
     block = settings.architecture.block_size
     if settings.corpus.documents == "line":
         return documents(key, texts, encoding, block_size=block)
@@ -176,9 +195,14 @@ def _depths(profile: DepthProfile, held_out: Corpus, settings: TrainSettings) ->
     }
 
 
+def deciding(settings: TrainSettings) -> dict[str, Any]:
+    """What is trained, wherever."""
+    return {key: value for key, value in settings.plain().items() if key not in _FREE}
+
+
 def _claim(output: Path, settings: TrainSettings) -> None:
     """Make the output folder ours, or find that it holds this very training."""
-    wanted = {key: value for key, value in settings.plain().items() if key not in _FREE}
+    wanted = deciding(settings)
     path = output / CONFIG
     for name in (CONFIG, TOKENIZER, STATE, HISTORY, DEPTHS, CARD):
         remove_partial(output / name)
@@ -189,20 +213,15 @@ def _claim(output: Path, settings: TrainSettings) -> None:
                 " folder, or remove it"
             )
         return
-    try:
-        if output.exists() and any(output.iterdir()):
-            raise ConfigError(
-                f"output {str(output)!r} is not empty and holds no training: choose another folder"
-            )
-        content = OmegaConf.to_yaml(OmegaConf.create(wanted))
-        write_atomically(path, lambda partial: partial.write_text(content, encoding="utf-8"))
-    except OSError as error:
+    if any(place.name != LOCK for place in output.iterdir()):
         raise ConfigError(
-            f"output {str(output)!r} cannot be written ({error.strerror or error})"
-        ) from None
+            f"output {str(output)!r} is not empty and holds no training: choose another folder"
+        )
+    content = OmegaConf.to_yaml(OmegaConf.create(wanted))
+    write_atomically(path, lambda partial: partial.write_text(content, encoding="utf-8"))
 
 
-def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> tiktoken.Encoding:
+def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> Tokenizer:
     try:
         if settings.tokenizer != "bpe":
             return load_tokenizer(settings.tokenizer)
@@ -223,9 +242,11 @@ def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> tikto
 
 def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
     shutil.rmtree(output / "wandb", ignore_errors=True)  # its history is logged again, from ours
+    # two trainings of one name are two runs; one that is resumed stays the same
+    identity = json.dumps([str(output.resolve()), deciding(settings)], sort_keys=True)
     return Tracker(
         settings.tracking,
-        run_id=output.name,
+        run_id=hashlib.sha256(identity.encode()).hexdigest()[:10],
         name=output.name,
         group="train",
         tags=["train"],
@@ -233,7 +254,7 @@ def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
         folder=output,
         axis="step",
         measures=_measures(settings),
-        warn=lambda message: tqdm.write(f"warning: {message}", file=sys.stderr),
+        warn=warn,
         later=f"wandb sync {shlex.quote(str(output))}/wandb/*run-*",
     )
 
@@ -245,20 +266,3 @@ def _measures(settings: TrainSettings) -> tuple[str, ...]:
         names += [f"nll_by_depth/{n}" for n in range(depth + 1)]
         names += [f"kl_by_depth/{n}" for n in range(depth)]
     return tuple(names)
-
-
-RUNNER = Runner(
-    module="experiments.train",
-    config="train",
-    settings=TrainSettings,
-    compute="experiments.train.run:compute",
-)
-
-
-def compute(settings: TrainSettings, asked: Asked) -> None:
-    """For the command."""
-    train(settings)
-
-
-def main() -> int:
-    return run_command(RUNNER)

@@ -18,9 +18,10 @@ import pytest
 
 from analysis import load
 from analysis.__main__ import main
+from analysis.intervals import Interval
 from analysis.page import build as page_build
 from analysis.page.build import RUN_LIMIT, build
-from analysis.page.finding import Change, finding
+from analysis.page.finding import finding
 from analysis.page.texts import PER_NAT, Text, texts_of
 
 MakeRun = Callable[..., Path]
@@ -272,39 +273,44 @@ def test_a_carried_step_has_its_plain_estimates_from_a_cold_run(
 
 def runs_frame(**columns: list) -> pd.DataFrame:
     count = len(columns["strength"])
-    usual = {"kind": ["log_prob"] * count, "outcome": ["settled"] * count}
-    return pd.DataFrame({**usual, "iterations_to_tolerance": [3] * count, **columns})
+    usual = {
+        "kind": ["log_prob"] * count,
+        "outcome": ["settled"] * count,
+        "iterations_to_tolerance": [3] * count,
+        "ends_by_theorem": [True] * count,
+    }
+    return pd.DataFrame({**usual, **columns})
 
 
-def text_with(gain: list[float], run: int) -> Text:
-    text = text_of([[0.0] * len(gain), [*map(float, gain)]])
-    return Text(**{**vars(text), "run": run})
-
-
-def test_the_finding_claims_no_more_than_its_interval() -> None:
+def test_the_finding_claims_no_more_than_its_intervals() -> None:
     runs = runs_frame(strength=[-1.0, -0.1, 1.0])
-    texts = [
-        text_with([0, -1.0, -1.1, -0.9, -1.0], 0),
-        text_with([0, 1.0, -1.1, 0.9, -1.0], 1),
-        text_with([0, 0.5, 0.6, 0.5, 0.6], 2),
-    ]
-    assert finding(runs, texts, left_out=0) == (
+    changes = {
+        0: Interval(1.0, 0.92, 1.08, "tokens"),
+        1: Interval(-0.017, -0.043, 0.009, "tokens"),
+        2: Interval(-0.55, -0.61, -0.49, "tokens"),
+    }
+    assert finding(runs, changes, longest=5, left_out=1) == (
         "Fed back, the model's estimates came to rest in all 3 runs, after at most 3 passes "
-        "(4 are guaranteed). With feedback it predicts worse in 1 of 3 runs, by up to "
+        "(4 are guaranteed). With feedback the model predicts worse in 1 of 3 runs, by up to "
         "1.00 ± 0.08 nats a token (β = −1), better in 1 of 3 runs, by up to 0.55 ± 0.06 nats a "
-        "token (β = 1), neither clearly in 1."
+        "token (β = 1), neither clearly in 1. 1 run is failed or unfinished and not shown."
+    )
+    assert finding(runs[1:2], {1: changes[1]}, longest=5, left_out=0).endswith(
+        "The model predicts neither clearly worse nor better: by −0.02 ± 0.03 nats a token."
     )
 
 
-def test_the_finding_of_a_damped_or_diverged_run_promises_no_bound() -> None:
-    damped = runs_frame(strength=[0.5], damping=[0.5])
-    text = text_with([0, -1, 1, -1, 1, 1, -1], 0)
-    assert "guaranteed" not in finding(damped, [text], left_out=0)
+def test_the_finding_promises_no_bound_where_there_is_none() -> None:
+    damped = runs_frame(strength=[0.5], ends_by_theorem=[False])
+    assert "guaranteed" not in finding(damped, {}, longest=9, left_out=0)
     lost = runs_frame(strength=[0.5], outcome=["diverged"], iterations_to_tolerance=[np.nan])
-    said = finding(lost, [text], left_out=0)
-    assert said.startswith("Fed back, the model's estimates did not come to rest")
+    said = finding(lost, {}, longest=9, left_out=0)
+    assert said == "Fed back, the model's estimates did not come to rest in the passes given."
 
 
-def test_an_interval_around_zero_is_not_clear() -> None:
-    assert Change(0.02, 0.01).clear
-    assert not Change(-0.017, 0.026).clear
+def test_of_some_prompts_no_rest_is_claimed(study: Path) -> None:
+    data = data_of(build(load(str(study)).only(run_ids=(), prompt_ids=["list"])))
+    assert "rest" not in data["finding"]
+    assert data["finding"] == (
+        "In none of 5 runs with feedback does the model clearly predict worse or better."
+    )

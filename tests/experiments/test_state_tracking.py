@@ -166,7 +166,7 @@ def test_a_run_that_cannot_be_written_says_so(
         ("task.trained_level=0", ["task.trained_level", "at least 1", "0"]),
         ("task.tested_level=2", ["task.tested_level", "at least task.trained_level (3)", "2"]),
         ("contestant.layers=0", ["contestant.layers", "at least 1", "0"]),
-        ("contestant.layers=two", ["contestant.layers", "two", "Integer"]),
+        ("contestant.layers=two", ["contestant.layers", "two", "a whole number"]),
         ("contestant.through=true", ["contestant.through", "contestant.passes=1"]),
         ("contestant.drawn=true", ["contestant.drawn", "contestant.passes=1"]),
         ("contestant.depth=2", ["contestant.depth", "layers, passes, through, drawn, times"]),

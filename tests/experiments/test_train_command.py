@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.train import run as training
 from experiments.train.corpus import stream
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.depth import depth_profile
@@ -28,6 +29,7 @@ Train = Callable[..., Called]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 DEADLINE = 120.0
+ROOT = Path(__file__).parents[2]
 WORDS = ["the dog", "a cat", "the old horse", "ran home", "slept", "and then", "said nothing", "."]
 
 
@@ -163,6 +165,73 @@ def test_a_training_killed_at_its_very_first_file_can_begin(train: Train, tmp_pa
     code, _, err = train("training.steps=2")
     assert (code, err) == (0, "")
     assert not list((tmp_path / "out").glob(".*"))
+
+
+# --- beside others ------------------------------------------------------------------------------
+
+
+def test_who_comes_second_waits_and_finds_nothing_to_do(
+    start: Start, settings: list[str], tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "experiments.train", *settings]
+    outputs = [process.communicate(timeout=DEADLINE) for process in [start(words), start(words)]]
+    assert [err for _, err in outputs] == ["", ""]
+    assert sum("is being trained elsewhere: waiting" in out for out, _ in outputs) == 1
+    assert sum("nothing to do" in out for out, _ in outputs) == 1
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+class Told:
+    """In place of W&B: which runs began, and how they ended."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.failed: list[bool] = []
+
+    def __call__(self, settings: object, *, run_id: str, **described: object) -> "Told":
+        self.ids.append(run_id)
+        return self
+
+    def log(self, row: dict[str, object]) -> None: ...
+
+    def summarize(self, values: dict[str, object]) -> None: ...
+
+    def finish(self, *, failed: bool = False) -> None:
+        self.failed.append(failed)
+
+
+def test_trainings_of_one_name_are_runs_of_their_own_and_a_crash_is_a_failure(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told()
+    monkeypatch.setattr(training, "Tracker", told)
+    for place in ("one/model", "other/model"):
+        assert train("training.steps=2", f"output={tmp_path / place}")[0] == 0
+    (tmp_path / "one" / "model" / "README.md").unlink()  # as if killed before the end
+
+    def crash(*arguments: object, **named: object) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(training, "load_checkpoint", crash)
+    with pytest.raises(RuntimeError):
+        train("training.steps=2", f"output={tmp_path / 'one/model'}")
+    assert told.ids == [told.ids[0], told.ids[1], told.ids[0]]
+    assert told.ids[0] != told.ids[1]
+    assert told.failed == [False, False, True]
+    assert not (tmp_path / "one" / "model" / "README.md").exists()
+
+
+def test_a_sweep_of_trainings_leaves_nothing_that_git_would_see(
+    in_process: Train, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    words = ["training.steps=1", "output=${seed}", "seed=1,2"]
+    code, _, err = in_process("train", "-m", *settings, *words)
+    assert (code, err) == (0, "")
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {path.name for path in Path().iterdir()} - {"1", "2"} == {"runs"}
+    assert "/runs/" in ignored
 
 
 # --- what is refused ----------------------------------------------------------------------------

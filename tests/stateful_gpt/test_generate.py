@@ -13,11 +13,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stateful_gpt.feedback import Feedback, FeedbackKind
-from stateful_gpt.generate import Generation, Start, generate
+from stateful_gpt.generate import (
+    Generation,
+    Sampling,
+    Start,
+    Watcher,
+    Window,
+    draw,
+    generate,
+)
 from stateful_gpt.model import GPT
-from stateful_gpt.recompute import Iteration, Outcome, RecomputeConfig
-from stateful_gpt.solving import Sampling, Solver, Window, draw
-from stateful_gpt.windowed import Windowed
+from stateful_gpt.recompute import Outcome, RecomputeConfig, Span
+from stateful_gpt.scoring import TokenScores, score_tokens
+from tests.recording import Recording
 
 Make = Callable[..., GPT]
 Tokens = Callable[..., Tensor]
@@ -28,6 +36,11 @@ WrittenOut = Callable[..., Tensor]
 RECURSION = 1e-10
 
 ONE_PASS = RecomputeConfig(iterations=1)
+
+
+def passes_of(count: int, *, damping: float = 1.0) -> RecomputeConfig:
+    """So many passes over everything: the definition, to the letter."""
+    return RecomputeConfig(iterations=count, tolerance=0, damping=damping)
 
 
 def modulated(
@@ -54,6 +67,7 @@ def literal_loop(
     carried: bool,
     damping: float = 1.0,
     previous: list[float] | None = None,
+    slide: int = 1,
 ) -> tuple[list[int], list[float], list[float]]:
     """The method, greedily, for one text: tokens, log-probabilities and estimates of all of it."""
     block = model.config.block_size
@@ -61,7 +75,9 @@ def literal_loop(
     estimates = list(previous) if previous is not None else [0.0] * len(text)
     log_probs = [0.0] * len(text)
     for step in range(new + 1):
-        begin = max(0, len(text) - block)
+        begin = 0
+        while len(text) - begin > block:
+            begin += min(slide, block)
         window = text[begin:]
         use_old = previous is not None if step == 0 else carried
         fed = torch.zeros(len(window), dtype=torch.float64)
@@ -140,10 +156,10 @@ def test_zero_strength_samples_nanogpts_text_past_the_block(
         [prompt],
         max_new_tokens=10,
         feedback=Feedback(kind, 0.0),
-        config=RecomputeConfig(iterations=2),
+        config=passes_of(2),
         start=start,
         sampling=Sampling(temperature=temperature, top_k=top_k),
-        generator=torch.Generator().manual_seed(seed),
+        generators=torch.Generator().manual_seed(seed),
     )
     assert result.tokens[0] == nanogpt_loop(
         written_out,
@@ -184,20 +200,21 @@ def test_zero_strength_is_the_plain_model_bit_for_bit(
     wanted = plain_prompts[:, -7:].flatten()
     plain = logits.log_softmax(dim=1).gather(1, wanted[:, None]).squeeze(1)
 
-    outputs: list[Tensor] = []
+    seen = Recording(model)
     result = generate(
         model,
         prompts,
         max_new_tokens=5,
         feedback=Feedback(kind, strength),
-        config=RecomputeConfig(iterations=3),
+        config=passes_of(3),
         start=start,
-        on_window=lambda _: lambda iteration: outputs.append(iteration.said.output),
+        watch=seen,
     )
     assert result.tokens == plain_prompts.tolist()
     with torch.no_grad():
         last = model(plain_prompts[:, -8:])
-    assert all(torch.equal(output, last) for output in outputs[-3:])
+    assert len(seen.passes[-1]) == 3
+    assert all(torch.equal(one.hidden, last) for one in seen.passes[-1])
     log_probs = torch.stack(result.log_probs)[:, -7:]
     assert torch.equal(log_probs, plain.view(2, 7))
 
@@ -210,7 +227,7 @@ def test_kind_none_ignores_its_strength(make_gpt: Make, make_tokens: Tokens) -> 
             prompts,
             max_new_tokens=4,
             feedback=Feedback(FeedbackKind.NONE, strength),
-            config=RecomputeConfig(iterations=3),
+            config=passes_of(3),
         )
         for strength in (0.0, 5.0)
     ]
@@ -233,6 +250,7 @@ def test_kind_none_ignores_its_strength(make_gpt: Make, make_tokens: Tokens) -> 
     start=st.sampled_from(list(Start)),
     layers=st.none() | st.frozensets(st.integers(0, 1)),
     with_previous=st.booleans(),
+    slide=st.sampled_from([1, 2, 3, 7, 50]),
 )
 def test_generation_is_the_literal_loop_with_cropping(
     make_gpt: Make,
@@ -248,6 +266,7 @@ def test_generation_is_the_literal_loop_with_cropping(
     start: Start,
     layers: frozenset[int] | None,
     with_previous: bool,
+    slide: int,
 ) -> None:
     model = make_gpt(seed, block_size=7)
     prompt = make_tokens(seed + 1, 1, length)[0].tolist()
@@ -264,25 +283,60 @@ def test_generation_is_the_literal_loop_with_cropping(
         carried=start is Start.CARRIED,
         damping=damping,
         previous=previous.tolist() if with_previous else None,
+        slide=slide,
     )
     result = generate(
         model,
         [prompt],
         max_new_tokens=new,
         feedback=feedback,
-        config=RecomputeConfig(iterations=passes, damping=damping),
+        config=passes_of(passes, damping=damping),
         start=start,
         previous=[previous] if with_previous else None,
+        slide=slide,
     )
     assert result.tokens == [tokens]
     assert len(result.log_probs[0]) == len(result.estimates[0]) == len(tokens)
     assert len(result.outcomes[0]) == new + 1
     for ours, theirs in ((result.log_probs, log_probs), (result.estimates, estimates)):
         # tokens left behind by a cropped window that never was recomputed are compared too
-        begin = max(0, length - 7)
+        begin = 0
+        while length - begin > 7:
+            begin += min(slide, 7)
         assert (ours[0] - torch.tensor(theirs, dtype=torch.float64))[
             begin:
         ].abs().max() <= RECURSION
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    slide=st.integers(1, 12),
+)
+def test_a_full_window_slides_by_whole_steps(
+    make_gpt: Make, make_tokens: Tokens, seed: int, lengths: list[int], slide: int
+) -> None:
+    model = make_gpt(seed, block_size=6)
+    prompts = [make_tokens(seed + i, 1, n)[0].tolist() for i, n in enumerate(lengths)]
+    windows: list[Window] = []
+    generate(
+        model,
+        prompts,
+        max_new_tokens=9,
+        feedback=Feedback(strength=0.3),
+        config=passes_of(1),
+        slide=slide,
+        watch=windows.append,
+    )
+    step = min(slide, 6)
+    for window in windows:
+        for row, start, length in zip(window.rows, window.starts, window.lengths, strict=True):
+            assert start % step == 0
+            assert start + length == len(prompts[row]) + window.step
+            assert length <= 6
+            assert start == 0 or length > 6 - step, "it dropped no more than it had to"
+            if slide == 1:
+                assert start == max(0, start + length - 6)  # nanoGPT's cropping
 
 
 # --- exactness ----------------------------------------------------------------------------------
@@ -327,7 +381,7 @@ def test_carried_over_a_settled_prefix_one_pass_a_token_is_exact(
         [prompt],
         max_new_tokens=0,
         feedback=feedback,
-        config=RecomputeConfig(iterations=length),
+        config=passes_of(length),
     )
     result = generate(
         model,
@@ -371,27 +425,19 @@ def test_a_token_is_drawn_at_the_fixed_point_once_its_prefix_has_settled(
     model = make_gpt(seed, block_size=12)
     prompt = make_tokens(seed + 1, 1, length)[0].tolist()
     feedback = Feedback(kind, strength)
-    drawn_from: list[Tensor] = []
-
-    def on_window(window: Window) -> Callable[[Iteration], None]:
-        drawn_from.append(torch.empty(0))
-
-        def observe(iteration: Iteration) -> None:
-            drawn_from[-1] = iteration.said.output[0, window.lengths[0] - 1]
-
-        return observe
-
+    seen = Recording(model)
     result = generate(
         model,
         [prompt],
         max_new_tokens=4,
         feedback=feedback,
-        config=RecomputeConfig(iterations=64, tolerance=1e-300),  # stops by the theorem alone
+        config=RecomputeConfig(iterations=64),
         start=start,
-        on_window=on_window,
+        watch=seen,
     )
     assert set(result.outcomes[0]) == {Outcome.SETTLED}
-    for step, hidden in enumerate(drawn_from[:-1]):  # nothing is drawn from the last
+    for step, passes in enumerate(seen.passes[:-1]):  # nothing is drawn from the last
+        hidden = passes[-1].hidden[0, -1]
         text = result.tokens[0][: length + step]
         _, logits = next_token_logits_at_the_fixed_point(written_out, model, text, feedback)
         assert (hidden @ model.lm_head.weight.T - logits).abs().max() <= RECURSION
@@ -402,22 +448,22 @@ def test_a_fixed_text_is_a_generation_of_no_tokens(
 ) -> None:
     model, text = make_gpt(5), make_tokens(6, 1, 12)[0].tolist()
     feedback = Feedback(strength=0.8)
-    seen: list[tuple[Window, int]] = []
+    seen = Recording(model)
     result = generate(
         model,
         [text],
         max_new_tokens=0,
         feedback=feedback,
-        config=RecomputeConfig(iterations=20),
-        on_window=lambda window: lambda iteration: seen.append((window, iteration.number)),
+        config=passes_of(20),
+        watch=seen,
     )
     expected, _ = next_token_logits_at_the_fixed_point(written_out, model, text, feedback)
     assert result.tokens == [text]
     assert (
         result.log_probs[0] - torch.tensor(expected, dtype=torch.float64)
     ).abs().max() <= RECURSION
-    assert [number for _, number in seen] == list(range(1, 21))
-    window = seen[0][0]
+    assert [one.number for one in seen.passes[0]] == list(range(1, 21))
+    window = seen.windows[0]
     assert (window.step, window.rows, window.starts, window.lengths) == (0, [0], [0], [12])
     assert window.tokens.tolist() == [text]
 
@@ -444,7 +490,7 @@ def assert_same(together: Generation, row: int, alone: Generation) -> None:
     lengths=st.lists(st.integers(1, 11), min_size=2, max_size=4),
     start=st.sampled_from(list(Start)),
     kind=st.sampled_from([FeedbackKind.LOG_PROB, FeedbackKind.PROB]),
-    tolerance=st.sampled_from([0.0, 1e-2]),
+    tolerance=st.sampled_from([0, "auto", 1e-2]),
 )
 def test_prompts_of_different_lengths_give_what_each_gives_alone(
     make_gpt: Make,
@@ -453,7 +499,7 @@ def test_prompts_of_different_lengths_give_what_each_gives_alone(
     lengths: list[int],
     start: Start,
     kind: FeedbackKind,
-    tolerance: float,
+    tolerance: float | str,
 ) -> None:
     model = make_gpt(seed, block_size=8)
     prompts = [make_tokens(seed + i, 1, length)[0].tolist() for i, length in enumerate(lengths)]
@@ -499,7 +545,7 @@ def test_the_end_token_ends_its_text_alone(make_gpt: Make, make_tokens: Tokens) 
             prompts,
             max_new_tokens=6,
             feedback=Feedback(strength=0.5),
-            config=RecomputeConfig(iterations=3),
+            config=passes_of(3),
             sampling=Sampling(end_token=end),
             on_token=lambda row, token: drawn.append((row, token)),
         )
@@ -537,7 +583,7 @@ def test_ids_of_a_padded_vocabulary_are_never_drawn(make_gpt: Make) -> None:
     settings = {
         "max_new_tokens": 8,
         "feedback": Feedback(strength=0.3),
-        "config": RecomputeConfig(iterations=2),
+        "config": passes_of(2),
     }
     free = generate(model, [[1]], **settings)
     assert max(free.tokens[0]) >= 5
@@ -574,11 +620,11 @@ def test_estimates_are_of_the_unfiltered_model_at_temperature_one(
         feedback=Feedback(FeedbackKind.NONE),
         config=ONE_PASS,
         sampling=Sampling(temperature=0.2, top_k=2),
-        generator=torch.Generator().manual_seed(0),
+        generators=torch.Generator().manual_seed(0),
     )
     text = torch.tensor(result.tokens)
     with torch.no_grad():
-        plain = model.lm_head(model(text))[0].log_softmax(dim=1)
+        plain = model.logits(model.read(text))[0].log_softmax(dim=1)
     wanted = plain[:-1].gather(1, text[0, 1:, None]).squeeze(1)
     assert (result.log_probs[0][1:] - wanted).abs().max() <= 1e-11  # rounding in float64
 
@@ -592,9 +638,9 @@ def test_the_same_generator_state_draws_the_same_text(make_gpt: Make) -> None:
             [[1, 2, 3], [4]],
             max_new_tokens=10,
             feedback=Feedback(strength=0.5),
-            config=RecomputeConfig(iterations=3),
+            config=passes_of(3),
             sampling=Sampling(temperature=1.0),
-            generator=torch.Generator().manual_seed(seed),
+            generators=torch.Generator().manual_seed(seed),
         ).tokens
 
     before = torch.random.get_rng_state()
@@ -626,7 +672,7 @@ def test_windows_slide_and_say_where_they_are(make_gpt: Make) -> None:
         max_new_tokens=3,
         feedback=Feedback(),
         config=ONE_PASS,
-        on_window=windows.append,  # returns None: nobody observes the passes
+        watch=windows.append,  # returns None: nobody observes the passes
     )
     assert [w.step for w in windows] == [0, 1, 2, 3]
     assert [w.starts for w in windows] == [[0, 2], [0, 3], [1, 4], [2, 5]]
@@ -637,6 +683,26 @@ def test_windows_slide_and_say_where_they_are(make_gpt: Make) -> None:
             assert (
                 window.tokens[row, :length].tolist() == result.tokens[row][begin : begin + length]
             )
+
+
+def test_a_watcher_may_score_tokens_in_its_own_way(make_gpt: Make, make_tokens: Tokens) -> None:
+    model, text = make_gpt(3), make_tokens(4, 1, 6)
+    plain = score_tokens(model, model.read(text), text).log_probs.detach()
+
+    def certain(hidden: Tensor, tokens: Tensor, span: Span) -> TokenScores:
+        ones = hidden.new_zeros(len(tokens), tokens[:, span.begin + 1 : span.end + 1].size(1))
+        return TokenScores(log_probs=ones, logits=ones)
+
+    result = generate(
+        model,
+        text.tolist(),
+        max_new_tokens=0,
+        feedback=Feedback(strength=0.5),
+        config=RecomputeConfig(),
+        watch=lambda _: Watcher(lambda _: None, certain),
+    )
+    assert bool((plain[0, 1:] < 0).all())
+    assert bool((result.log_probs[0] == 0).all())
 
 
 def overflowing(make_gpt: Make) -> tuple[GPT, list[int], list[int]]:
@@ -683,13 +749,13 @@ def test_what_padding_would_say_cannot_make_a_text_diverge(make_gpt: Make) -> No
 
 @pytest.mark.parametrize("start", list(Start))
 @pytest.mark.parametrize("temperature", [None, 1.0])
-@pytest.mark.parametrize("solver", [None, Windowed()])
+@pytest.mark.parametrize("window", [None, "auto"])
 @pytest.mark.parametrize("prompts", [[[1, 2, 3], [4]], [[1, 2, 3]]])
 def test_a_text_that_diverges_while_it_grows_ends_without_an_exception(
     make_gpt: Make,
     start: Start,
     temperature: float | None,
-    solver: Solver | None,
+    window: str | None,
     prompts: list[list[int]],
 ) -> None:
     model = make_gpt(3)
@@ -700,11 +766,10 @@ def test_a_text_that_diverges_while_it_grows_ends_without_an_exception(
         prompts,
         max_new_tokens=8,
         feedback=Feedback(strength=0.5),
-        config=RecomputeConfig(iterations=8, tolerance=1e-6),
-        solver=solver,
+        config=RecomputeConfig(iterations=8, tolerance=1e-6, window=window),
         start=start,
         sampling=Sampling(temperature=temperature),
-        generator=torch.Generator().manual_seed(0),
+        generators=torch.Generator().manual_seed(0),
     )
     for row in range(len(prompts)):
         assert Outcome.DIVERGED in result.outcomes[row]

@@ -36,7 +36,7 @@ function drawProvenance() {
   const note = document.getElementById("thinned");
   note.hidden = !texts;
   note.textContent = study.thinned.length
-    ? `To stay small, this page keeps ${study.thinned.join("; ")} – of ${texts} recorded texts of ${prompts} prompts. The table has every run.`
+    ? `To stay small, this page keeps only: ${study.thinned.join("; ")}. Recorded were ${texts} texts and steps, of ${prompts} prompts. The table has every run.`
     : "Every recorded estimate is here, to 0.01 nats.";
   const leftOut = document.getElementById("left-out");
   leftOut.hidden = !study.leftOut.length;

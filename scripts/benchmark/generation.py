@@ -1,0 +1,95 @@
+"""Text at the exact fixed point of the feedback, against transformers' plain text, same weights."""
+
+import statistics
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from scripts.benchmark.rows import Row, arguments, in_turns, ratio, report
+from stateful_gpt.checkpoint import load_checkpoint
+from stateful_gpt.feedback import Feedback
+from stateful_gpt.generate import Start, generate
+from stateful_gpt.model import GPT, GPTConfig
+from stateful_gpt.recompute import RecomputeConfig
+
+PROMPT = 16  # tokens
+
+
+def as_transformers(model: GPT) -> Any:
+    """The same weights as transformers' GPT-2."""
+    import transformers
+
+    config = model.config
+    peer = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.block_size,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            activation_function={"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation],
+            eos_token_id=None,
+            bos_token_id=None,
+        )
+    )
+    state = {name: torch.zeros_like(value) for name, value in peer.state_dict().items()}
+    for name, value in model.state_dict().items():
+        transposed = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+        state[name] = value.T if transposed else value
+    peer.load_state_dict(state)
+    return peer.eval()
+
+
+def generation(key: str, model: GPT, *, new: int, target: str, repeats: int) -> Row:
+    """Tokens a second with exact feedback over transformers' without any, greedily.
+
+    Settling the prompt is part of our time, as reading it is of theirs.
+    """
+    peer = as_transformers(model)
+    generator = torch.Generator().manual_seed(1)
+    prompt = torch.randint(model.vocab_size, (1, PROMPT), generator=generator)
+
+    def theirs() -> list[int]:
+        mask = torch.ones_like(prompt)
+        ids = peer.generate(prompt, attention_mask=mask, max_new_tokens=new, do_sample=False)
+        return list(ids[0].tolist())
+
+    def ours(strength: float = 0.5) -> list[int]:
+        return generate(
+            model,
+            prompt.tolist(),
+            max_new_tokens=new,
+            feedback=Feedback(strength=strength),
+            config=RecomputeConfig(iterations=model.block_size),
+            start=Start.CARRIED,
+        ).tokens[0]
+
+    same = "yes" if ours(0.0) == theirs() else "no"
+    slow, fast = in_turns(theirs, ours, repeats=repeats)
+    rates = [f"{new / statistics.median(taken):.0f}" for taken in (fast, slow)]
+    note = f"{' against '.join(rates)} tokens/s; at β = 0 both draw the same text: {same}"
+    return ratio(key, slow, fast, target=target, note=note)
+
+
+def rows(*, quick: bool, only: list[str]) -> Iterator[Row]:
+    repeats = 3 if quick else 5
+    if not only or "generate_bundled" in only:
+        bundled = load_checkpoint("bundled").model
+        yield generation("generate_bundled", bundled, new=200, target=">= 1.5", repeats=repeats)
+    if not only or "generate_gpt2" in only:
+        model = GPT(GPTConfig())
+        model.initialize(generator=torch.Generator().manual_seed(0))
+        new = 48 if quick else 256
+        yield generation("generate_gpt2", model.eval(), new=new, target=">= 1.0", repeats=repeats)
+
+
+def main() -> int:
+    options = arguments("generation", __doc__)
+    found = rows(quick=options.quick, only=options.only)
+    return report(found, as_json=options.json, quick=options.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
