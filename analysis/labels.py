@@ -114,7 +114,7 @@ def spelt(name: str, value: object) -> str:
     )
     if word is None:
         return f"{name} {shown}"
-    text = word.format(shown)
+    text = word.format(shown).replace("1× steps", "") if shown == "1" else word.format(shown)
     return text.removesuffix("s") if text in ("1 layers", "1 steps", "1 iterations") else text
 
 

@@ -159,9 +159,8 @@ class Runs:
             _check_known("prompt", prompt_ids, [*prompts["prompt_id"]])
             prompts = prompts[prompts["prompt_id"].isin(prompt_ids)]
             runs = runs.loc[runs.index.isin(prompts["run"])]
-            runs = runs.assign(
-                **dict.fromkeys([name for name in PROMPT_COLUMNS if name in runs], np.nan)
-            )
+            measures = [name for name in PROMPT_COLUMNS if name in runs]
+            runs = runs.assign(**dict.fromkeys(measures, np.nan))
         models, contests = (kind.only(run_ids) for kind in (self.models, self.contests))
         chosen = replace(self, runs=runs, prompts=prompts, models=models, contests=contests)
         kept = self.iterations["prompt_id"].isin(prompts["prompt_id"].unique())
@@ -297,8 +296,8 @@ def _prompts(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
         for run, one in saved.items()
         for prompt in one.summary["prompts"]  # type: ignore[attr-defined]
     ]
-    frame = pd.DataFrame(rows, columns=None if rows else ["run"])
-    return _typed(frame)[["run", *(name for name in _typed(frame) if name != "run")]]
+    frame = _typed(pd.DataFrame(rows, columns=None if rows else ["run"]))
+    return frame[["run", *frame.columns.drop("run")]]
 
 
 def _iterations(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
@@ -345,6 +344,5 @@ def _ends_by_theorem(row: pd.Series) -> bool:
 def _check_known(noun: str, wanted: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise SourceError(
-            f"There is no {noun} {', '.join(unknown)}; there are: {some(list(dict.fromkeys(known)))}."
-        )
+        there = some(list(dict.fromkeys(known)))
+        raise SourceError(f"There is no {noun} {', '.join(unknown)}; there are: {there}.")

@@ -55,12 +55,10 @@ def settling(runs: Runs) -> Figure:
     drawn = curves[curves["group"].isin([n for group in groups.values() for n in group["group"]])]
     ends = drawn[drawn["median"] > level].groupby("group")["iteration"].max()
     last = int(ends.max()) + 1 if len(ends) else 2
-    worst = drawn[drawn["high"] > level].groupby("group")["iteration"].max()
-    done = drawn.groupby("group")["high"].last().le(level).all() and len(worst)
     title = "How the estimates settle, pass by pass"
-    if done and texts > 1:
-        end = int(worst.max()) + 1
-        title = f"Half of the texts are exact but for rounding after {last} passes, all after {end}"
+    if drawn.groupby("group")["median"].last().le(level).all():
+        most = "Half of the texts are" if texts > 1 else "The text is"
+        title = f"{most} exact but for rounding after {last} passes"
     figure, grid = sheet(
         title=title,
         caption=(

@@ -147,6 +147,7 @@ def save(figure: Figure, path: Path, *, run_ids: Sequence[str], command: str) ->
     for kind, metadata in kinds.items():
         target = path.with_name(f"{path.name}.{kind}")
         write_whole(target, _saved(figure, kind, metadata))
+        figure.set_layout_engine("none")  # laid out once: the next format takes it as it is
         paths.append(target)
     return paths
 
