@@ -127,9 +127,7 @@ def report(study: Study) -> str:
     closing += [f"Complete it:  {command}" for command in study.commands()]
     if finished:
         words = [str(study.path), "--out", str(Path("figures") / study.path.name)]
-        tracks = any("contestant" in (run.config or {}) for run, _ in finished)
-        module = ["analysis.state_tracking"] if tracks else ["analysis", "figures"]
-        closing.append(f"Draw it:  {shlex.join(['python', '-m', *module, *words])}")
+        closing.append(f"Draw it:  {shlex.join(['python', '-m', 'analysis', 'figures', *words])}")
     return "\n\n".join([*parts, "\n".join(closing)])
 
 
