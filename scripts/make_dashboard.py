@@ -64,9 +64,9 @@ def workspace(*, entity: str, project: str, study: str | None = None) -> "Worksp
         layout=panels.Layout(w=12, h=10),
     )
     differences = panels.RunComparer(diff_only="split", layout=panels.Layout(w=24, h=12))
-    heat_map = panels.MediaBrowser(
+    page = panels.MediaBrowser(
         title="Every token, every pass",
-        media_keys=["heat_map"],
+        media_keys=["page"],
         num_columns=2,
         layout=panels.Layout(w=12, h=10),
     )
@@ -85,7 +85,7 @@ def workspace(*, entity: str, project: str, study: str | None = None) -> "Worksp
             response("nll", "nll (nats per token)"),
             response("kl_effect", "Effect (KL to the plain model, nats)"),
         ]),
-        ("Tokens", [heat_map, tokens]),
+        ("Tokens", [page, tokens]),
         ("Table of runs", [differences]),
     ]  # fmt: skip
     return ws.Workspace(

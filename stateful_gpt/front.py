@@ -47,16 +47,12 @@ class Fronts:
         """(begin, end) of what a pass over these rows evaluates; empty where all is final."""
         moving = [row for row in rows if self.reach[row] <= self.lengths[row]]
         for row in rows:
-            self._ends[row] = self._end(row, to_the_end)
+            width = self._widths[row] if self._window == "auto" else self._window
+            end = self._ends[row] = self.lengths[row]
+            if isinstance(width, int) and not to_the_end:
+                self._ends[row] = min(end, self.reach[row] - 1 + width)
         begin = min((self.reach[row] - 1 for row in moving), default=0)
         return begin, max((self._ends[row] for row in moving), default=0)
-
-    def _end(self, row: int, to_the_end: bool) -> int:
-        length = self.lengths[row]
-        if to_the_end or self._window in (None, "all"):
-            return length
-        width = self._widths[row] if self._window == "auto" else int(self._window or 0)
-        return min(length, self.reach[row] - 1 + width)
 
     def merge(
         self,

@@ -52,6 +52,8 @@ def imported(path: Path, *, lazily: bool = True) -> Iterator[tuple[str, int]]:
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
         if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
             continue  # what a module does as a command
+        if not lazily and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
         if lazily or not isinstance(node, ast.FunctionDef):
             todo += ast.iter_child_nodes(node)
 
@@ -74,16 +76,16 @@ def test_lower_packages_never_import_higher_ones() -> None:
     violations(look())
 
 
-def test_transformers_is_imported_by_one_file_where_it_is_used() -> None:
+def test_transformers_is_imported_by_its_own_files_where_it_is_used() -> None:
     places = {
-        (name.partition(".")[0], path.relative_to(ROOT))
+        path.relative_to(ROOT)
         for path in modules().values()
         if path.is_relative_to(ROOT / "stateful_gpt")
         for name, _ in imported(path)
         if name.partition(".")[0] in IN_ONE_FILE
     }
-    assert len(places) <= 1, places
-    for _, place in places:
+    assert {place.stem.startswith("hugging_face") for place in places} <= {True}, places
+    for place in places:
         eager = {name.partition(".")[0] for name, _ in imported(ROOT / place, lazily=False)}
         assert not eager & IN_ONE_FILE, f"{place} imports it before it is needed"
 
@@ -116,7 +118,8 @@ def test_an_init_of_a_folder_of_rooms_imports_nothing() -> None:
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in modules().values()
         if path.name == "__init__.py"
-        for name, line in imported(path)
+        for name, line in imported(path, lazily=False)
+        if name.partition(".")[0] in PACKAGES  # what is imported where it is asked for may stay
     )
 
 

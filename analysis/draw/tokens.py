@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,12 +19,11 @@ from analysis.draw.style import (
     facets,
     in_house_style,
     name_of,
-    png,
     sheet,
     token_text,
 )
 from analysis.labels import strength_text
-from analysis.runs import Runs, unfinished
+from analysis.runs import Runs
 from analysis.text import visible
 
 MOST_ROWS = 11
@@ -35,11 +32,6 @@ MOST_SHOWN = 110  # tokens of a text that is written out
 LINE = 112  # characters
 SURPRISED = 8.0  # nats: the darkest colour of a token
 SURPRISE = LinearSegmentedColormap.from_list("surprise", ["#ffffff", "#d9c9e6", "#9a79bd"])
-
-
-def png_of(folder: Path) -> bytes:
-    """The figure of tokens of one run folder, whatever its status says. NotData, NotDrawn."""
-    return png(tokens(unfinished(folder)))
 
 
 @in_house_style

@@ -59,10 +59,12 @@ def _effect(runs: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
     if len(changes) == 1:
         (change,) = changes.values()
         if unclear:
-            return f"The model predicts neither clearly worse nor better: by {_nats(change, signed=True)}."
+            by = _nats(change, signed=True)
+            return f"The model predicts neither clearly worse nor better: by {by}."
         return f"The model predicts {'worse' if worse else 'better'}, by {_nats(change)}."
     if unclear == len(changes):
-        return f"In none of {unclear} runs with feedback does the model clearly predict worse or better."
+        none = f"In none of {unclear} runs with feedback"
+        return f"{none} does the model clearly predict worse or better."
     parts = [
         f"{word} in {len(group)} of {len(changes)} runs, by up to {_largest(group, runs)}"
         for word, group in (("worse", worse), ("better", better))

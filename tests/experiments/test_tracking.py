@@ -130,14 +130,12 @@ def test_an_offline_run_holds_configuration_history_summary_image_and_artifact(
     for key, value in overall.items():
         assert summary[key] == value
 
-    (image,) = [row for row in history if "heat_map._type" in row or "heat_map" in row]
-    shown = image.get("heat_map") or {
-        key.removeprefix("heat_map."): value for key, value in image.items()
-    }
-    assert shown["_type"] == "image-file"
-    picture = path.parent / "files" / shown["path"]
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert hashlib.sha256(picture.read_bytes()).hexdigest() == shown["sha256"]
+    (told,) = [row for row in history if "page._type" in row or "page" in row]
+    shown = told.get("page") or {key.removeprefix("page."): value for key, value in told.items()}
+    assert shown["_type"] == "html-file"
+    page = path.parent / "files" / shown["path"]
+    assert page.read_bytes().startswith(b"<!doctype html>")
+    assert hashlib.sha256(page.read_bytes()).hexdigest() == shown["sha256"]
 
     artifacts = {
         r.artifact.name: r.artifact for r in found if r.WhichOneof("record_type") == "artifact"

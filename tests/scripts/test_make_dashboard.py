@@ -33,7 +33,7 @@ def call(
     return run
 
 
-def test_the_dashboard_shows_curves_front_response_heat_map_and_runs(
+def test_the_dashboard_shows_curves_front_response_page_and_runs(
     call: Callable[..., Called],
 ) -> None:
     code, out, err = call("--print", "--study", "mine")
@@ -52,8 +52,8 @@ def test_the_dashboard_shows_curves_front_response_heat_map_and_runs(
     assert curves[0]["config"]["yLogScale"] is True
     responses = panels["Response to strength"]
     assert all(one["config"]["xAxis"] == "config:feedback.value.strength" for one in responses)
-    heat_map, tokens = panels["Tokens"]
-    assert heat_map["config"]["mediaKeys"] == ["heat_map"]
+    page, tokens = panels["Tokens"]
+    assert page["config"]["mediaKeys"] == ["page"]
     assert "token_trajectories_table" in json.dumps(tokens["config"])
     (runs,) = panels["Table of runs"]
     assert runs["viewType"] == "Run Comparer"
