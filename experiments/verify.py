@@ -153,7 +153,8 @@ def _estimates(path: Path) -> pd.DataFrame:
 
 def _bits(values: "pd.Series[Any]") -> npt.NDArray[Any]:
     """As whole numbers: 0 and -0 differ, and what is no number equals itself."""
-    return values.to_numpy().view(f"u{values.dtype.itemsize}")
+    array: npt.NDArray[Any] = values.to_numpy()
+    return array.view(f"u{array.itemsize}")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Files that are whole or absent: written beside their place, then moved into it."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -51,3 +52,9 @@ def read_json(path: Path) -> Any:
 def write_table(path: Path, table: pa.Table) -> None:
     """A Parquet file."""
     write_atomically(path, lambda partial: pq.write_table(table, partial))
+
+
+def short_hash(content: Any, length: int = 10) -> str:
+    """Names what JSON can hold, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -1,7 +1,5 @@
 """The cells of a sweep: which run each one is, and the job that computes it, wherever that is."""
 
-import hashlib
-import json
 import os
 import pkgutil
 import shlex
@@ -16,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.compute_once import Asked, RunError
+from experiments.runs.files import short_hash
 from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError, Settings, to_settings
 from experiments.sweeps import plan
@@ -56,8 +55,7 @@ class Runner:
 
 def cell_key(settings: Any) -> str:
     """Names a cell of a sweep by its settings alone, also where no run can be located."""
-    text = json.dumps(settings.plain(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_hash(settings.plain(), 16)
 
 
 def cells_of(runner: Runner, all_settings: Sequence[Any]) -> list[Cell]:
