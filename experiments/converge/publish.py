@@ -142,10 +142,8 @@ def publish(
         title=f"log_prob of the {len(names)} of {among} tokens that move most",
     )
     tracker.summarize(summary["overall"])  # last: a row overwrites what it shares with it
-    tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place))
-    if tracker.active:
-        kept = [tracker.files / RUN_FOLDER / name for name in (TRAJECTORY, ITERATIONS, SUMMARY)]
-        tracker.artifact(f"run-{folder.name}", "run", kept)
+    tables = (TRAJECTORY, ITERATIONS, SUMMARY)
+    tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place), artifact=tables)
 
 
 def moving_tokens(
