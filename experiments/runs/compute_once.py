@@ -119,7 +119,7 @@ def _attempt(
         except Exception as error:  # a computed run does not fail as nobody could be told of it
             if not isinstance(error, OSError):
                 traceback.print_exception(error)
-            warn(f"{folder.path} is complete, but W&B was not told all of it ({_short(error)})")
+            warn(f"{folder.path} is complete, but W&B was not told all of it ({short(error)})")
             with suppress(Exception):
                 tracker.finish(failed=True)
         folder.finish()
@@ -139,7 +139,7 @@ def _record(error: BaseException, folder: RunFolder, *, shorten: str) -> str:
     if message is None:
         trace = "".join(traceback.format_exception(error))
         print(trace, end="", file=sys.stderr, flush=True)
-        message = f"{_short(error)} (see {folder.path / TRACEBACK})"
+        message = f"{short(error)} (see {folder.path / TRACEBACK})"
     try:
         folder.fail(message, traceback=trace)
     except OSError:
@@ -162,7 +162,8 @@ def _why(error: BaseException, folder: Path, *, shorten: str) -> str | None:
     return None
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """An error's type and text in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
