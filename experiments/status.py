@@ -21,23 +21,17 @@ def main() -> int:
     )
     parser.add_argument("study", metavar="STUDY", type=Path, help="its folder, such as runs/mine")
     path: Path = parser.parse_args().study
-    if not path.is_dir():
-        return _refuse(path, "is not a folder")
-    try:
-        study = survey(path)
-    except OSError as error:
-        return _refuse(path, f"cannot be read ({error.strerror or error})")
-    if not study.runs:
-        return _refuse(path, "holds no run and no plan")
+    study, problem = None, "is not a folder"
+    if path.is_dir():
+        try:
+            study, problem = survey(path), "holds no run and no plan"
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror or error})"
+    if study is None or not study.runs:
+        print(f"error: STUDY must be a study's folder; {str(path)!r} {problem}", file=sys.stderr)
+        return 2
     print(report(study))
     return 0 if study.complete else 1
-
-
-def _refuse(path: Path, what: str) -> int:
-    beside = Path("runs") / path
-    hint = f" (did you mean {beside}?)" if not path.is_absolute() and beside.is_dir() else ""
-    print(f"error: STUDY must be a study's folder; {str(path)!r} {what}{hint}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

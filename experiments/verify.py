@@ -10,7 +10,6 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ import yaml
 
 from experiments.converge.settings import ConvergeSettings
 from experiments.runs.compute_once import RunError
-from experiments.runs.files import read_json
-from experiments.runs.folder import CONFIG, STATUS, TRACKER, TRAJECTORY
+from experiments.runs.folder import CONFIG, STATUS, TRACKER, TRAJECTORY, read_status
 from experiments.settings import ConfigError, parse
 
 # Largest difference in nats that still counts as the same result, by the precision of a run.
@@ -39,15 +37,6 @@ class SourceError(Exception):
     """A study, or a wish about it, that cannot be served; its text is one sentence."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether one run is reproduced, in a sentence, and what was different about the attempt."""
-
-    reproduced: bool
-    sentence: str
-    warnings: tuple[str, ...] = ()
-
-
 def find(study: Path, wanted: list[str]) -> list[Path]:
     """The folders of the finished runs in and below a folder, by name, or those with these ids.
 
@@ -55,23 +44,19 @@ def find(study: Path, wanted: list[str]) -> list[Path]:
         SourceError: there is none.
     """
     places = sorted(path.parent for path in study.rglob(STATUS))
-    inside = [place.relative_to(study).parts for place in places]
     # W&B's folders repeat the runs beside them, but may be all there is
-    own = [place for place, parts in zip(places, inside, strict=True)
-           if not any(part == TRACKER or part.startswith(".") for part in parts)]  # fmt: skip
-    found = [place for place in own or places if _is_finished(place)]
+    own = [place for place in places if TRACKER not in place.relative_to(study).parts]
+    found = [
+        place
+        for place in own or places
+        if (place / TRAJECTORY).is_file() and read_status(place).get("state") == "finished"
+    ]
     if not found:
         raise SourceError(f"STUDY must hold a finished run with a trajectory, got {str(study)!r}")
     missing = set(wanted) - {place.name for place in found}
     if missing:
         raise SourceError(f"--run {min(missing)}: there is no such finished run in {study}")
     return [place for place in found if not wanted or place.name in wanted]
-
-
-def _is_finished(place: Path) -> bool:
-    status = read_json(place / STATUS)
-    finished = isinstance(status, dict) and status.get("state") == "finished"
-    return finished and (place / TRAJECTORY).is_file()
 
 
 def settings_of(place: Path, runs_dir: Path) -> ConvergeSettings:
@@ -82,48 +67,52 @@ def settings_of(place: Path, runs_dir: Path) -> ConvergeSettings:
         ConfigError: they are not those of a convergence run.
     """
     try:
-        content = yaml.safe_load((place / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        content = dict(yaml.safe_load((place / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
         raise ConfigError(f"its {CONFIG} cannot be read") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"its {CONFIG} must hold plain settings")
-    return parse(
-        {**content, "runs_dir": str(runs_dir), "tracking": {"mode": "disabled"}}, ConvergeSettings
-    )
+    elsewhere = {"runs_dir": str(runs_dir), "tracking": {"mode": "disabled"}}
+    return parse(content | elsewhere, ConvergeSettings)
 
 
-def verify(place: Path) -> Verdict:
-    """Computes the run again, which takes as long as it took."""
+def verify(place: Path) -> tuple[bool, str, list[str]]:
+    """Computes the run again, which takes as long as it took.
+
+    Returns:
+        whether it is reproduced, that in a sentence, and what was different about the attempt.
+    """
     name = place.resolve().name
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        before = read_json(place / STATUS)
+        before = read_status(place)
         try:
             settings = settings_of(place, Path(folder))
             again = compute(settings, threads=before.get("threads"))
         except (ConfigError, RunError) as error:
-            return Verdict(False, f"{name} cannot be computed again: {error}")
+            return False, f"{name} cannot be computed again: {error}", []
         try:
-            found = compare(*(_estimates(path / TRAJECTORY) for path in (place, again)))
+            old, new = (_estimates(path / TRAJECTORY) for path in (place, again))
         except (OSError, ValueError, pa.ArrowException):
-            return Verdict(False, f"{name} cannot be compared: its {TRAJECTORY} cannot be read")
-        other = differences(before, read_json(again / STATUS))
-        warnings = tuple(f"{name} was computed {difference}" for difference in other)
-    what = f"{found.estimates} estimates of {found.prompts} prompts"
+            return False, f"{name} cannot be compared: its {TRAJECTORY} cannot be read", []
+        other = differences(before, read_status(again))
+        warnings = [f"{name} was computed {difference}" for difference in other]
+    what = f"{len(old)} estimates of {old['prompt_id'].nunique()} prompts"
     bound = BOUNDS[settings.device.dtype]
     about = f"{bound:g} nats, the bound for {settings.device.dtype}"
+    apart, said = compare(old, new)
     if again.name != name:
         reason = (
             f"its settings now give run {again.name}, so the model, the prompts or the defaults"
             " have changed since"
         )
-    elif found.mismatch is None and not found.differing:
-        return Verdict(True, f"{name} is reproduced bit for bit: {what}.", warnings)
-    elif found.mismatch is None and found.largest <= bound:
-        sentence = f"{name} is reproduced within {about}, not bit for bit: {what}, {found}."
-        return Verdict(True, sentence, warnings)
+    elif apart is None:
+        reason = "its tokens, passes or precision are others"
+    elif apart > bound:
+        reason = f"more than {about}"
+    elif not said:
+        return True, f"{name} is reproduced bit for bit: {what}.", warnings
     else:
-        reason = found.mismatch or f"more than {about}"
-    return Verdict(False, f"{name} is NOT reproduced: {reason}; {found}.", warnings)
+        sentence = f"{name} is reproduced within {about}, not bit for bit: {what}, {said}."
+        return True, sentence, warnings
+    return False, f"{name} is NOT reproduced: {reason}; {said or 'no estimate differs'}.", warnings
 
 
 def compute(settings: ConvergeSettings, *, threads: Any) -> Path:
@@ -132,45 +121,29 @@ def compute(settings: ConvergeSettings, *, threads: Any) -> Path:
 
     from experiments.converge.run import converge  # takes seconds, which a refusal need not
 
-    if isinstance(threads, int) and not isinstance(threads, bool) and 0 < threads <= 1024:
+    if isinstance(threads, int) and 0 < threads <= 1024:
         torch.set_num_threads(threads)  # another number adds in another order
     return converge(settings)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What became of every stored estimate when it was computed again."""
-
-    estimates: int  # stored
-    prompts: int
-    differing: int  # estimates of other bits, over those that both have
-    largest: float  # nats; infinite where one of two is no number
-    where: str  # of the largest difference
-    mismatch: str | None  # why the two do not hold the same tokens at all
-
-    def __str__(self) -> str:
-        if not self.differing:
-            return "no estimate differs that both have"
-        return f"{self.differing} of them differ, by at most {self.largest:.2g} nats ({self.where})"
-
-
-def compare(old: pd.DataFrame, new: pd.DataFrame) -> Comparison:
-    """Two trajectories by prompt, step, iteration and position."""
+def compare(old: pd.DataFrame, new: pd.DataFrame) -> tuple[float | None, str]:
+    """How far apart in nats two trajectories are at most, and that in words, empty if every bit is
+    the same. None if they are not of the same tokens, passes and precision; what is no number is
+    infinitely far from what is.
+    """
     both = old.merge(new, on=KEYS, suffixes=("", "_again"))
-    before, after = both["log_prob"].to_numpy(), both["log_prob_again"].to_numpy()
-    same = _bits(before) == _bits(after) if before.dtype == after.dtype else before == after
-    with np.errstate(invalid="ignore"):  # infinity less infinity
-        apart = np.where(same, 0.0, np.abs(before.astype(float) - after.astype(float)))
-    apart = np.where(np.isnan(apart), np.inf, apart)  # nats
-    row: Any = both.loc[int(np.argmax(apart))] if len(both) else {}
-    return Comparison(
-        estimates=len(old),
-        prompts=old["prompt_id"].nunique(),
-        differing=int((~same).sum()),
-        largest=float(apart.max(initial=0.0)),
-        where=", ".join(f"{key.removesuffix('_id')} {row[key]}" for key in KEYS if len(both)),
-        mismatch=_mismatch(old, new),
-    )
+    before, after = both["log_prob"], both["log_prob_again"]
+    same = _bits(before) == _bits(after)
+    apart = np.where(same, 0.0, (before - after).abs().fillna(np.inf))
+    largest = float(apart.max(initial=0.0))
+    said = ""
+    if not same.all():
+        row = both.loc[int(np.argmax(apart))]
+        where = ", ".join(f"{key.removesuffix('_id')} {row[key]}" for key in KEYS)
+        said = f"{(~same).sum()} of them differ, by at most {largest:.2g} nats ({where})"
+    what = [*KEYS, "token_id"]
+    alike = before.dtype == after.dtype and old[what].equals(new[what])
+    return largest if alike else None, said
 
 
 def _estimates(path: Path) -> pd.DataFrame:
@@ -182,26 +155,10 @@ def _estimates(path: Path) -> pd.DataFrame:
     return frame.sort_values(KEYS, ignore_index=True)
 
 
-def _bits(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _bits(values: "pd.Series[Any]") -> npt.NDArray[Any]:
     """As whole numbers: 0 and -0 differ, and what is no number equals itself."""
-    return np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
-
-
-def _mismatch(old: pd.DataFrame, new: pd.DataFrame) -> str | None:
-    if old["log_prob"].dtype != new["log_prob"].dtype:
-        return f"estimates are {new['log_prob'].dtype} instead of {old['log_prob'].dtype}"
-    if len(old) != len(new):
-        return f"there are {len(new)} estimates instead of {len(old)}"
-    if not old[KEYS].equals(new[KEYS]):
-        return "prompts, steps or passes are others"
-    other = np.flatnonzero(old["token_id"].to_numpy() != new["token_id"].to_numpy())
-    if not len(other):
-        return None
-    row = old.loc[int(other[0])]
-    return (
-        f"prompt {row['prompt_id']} has another token at step {row['step']},"
-        f" position {row['position']}"
-    )
+    array: npt.NDArray[Any] = values.to_numpy()
+    return array.view(f"u{array.itemsize}")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
@@ -244,19 +201,19 @@ def main() -> int:
     many.add_argument("--all", action="store_true", help="every run, not one at random")
     many.add_argument("--seed", type=int, metavar="N", help="of the draw of the run")
     arguments = parser.parse_args()
+    reproduced = True
     try:
         chosen = found = find(arguments.study, arguments.run)
         if not (arguments.all or arguments.run):
             chosen = [random.Random(arguments.seed).choice(found)]
             if len(found) > 1:
                 print(f"Of {len(found)} runs, {chosen[0].name} was drawn.", file=sys.stderr)
-        reproduced = True
         for place in chosen:
-            verdict = verify(place)
-            for warning in verdict.warnings:
+            well, sentence, warnings = verify(place)
+            for warning in warnings:
                 print(f"warning: {warning}", file=sys.stderr)
-            print(verdict.sentence, flush=True)
-            reproduced &= verdict.reproduced
+            print(sentence, flush=True)
+            reproduced &= well
     except SourceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

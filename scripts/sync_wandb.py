@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from experiments.converge.publish import open_tracker, publish
 from experiments.converge.settings import TrackingSettings
 from experiments.runs.files import read_json, write_json
-from experiments.runs.folder import CONFIG, STATUS, SUMMARY
+from experiments.runs.folder import CONFIG, STATUS, SUMMARY, TRACKER, read_status
 from experiments.tracking.tracker import LOGIN, SYNCED, has_login, server_url, stop_helper
 
 PATIENCE = 600.0  # seconds that the server may take for one run
@@ -55,17 +55,19 @@ def sync(study: Path, *, project: str | None, entity: str | None) -> None:
     folders = sorted(path.parent for path in (*study.glob(STATUS), *study.glob(f"*/{STATUS}")))
     if not folders:
         raise SyncError(f"{study} holds no runs: give a study folder, runs/STUDY")
-    finished = [folder for folder in folders if _is_finished(folder)]
-    missing = [folder for folder in finished if not _is_uploaded(folder, project, entity)]
+    finished = [folder for folder in folders if read_status(folder).get("state") == "finished"]
+    asked = {"project": project, "entity": entity}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    missing = [folder for folder in finished if not _is_uploaded(folder, asked)]
     if missing and not has_login():
         raise SyncError(f"nothing is uploaded: {LOGIN}; the runs wait in {study}")
     for number, folder in enumerate(missing):
         try:
-            where = _upload(folder, project, entity)
-        except SyncError as error:
+            where = _upload(folder, asked)
+        except (OSError, KeyError, TypeError, ValueError, SyncError) as error:
             raise SyncError(
-                f"{number} of {len(missing)} runs are uploaded, {folder.name} is not: {error};"
-                " the same command carries on"
+                f"{number} of {len(missing)} runs are uploaded, {folder.name} is not:"
+                f" {' '.join(str(error).split())}; the same command carries on"
             ) from None
         print(f"{folder.name} is uploaded to {where['entity']}/{where['project']}")
     print(
@@ -74,56 +76,34 @@ def sync(study: Path, *, project: str | None, entity: str | None) -> None:
     )
 
 
-def _is_finished(folder: Path) -> bool:
-    status = read_json(folder / STATUS)
-    return isinstance(status, dict) and status.get("state") == "finished"
+def _is_uploaded(folder: Path, asked: dict[str, str]) -> bool:
+    where = read_json(folder / TRACKER / SYNCED)
+    wanted = {"server": server_url(), **asked}
+    return isinstance(where, dict) and wanted.items() <= where.items()
 
 
-def _is_uploaded(folder: Path, project: str | None, entity: str | None) -> bool:
-    where = read_json(folder / "wandb" / SYNCED)
-    if isinstance(where, dict):
-        return (
-            where.get("server") == server_url()
-            and project in (None, where.get("project"))
-            and entity in (None, where.get("entity"))
-        )
-    by_hand = any(folder.glob("wandb/*run-*/*.wandb.synced"))  # what `wandb sync` leaves
-    return by_hand and project is None and entity is None
-
-
-def _upload(folder: Path, project: str | None, entity: str | None) -> dict[str, Any]:
+def _upload(folder: Path, asked: dict[str, str]) -> dict[str, Any]:
     """Tell W&B of one run again; returns where it is now."""
     problems: list[str] = []
-    try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-        summary = read_json(folder / SUMMARY)
-        told = config["tracking"]
-        tracking = TrackingSettings(
-            mode="online",
-            project=project or told["project"],
-            entity=entity or told["entity"],
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    # W&B's new files are not kept: all that they would hold is in the run folder
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        tracker = open_tracker(
+            config,
+            folder.name,
+            Path(place),
+            tracking=TrackingSettings(**{**config["tracking"], **asked, "mode": "online"}),
+            warn=problems.append,
+            study=folder.parent,
+            patience=PATIENCE,
         )
-        # W&B's new files are not kept: all that they would hold is in the run folder
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-            tracker = open_tracker(
-                config,
-                folder.name,
-                Path(place),
-                tracking=tracking,
-                warn=problems.append,
-                study=folder.parent,
-                patience=PATIENCE,
-            )
-            publish(tracker, folder, summary)
-            where = tracker.where
-            if not tracker.finish() or where is None:
-                raise SyncError(problems[0] if problems else "W&B did not take it")
-        (folder / "wandb").mkdir(exist_ok=True)
-        write_json(folder / "wandb" / SYNCED, where)
-        for stored in folder.glob("wandb/*run-*/*.wandb"):
-            Path(f"{stored}.synced").touch()  # so that `wandb sync` leaves it alone, too
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise SyncError(f"its folder cannot be used ({type(error).__name__}: {error})") from None
+        publish(tracker, folder, read_json(folder / SUMMARY))
+        where = tracker.where
+        if not tracker.finish() or where is None:
+            raise SyncError(problems[0] if problems else "W&B did not take it")
+    write_json(folder / TRACKER / SYNCED, where)
+    for stored in folder.glob(f"{TRACKER}/*run-*/*.wandb"):
+        Path(f"{stored}.synced").touch()  # so that `wandb sync` leaves it alone, too
     return where
 
 

@@ -145,12 +145,9 @@ def fingerprint(source: str | Path) -> str:
         CheckpointError: there is no such model, or a part of it cannot be read.
     """
     path = locate(source)
-    if path.is_dir():
-        files = [path / name for name in sorted((WEIGHTS, CONFIG, TOKENIZER))]
-    else:
-        files = [path, path.with_name(NANOGPT_TOKENIZER)]
+    own = [path / name for name in sorted((WEIGHTS, CONFIG, TOKENIZER))]
     digest = hashlib.sha256()
-    for file in files:
+    for file in own if path.is_dir() else [path, path.with_name(NANOGPT_TOKENIZER)]:
         if file.exists():
             with open_file(file) as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -161,7 +158,7 @@ def save_checkpoint(
     model: GPT,
     folder: Path,
     *,
-    tokenizer: BytePairs | Characters | str,
+    tokenizer: Tokenizer | str,
     dtype: torch.dtype = torch.float32,
     trained_passes: int | None = None,
 ) -> None:
@@ -179,6 +176,7 @@ def save_checkpoint(
     if isinstance(tokenizer, str):
         tokenizer_name = tokenizer
     else:
+        assert isinstance(tokenizer, (BytePairs, Characters)), "others have no file of ours"
         tokenizer_name = TOKENIZER
         save_tokenizer(tokenizer, folder / TOKENIZER)
     config: dict[str, Any] = {
@@ -257,8 +255,7 @@ def _published_gpt2(
     expected = {
         "layer_norm_epsilon": 1e-5,
         "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
+        **dict.fromkeys(("scale_attn_by_inverse_layer_idx", "add_cross_attention"), False),
     }
     for key, value in expected.items():
         if settings.get(key, value) != value:

@@ -86,20 +86,10 @@ def _parser() -> argparse.ArgumentParser:
         " hidden states: what they add to embeddings is multiplied by it; default 0, nothing",
     )
     add("--layers", type=_layers, metavar="LIST", help="all (default), or such as 0,1,5")
-    add(
-        "--hidden_strength",
-        type=_number(),
-        default=0.0,
-        metavar="X",
-        help="feed hidden states back as well, at this strength; default 0",
-    )
-    add(
-        "--shift",
-        type=int,
-        choices=(0, 1),
-        default=1,
-        help="of hidden states: 1 (default) that of the step before, 0 the token's own",
-    )
+    both = "feed hidden states back as well, at this strength; default 0"
+    add("--hidden_strength", type=_number(), default=0.0, metavar="X", help=both)
+    shifts = "of hidden states: 1 (default) that of the step before, 0 the token's own"
+    add("--shift", type=int, choices=(0, 1), default=1, help=shifts)
     add("--iterations", type=_whole(1), default=64, metavar="N", help="most passes a token")
     add(
         "--tolerance",
@@ -109,13 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         help="stop passes that move no estimate by more than this;"
         " 0 stops only once none can move; default 0.001",
     )
-    add(
-        "--damping",
-        type=_number("above 0 and at most 1", least=TINY, most=1),
-        default=1.0,
-        metavar="X",
-        help="the part of a pass that the next one is fed; default 1, all of it",
-    )
+    part = _number("above 0 and at most 1", least=TINY, most=1)
+    add("--damping", type=part, default=1.0, metavar="X", help="part of a pass fed on; default 1")
     add("--start", choices=STARTS, default="carried")
     add = parser.add_argument_group("model").add_argument
     add("--model", default="bundled", help="bundled, a folder, a ckpt.pt or a hub name")
@@ -128,40 +113,44 @@ def _parser() -> argparse.ArgumentParser:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(_as_options(sys.argv[1:] if arguments is None else arguments))
-    hidden_alone = options.feedback == "hidden_state"
-    drawn = options.temperature is not None or options.top_k is not None
-    refused = {
-        "--greedy draws the most likely token: leave out --temperature and --top_k": options.greedy
-        and drawn,
-        "--greedy always draws the same text: leave out --samples": options.greedy
-        and options.samples > 1,
-        "--layers are of attention, and hidden states enrich embeddings: leave it out": hidden_alone
-        and options.layers is not None,
-        "--hidden_strength adds to a feedback of tokens: leave it out": options.hidden_strength
-        and options.feedback in ("hidden_state", "none"),
-        "--shift 0 is of hidden states, and none are fed back: leave it out": options.shift == 0
-        and not (hidden_alone or options.hidden_strength),
-    }
-    for sentence, applies in refused.items():
+    alone = options.feedback == "hidden_state"
+    drawn = options.temperature or options.top_k  # neither can be 0
+    refused = (
+        (
+            "--greedy draws the most likely token: leave out --temperature and --top_k",
+            options.greedy and drawn,
+        ),
+        (
+            "--greedy always draws the same text: leave out --samples",
+            options.greedy and options.samples > 1,
+        ),
+        ("--layers are of attention, not of hidden states", alone and options.layers is not None),
+        (
+            "--hidden_strength adds to a feedback of tokens: leave it out",
+            options.hidden_strength and (alone or options.feedback == "none"),
+        ),
+        (
+            "--shift 0 is of hidden states, and none are fed back: leave it out",
+            not (options.shift or alone or options.hidden_strength),
+        ),
+    )
+    for sentence, applies in refused:
         if applies:
             parser.error(sentence)
     return options
 
 
 def _as_options(arguments: list[str]) -> list[str]:
-    """``--max-new-tokens`` as it is spelled here, and ``--strength -1e-3`` as one word.
-
-    argparse would take the second word for an option.
-    """
+    """``--max-new-tokens`` as spelled here, and ``--strength -1e-3`` as one word."""
     words: list[str] = []
     for word in arguments:
+        name, equals, value = word.partition("=")
         if words and words[-1] in ("--strength", "--hidden_strength"):
             words[-1] += f"={word}"
-            continue
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            word = f"--{name.replace('-', '_')}{equals}{value}"
-        words.append(word)
+        elif name.startswith("--"):
+            words.append(f"--{name[2:].replace('-', '_')}{equals}{value}")
+        else:
+            words.append(word)
     return words
 
 
@@ -175,7 +164,7 @@ def _main(arguments: list[str] | None) -> int:
         return _run(options)
     except BrokenPipeError:  # the reader has all it wanted
         return 0
-    except ValueError as error:  # CheckpointError among them
+    except ValueError as error:  # CheckpointError too
         return _tell(str(error), 1)
     except (MemoryError, RuntimeError) as error:
         import torch
@@ -264,7 +253,7 @@ def _run(options: argparse.Namespace) -> int:
                 f"the text has outgrown the model's block of {model.block_size} tokens: from now on"
                 f" its first {slide} are dropped whenever it is full, and the rest recomputed"
             )
-        if token != end:
+        if token not in encoding.end_tokens:
             piece = writers[row].decode(token_bytes(encoding, token))
             texts[row] += piece
             if options.samples == 1:
@@ -292,7 +281,7 @@ def _run(options: argparse.Namespace) -> int:
             temperature=None if options.greedy else options.temperature or 0.8,
             top_k=options.top_k,
             vocab_size=encoding.n_vocab,
-            end_token=end,
+            end_tokens=encoding.end_tokens,
         ),
         slide=slide,
         generators=torch.Generator(device).manual_seed(options.seed),

@@ -37,10 +37,10 @@ class CycleDetector:
             close = 64 * torch.finfo(log_probs.dtype).eps * scale
             moved = distances[0] > 100 * close
             back = ((distances <= close) & moved).T.tolist()  # (R, P)
-            for row, periods in enumerate(back):
-                for period in range(2, len(periods) + 1):
-                    count = self.returns[row][period] + 1 if periods[period - 1] else 0
-                    self.returns[row][period] = count
-                    found[row] = found[row] or count >= period
+            for row, returned in enumerate(back):
+                counts = self.returns[row]
+                for period in range(2, len(returned) + 1):
+                    counts[period] = counts[period] + 1 if returned[period - 1] else 0
+                    found[row] |= counts[period] >= period
         self.past.append(log_probs)
         return found

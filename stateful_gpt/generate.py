@@ -6,7 +6,7 @@ command line.
 Shapes: B batch, T tokens of a window, C width, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -35,13 +35,13 @@ class Sampling:
         temperature: divides the logits; None draws greedily, the most likely token.
         top_k: only the k most likely tokens can be drawn; None for all.
         vocab_size: ids from here on cannot be drawn (padding of the embedding decodes to nothing).
-        end_token: ends a text when drawn, itself included; None for a text without end.
+        end_tokens: any of them ends a text when drawn, itself included; none: a text without end.
     """
 
     temperature: float | None = None
     top_k: int | None = None
     vocab_size: int | None = None
-    end_token: int | None = None
+    end_tokens: Collection[int] = ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,12 @@ def generate(
     """
     sampling = sampling or Sampling()
     texts = [list(prompt) for prompt in prompts]
-    _check(texts, previous, feedback, config, vocab_size=model.vocab_size)
+    if config.window is not None and not feedback.triangular:
+        raise ValueError(
+            "a windowed recompute needs estimates that become final from left to right: the shift"
+            " of hidden states must be 1, got 0"
+        )
+    _check(texts, previous, model.vocab_size)
     so_far = _SoFar(texts, model, feedback, max_new_tokens=max_new_tokens, previous=previous)
     longest = min(model.block_size, so_far.tokens.size(1))
     passes = Passes(
@@ -155,7 +160,7 @@ def generate(
     outcomes: list[list[Outcome]] = [[] for _ in texts]
     ended = [False] * len(texts)
     settled = [1] * len(texts)  # leading positions of the window whose estimates are final
-    rows, kept = list(range(len(texts))), None
+    rows = kept = list(range(len(texts)))
     starts = [0] * len(texts)
     for step in range(max_new_tokens + 1):
         carried = previous is not None if step == 0 else start is Start.CARRIED
@@ -184,27 +189,28 @@ def generate(
             observe=None if watcher is None else watcher.observe,
         )
         so_far.take(window, result)
+        kept = []
         for i, row in enumerate(rows):
             outcomes[row].append(result.outcomes[i])
             settled[row] = result.settled[i]
-        kept = [
-            i
-            for i, row in enumerate(rows)
-            if not ended[row] and outcomes[row][-1] is not Outcome.DIVERGED
-        ]
+            if not ended[row] and result.outcomes[i] is not Outcome.DIVERGED:
+                kept.append(i)
         rows = [rows[i] for i in kept]
         if step == max_new_tokens or not rows:
             break
         at = [window.lengths[i] - 1 for i in kept]
         hidden = passes.hidden[kept, at]  # (B, C)
-        logits = model.logits(hidden)
-        logits = logits.to(wide(logits.dtype))  # (B, V)
-        drawn = _draw_rows(logits, sampling, generators, rows)  # (B,)
+        logits = model.logits(hidden).to(so_far.log_probs.dtype)  # (B, V)
+        if isinstance(generators, Sequence):
+            pairs = zip(logits.split(1), rows, strict=True)
+            drawn = torch.cat([draw(one, sampling, generators[row]) for one, row in pairs])  # (B,)
+        else:
+            drawn = draw(logits, sampling, generators)
         scores = score_logits(logits, drawn)
         so_far.append(rows, drawn, feedback.estimates(scores, hidden), scores.log_probs)
         for row in rows:
             token = texts[row][-1]
-            ended[row] = token == sampling.end_token
+            ended[row] = token in sampling.end_tokens
             if on_token is not None:
                 on_token(row, token)
     return Generation(
@@ -230,18 +236,6 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) 
     # multinomial would raise, and on CUDA take the device down with it
     probabilities = probabilities.masked_fill(probabilities.isnan(), 1.0)
     return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
-
-
-def _draw_rows(
-    logits: Tensor,
-    sampling: Sampling,
-    generators: Sequence[torch.Generator] | torch.Generator | None,
-    rows: list[int],
-) -> Tensor:
-    if generators is None or isinstance(generators, torch.Generator):
-        return draw(logits, sampling, generators)
-    each = [draw(logits[i : i + 1], sampling, generators[row]) for i, row in enumerate(rows)]
-    return torch.cat(each)
 
 
 class _SoFar:
@@ -287,11 +281,10 @@ class _SoFar:
 
     def take(self, window: Window, result: Recomputed) -> None:
         """The newest estimates of a window's tokens."""
-        for i, (row, begin, length) in enumerate(
-            zip(window.rows, window.starts, window.lengths, strict=True)
-        ):
-            self.estimates[row, begin : begin + length] = result.state[i, :length]
-            self.log_probs[row, begin : begin + length] = result.log_probs[i, :length]
+        for i, (row, begin) in enumerate(zip(window.rows, window.starts, strict=True)):
+            end = begin + window.lengths[i]
+            self.estimates[row, begin:end] = result.state[i, : end - begin]
+            self.log_probs[row, begin:end] = result.log_probs[i, : end - begin]
 
     def append(self, rows: list[int], drawn: Tensor, estimates: Tensor, log_probs: Tensor) -> None:
         """One more token of each row, with what the model said of it when it was drawn."""
@@ -316,19 +309,7 @@ class _SoFar:
         return part
 
 
-def _check(
-    texts: list[list[int]],
-    previous: Sequence[Tensor] | None,
-    feedback: Feedback,
-    config: RecomputeConfig,
-    *,
-    vocab_size: int,
-) -> None:
-    if config.window is not None and not feedback.triangular:
-        raise ValueError(
-            "a windowed recompute needs estimates that become final from left to right: the shift"
-            " of hidden states must be 1, got 0"
-        )
+def _check(texts: list[list[int]], previous: Sequence[Tensor] | None, vocab_size: int) -> None:
     for text in texts:
         if not text:
             raise ValueError("a prompt must have at least one token")

@@ -1,6 +1,6 @@
 """Fixed-point loop over an arbitrary state: estimates in, estimates out, until nothing moves.
 
-Knows nothing of GPT, files or W&B: a pass is any function from a state to what it says.
+Knows nothing of GPT: a pass is any function from a state to what it says.
 
 For a triangular pass (what it says of position j depends only on the state before j) the loop is
 a Jacobi iteration that ends: if the first k positions of its start are already right, then k + n
@@ -39,10 +39,9 @@ class RecomputeConfig:
 
     Attributes:
         iterations: the most passes that are run, at least 1.
-        tolerance: ``auto`` stops a row at rest: final by the theorem, or moved by no more than
-            ``front.ROUNDINGS`` roundings of each value; a row that cycles stops, too. A number
-            above 0 also stops a row of which no log-probability moved by more nats. 0 runs all the
-            iterations.
+        tolerance: ``auto`` stops a row at rest (final by the theorem, or moved by no more than
+            ``front.ROUNDINGS`` roundings of each value) and one that cycles. A number above 0 also
+            stops a row of which no log-probability moved by more nats. 0 runs all iterations.
         damping: the next pass is fed (1 - damping) of its predecessor's state and damping of what
             that one said. Below 1 the theorem's bound no longer holds.
         window: how many positions a pass evaluates from the front on; ``all`` reads to the end, and
@@ -85,8 +84,7 @@ class Span:
 
     Attributes:
         rows: (R,) which rows of the batch.
-        begin, end: the positions to evaluate: what lies before is final, and what lies behind is
-            not wanted.
+        begin, end: the positions to evaluate: what lies before is final, what lies behind unwanted.
     """
 
     rows: list[int]
@@ -101,7 +99,7 @@ class Said:
     Attributes:
         state: (R, N, ...) what the next pass is fed, before damping.
         log_probs: (R, N) nats, by which steps are measured.
-        begin: the first position that these are of; what precedes it is as it was.
+        begin: the first of these positions.
     """
 
     state: Tensor
@@ -171,7 +169,7 @@ def recompute(
         start: (B, T, ...) the state before the first pass, and ``log_probs`` (B, T) those that go
             with it (nats; default: zeros).
         settled: leading positions of each row whose start is already right; default 1.
-        triangular: whether the theorem above holds of the pass.
+        triangular: whether the theorem above holds of it.
         inert: whether a pass says the same whatever it is fed.
         output_too: whether the output of the last position has to be final as well. It sees that
             position's own estimate, and so takes one pass more than the estimates.
@@ -221,9 +219,9 @@ class _Loop:
 
     def span(self, whole: bool) -> Span:
         """What the next pass evaluates; an empty range where all is final."""
-        if not self.by_front:
-            return Span(self.rows, 0, max(self.lengths[row] for row in self.rows))
-        return Span(self.rows, *self.fronts.range(sorted(self.running), to_the_end=whole))
+        if self.by_front:
+            return Span(self.rows, *self.fronts.range(sorted(self.running), to_the_end=whole))
+        return Span(self.rows, 0, max(self.lengths[row] for row in self.rows))
 
     def take(self, number: int, span: Span, said: Said | None) -> Iteration:
         """Merge what a pass said, and judge each row."""
@@ -264,8 +262,7 @@ class _Loop:
             elif cycles[i]:
                 outcome = Outcome.CYCLE
             self.outcomes[row] = outcome
-            stops = self.config.tolerance != 0 and outcome is not None
-            if stops or outcome is Outcome.DIVERGED:
+            if outcome is Outcome.DIVERGED or (outcome and self.config.tolerance != 0):
                 self.running.discard(row)
         return Iteration(number, span, log_probs, step_max, step_rms)
 
@@ -293,10 +290,8 @@ class _Loop:
         begin, end = said.begin, said.begin + said.log_probs.size(1)
         if self.now is None:
             shape = (len(self.rows), max(self.lengths))
-            self.now = (
-                said.state.new_zeros(*shape, *said.state.shape[2:]),
-                said.log_probs.new_zeros(shape),
-            )
+            blank = said.state.new_zeros(*shape, *said.state.shape[2:])
+            self.now = (blank, said.log_probs.new_zeros(shape))
         state, log_probs = (values.clone() for values in self.now)  # observers keep what they saw
         going = [row in self.running for row in self.rows]
         old = (state[:, begin:end], log_probs[:, begin:end])

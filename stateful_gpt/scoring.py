@@ -176,8 +176,12 @@ class Predictions:
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """(n,) KL(P || Q) in nats of (n, V) log-probabilities."""
-    # rounding alone can make a divergence of 0 negative
-    divergence: Tensor = torch.linalg.vecdot(log_p.exp(), log_p - log_q)
+    p, log_ratio = log_p.exp(), log_p - log_q
+    divergence: Tensor = torch.linalg.vecdot(p, log_ratio)
+    # q - p sums to 0; of distributions that are near it takes the rounding of log_ratio away
+    near = log_ratio.abs().amax(dim=1) < 1.0
+    difference = torch.linalg.vecdot(p, torch.expm1((-log_ratio).clamp(max=1.0)))
+    divergence = divergence + difference.where(near, 0.0)
     return divergence.clamp_min(0.0)
 
 

@@ -52,6 +52,8 @@ def imported(path: Path, *, lazily: bool = True) -> Iterator[tuple[str, int]]:
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
         if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
             continue  # what a module does as a command
+        if not lazily and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
         if lazily or not isinstance(node, ast.FunctionDef):
             todo += ast.iter_child_nodes(node)
 

@@ -3,13 +3,13 @@ in memory and without a device.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.converge.prompts import Prompt, content_hash, read_prompts
 from experiments.converge.settings import ConvergeSettings, ModelSettings
+from experiments.runs.files import short_hash
 from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError
 from stateful_gpt.checkpoint import CheckpointError
@@ -28,7 +28,7 @@ class Located:
     model: str
 
 
-def locate(settings: ConvergeSettings, known: dict[str, Any] | None = None) -> Located:
+def locate(settings: ConvergeSettings, known: dict[Any, Any] | None = None) -> Located:
     """The run that these settings stand for.
 
     Args:
@@ -38,17 +38,15 @@ def locate(settings: ConvergeSettings, known: dict[str, Any] | None = None) -> L
         ConfigError: the model or the prompts cannot be read.
     """
     known = {} if known is None else known
-    chosen = repr(settings.model)
-    if chosen not in known:
-        known[chosen] = _identity(settings.model)
-    model: str = known[chosen]
-    chosen = repr(settings.prompts)
-    if chosen not in known:
+    if settings.model not in known:
+        known[settings.model] = _identity(settings.model)
+    if settings.prompts not in known:
         prompts = read_prompts(settings.prompts)
-        known[chosen] = (prompts, content_hash(prompts))
-    prompts, content = known[chosen]
-    study = Path(settings.runs_dir) / settings.study
-    path = study / run_id(settings, model=model, prompts=content)
+        known[settings.prompts] = (prompts, content_hash(prompts))
+    model: str = known[settings.model]
+    prompts, content = known[settings.prompts]
+    name = run_id(settings, model=model, prompts=content)
+    path = Path(settings.runs_dir) / settings.study / name
     return Located(RunFolder(path, settings.plain()), prompts, model)
 
 
@@ -68,8 +66,7 @@ def run_id(settings: ConvergeSettings, *, model: str, prompts: str) -> str:
     plain["model"] = model
     if settings.generation.strategy == "sample" and settings.generation.max_new_tokens > 0:
         plain["generation"]["draws"] = DRAWS
-    text = json.dumps(plain, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return short_hash(plain)
 
 
 def _identity(model: ModelSettings) -> str:

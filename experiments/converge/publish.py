@@ -13,12 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 
 from experiments.converge.records import Measures
 from experiments.converge.settings import ConvergeSettings, TrackingSettings
-from experiments.runs.files import read_json, write_json
-from experiments.runs.folder import CONFIG, ITERATIONS, STATUS, SUMMARY, TRAJECTORY, now
+from experiments.runs.files import write_json
+from experiments.runs.folder import (
+    CONFIG,
+    ITERATIONS,
+    STATUS,
+    SUMMARY,
+    TRAJECTORY,
+    now,
+    read_status,
+)
 from experiments.sweeps import report
 from experiments.tracking import terminal_view
 from experiments.tracking.tracker import Tracker
@@ -168,45 +177,32 @@ def publish(
     if live is None or not live.told_all:
         for row in history_rows(folder):
             tracker.log(row, step=row["iteration"] + (live.behind if live is not None else 0))
-    tracker.html("page", lambda: _page(folder))
-    names, xs, ys, among = moving_tokens(folder)
-    tracker.lines(
-        "token_trajectories",
-        xs=xs,
-        ys=ys,
-        names=names,
-        title=f"log_prob of the {len(names)} of {among} tokens that move most",
-    )
+    tracker.html("page", lambda: pkgutil.resolve_name(PAGE)(folder))
+    tracker.lines("token_trajectories", **_moving_tokens(folder))
     tracker.summarize(summary["overall"])  # last: a row overwrites what it shares with it
-    tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place))
-    if tracker.active:
-        kept = [tracker.files / RUN_FOLDER / name for name in (TRAJECTORY, ITERATIONS, SUMMARY)]
-        tracker.artifact(f"run-{folder.name}", "run", kept)
+    tables = (TRAJECTORY, ITERATIONS, SUMMARY)
+    tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place), artifact=tables)
 
 
-def moving_tokens(
-    folder: Path,
-) -> tuple[list[str], list[int], list[list[float | None]], int]:
-    """The tokens whose estimates move most at the last generation step of their prompt.
-
-    Returns:
-        their names, the iterations, for each token its log-probability at each (nats; missing
-        where it is not a number or its prompt ended earlier), and the number of all tokens.
+def _moving_tokens(folder: Path) -> dict[str, Any]:
+    """The curves of the tokens whose estimates move most at the last generation step of their
+    prompt: iterations, log-probability at each (nats; missing where it is not a number or the
+    prompt ended earlier), names and a title.
     """
     columns = ["prompt_id", "step", "iteration", "position", "token", "log_prob"]
-    frame = pq.read_table(folder / TRAJECTORY, columns=columns).to_pandas()
-    frame = frame[frame["step"] == frame.groupby("prompt_id")["step"].transform("max")]
-    curves = frame.pivot(
-        index=["prompt_id", "position", "token"], columns="iteration", values="log_prob"
-    )
+    frame = _last_step(pq.read_table(folder / TRAJECTORY, columns=columns).to_pandas())
+    index = ["prompt_id", "position", "token"]
+    curves = frame.pivot(index=index, columns="iteration", values="log_prob")
     reach = (curves.max(axis=1) - curves.min(axis=1)).fillna(0.0)
     chosen = curves.loc[reach.sort_values(ascending=False, kind="stable").index[:MOST_TOKENS]]
-    stride = -(-chosen.shape[1] // MOST_POINTS)
-    chosen = chosen.iloc[:, ::stride]
-    names = [f"{token!r} {position} of {prompt}" for prompt, position, token in chosen.index]
+    chosen = chosen.iloc[:, :: -(-chosen.shape[1] // MOST_POINTS)]
     values = chosen.to_numpy(np.float64)
-    ys = [[float(y) if np.isfinite(y) else None for y in row] for row in values]
-    return names, [int(x) for x in chosen.columns], ys, len(curves)
+    return {
+        "xs": [int(x) for x in chosen.columns],
+        "ys": [[float(y) if np.isfinite(y) else None for y in row] for row in values],
+        "names": [f"{token!r} {position} of {prompt}" for prompt, position, token in chosen.index],
+        "title": f"log_prob of the {len(chosen)} of {len(curves)} tokens that move most",
+    }
 
 
 def _copy_run(folder: Path, place: Path) -> None:
@@ -219,15 +215,10 @@ def _copy_run(folder: Path, place: Path) -> None:
             os.link(folder / name, place / name)  # the same bytes: files of a run are never edited
         except OSError:
             shutil.copyfile(folder / name, place / name)
-    status = read_json(folder / STATUS)
+    status = read_status(folder)
     if status["state"] == "running":
         status |= {"state": "finished", "finished": now()}
     write_json(place / STATUS, status)
-
-
-def _page(folder: Path) -> str:
-    page: str = pkgutil.resolve_name(PAGE)(folder)
-    return page
 
 
 def history_rows(folder: Path) -> list[dict[str, Any]]:
@@ -235,21 +226,19 @@ def history_rows(folder: Path) -> list[dict[str, Any]]:
 
     A prompt that ended early counts on with the values it ended with.
     """
-    frame = pq.read_table(folder / ITERATIONS).to_pandas()
-    last = frame["step"] == frame.groupby("prompt_id")["step"].transform("max")
-    frame = frame[last].set_index(["iteration", "prompt_id"])
-    filled = frame[list(AGGREGATES)].unstack("prompt_id").sort_index().ffill()
-    columns = {
-        measure: getattr(filled[measure], how)(axis=1) for measure, how in AGGREGATES.items()
-    }
-    rows = []
-    for place, iteration in enumerate(filled.index):
-        row: dict[str, Any] = {"iteration": int(iteration)}
-        for measure, column in columns.items():
-            value = float(column.iloc[place])
-            row[measure] = None if math.isnan(value) else value
-        rows.append(with_logarithms(row))
-    return rows
+    frame = _last_step(pq.read_table(folder / ITERATIONS).to_pandas())
+    frame = frame.set_index(["iteration", "prompt_id"])[list(AGGREGATES)]
+    filled = frame.unstack("prompt_id").sort_index().ffill()
+    rows = pd.DataFrame(
+        {measure: getattr(filled[measure], how)(axis=1) for measure, how in AGGREGATES.items()}
+    )
+    plain: Any = rows.reset_index().astype(object)
+    return [with_logarithms(row) for row in plain.where(plain.notna(), None).to_dict("records")]
+
+
+def _last_step(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the last generation step of each prompt."""
+    return frame[frame["step"] == frame.groupby("prompt_id")["step"].transform("max")]
 
 
 def with_logarithms(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
 from experiments.runs.folder import TRACEBACK, RunFolder
 from experiments.runs.lock import locked
 from experiments.runs.provenance import changes, provenance
+from experiments.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     import torch
@@ -45,12 +46,7 @@ class Asked:
 ALONE = Asked()
 
 
-class Tracker(Protocol):
-    def finish(self, *, failed: bool = False) -> object: ...
-
-
 T = TypeVar("T")
-AnyTracker = TypeVar("AnyTracker", bound=Tracker)
 
 
 def finished_already(folder: RunFolder) -> bool:
@@ -67,9 +63,9 @@ def compute_once(
     *,
     asked: Asked,
     device: "torch.device",
-    open_tracker: Callable[[], AnyTracker],
-    compute: Callable[[AnyTracker], T],
-    publish: Callable[[AnyTracker, T], object],
+    open_tracker: Callable[[], Tracker],
+    compute: Callable[[Tracker], T],
+    publish: Callable[[Tracker, T], object],
     shorten: str,
 ) -> T | None:
     """Compute a run unless it is finished; None if it is. Waits for whoever computes it already.
@@ -106,18 +102,26 @@ def compute_once(
 
 def _attempt(
     folder: RunFolder,
-    open_tracker: Callable[[], AnyTracker],
-    compute: Callable[[AnyTracker], T],
-    publish: Callable[[AnyTracker, T], object],
+    open_tracker: Callable[[], Tracker],
+    compute: Callable[[Tracker], T],
+    publish: Callable[[Tracker, T], object],
     shorten: str,
 ) -> T:
-    tracker: AnyTracker | None = None
+    tracker = None
     try:
         tracker = open_tracker()
         result = compute(tracker)
         if (mixed := folder.record_kept()) is not None:
             warn(mixed)
-        _publish(folder, tracker, lambda tracker: publish(tracker, result))
+        try:
+            publish(tracker, result)
+            tracker.finish()
+        except Exception as error:  # a computed run does not fail as nobody could be told of it
+            if not isinstance(error, OSError):
+                traceback.print_exception(error)
+            warn(f"{folder.path} is complete, but W&B was not told all of it ({short(error)})")
+            with suppress(Exception):
+                tracker.finish(failed=True)
         folder.finish()
     except BaseException as error:
         if tracker is not None:
@@ -129,28 +133,13 @@ def _attempt(
     return result
 
 
-def _publish(
-    folder: RunFolder, tracker: AnyTracker, publish: Callable[[AnyTracker], object]
-) -> None:
-    """A run that is computed does not fail because nobody could be told of it."""
-    try:
-        publish(tracker)
-        tracker.finish()
-    except Exception as error:
-        if not isinstance(error, OSError):
-            traceback.print_exception(error)
-        warn(f"{folder.path} is complete, but W&B was not told all of it ({_short(error)})")
-        with suppress(Exception):
-            tracker.finish(failed=True)
-
-
 def _record(error: BaseException, folder: RunFolder, *, shorten: str) -> str:
     """Write into a run's status why it broke off, and return that for its user."""
     message, trace = _why(error, folder.path, shorten=shorten), None
     if message is None:
         trace = "".join(traceback.format_exception(error))
         print(trace, end="", file=sys.stderr, flush=True)
-        message = f"{_short(error)} (see {folder.path / TRACEBACK})"
+        message = f"{short(error)} (see {folder.path / TRACEBACK})"
     try:
         folder.fail(message, traceback=trace)
     except OSError:
@@ -173,7 +162,8 @@ def _why(error: BaseException, folder: Path, *, shorten: str) -> str | None:
     return None
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """An error's type and text in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

@@ -1,5 +1,6 @@
 """Files that are whole or absent: written beside their place, then moved into it."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -32,9 +33,12 @@ def remove_partial(path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -48,3 +52,9 @@ def read_json(path: Path) -> Any:
 def write_table(path: Path, table: pa.Table) -> None:
     """A Parquet file."""
     write_atomically(path, lambda partial: pq.write_table(table, partial))
+
+
+def short_hash(content: Any, length: int = 10) -> str:
+    """Names what JSON can hold, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -16,8 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
-from experiments.runs.files import read_json, write_atomically, write_json, write_table
-from experiments.runs.lock import remove_free
+from experiments.runs.files import (
+    read_json,
+    write_atomically,
+    write_json,
+    write_table,
+    write_text,
+)
+from experiments.runs.lock import LOCK, is_held
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
@@ -39,7 +45,7 @@ class RunFolder:
         self._status: dict[str, Any] = {}
         self._origin: dict[str, Any] = {}  # of what is computed now
         self._before: dict[str, Any] | None = None  # of the attempt before
-        self._kept: list[tuple[str, dict[str, Any] | None]] = []  # prompts of earlier attempts
+        self._kept: list[dict[str, Any]] = []  # prompts of earlier attempts, with their origins
         self._parts: list[int] = []  # the first prompt of each batch that is kept
 
     @property
@@ -48,13 +54,13 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        status = read_json(self.path / STATUS)
-        return isinstance(status, dict) and status.get("state") == "finished"
+        return read_status(self.path).get("state") == "finished"
 
     def tidy(self) -> None:
         """Clear away what a kill behind the end of a finished run has left."""
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
-        remove_free(self.path)
+        if is_held(self.path) is False:
+            (self.path / LOCK).unlink(missing_ok=True)
 
     def begin(self, origin: dict[str, Any], *, changes: bytes = b"") -> None:
         """Say that the run is under way, and clear away what a broken-off attempt left behind.
@@ -71,10 +77,9 @@ class RunFolder:
             write_atomically(self.path / CHANGES, lambda p: p.write_bytes(changes))
         else:
             (self.path / CHANGES).unlink(missing_ok=True)
-        content = OmegaConf.to_yaml(OmegaConf.create(self.config))
-        write_atomically(self.path / CONFIG, lambda p: p.write_text(content, encoding="utf-8"))
-        before = read_json(self.path / STATUS)
-        self._before = _part_origin(before) if isinstance(before, dict) else None
+        write_text(self.path / CONFIG, OmegaConf.to_yaml(self.config))
+        before = read_status(self.path)
+        self._before = _part_origin(before) if before else None
         self._origin = _part_origin(origin)
         self._kept, self._parts = [], []
         self._status = {
@@ -96,8 +101,7 @@ class RunFolder:
         if self.finished:  # by another process, where there are no locks
             return
         if traceback is not None:
-            path = self.path / TRACEBACK
-            write_atomically(path, lambda p: p.write_text(traceback, encoding="utf-8"))
+            write_text(self.path / TRACEBACK, traceback)
         self._end(state="failed", error=error)
 
     def finish(self) -> None:
@@ -113,14 +117,17 @@ class RunFolder:
         """
         if not self._kept:
             return None
-        kept = [{"prompt_id": prompt, "origin": origin} for prompt, origin in self._kept]
-        self._status["kept"] = kept
+        self._status["kept"] = self._kept
         write_json(self.path / STATUS, self._status)
-        others = [origin or {} for _, origin in self._kept if origin != self._origin]
+        origins = [part["origin"] or {} for part in self._kept]
+        others = [origin for origin in origins if origin != self._origin]
         if not others:
             return None
-        names = [name for name in self._origin if any(o.get(name) != self._origin[name]
-                                                      for o in others)]  # fmt: skip
+        names = [
+            name
+            for name, value in self._origin.items()
+            if any(other.get(name) != value for other in others)
+        ]
         return (
             f"{self.path}: {len(others)} of its prompts were computed by an earlier attempt with"
             f" another {', '.join(names)}; {STATUS} says which"
@@ -147,7 +154,7 @@ class RunFolder:
             return None
         # earlier versions did not say: then it was the attempt before, as far as is known
         origin = part.pop("origin", self._before)
-        self._kept += [(prompt_id, origin) for prompt_id in ids]
+        self._kept += [{"prompt_id": prompt_id, "origin": origin} for prompt_id in ids]
         self._parts.append(first)
         return list(summaries)
 
@@ -179,6 +186,12 @@ class RunFolder:
 
     def _part(self, number: int, name: str) -> Path:
         return self.path / _PARTS / f"{number:05d}.{name}"
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What a run says of itself; empty where there is nothing to read."""
+    status = read_json(folder / STATUS)
+    return status if isinstance(status, dict) else {}
 
 
 def _part_origin(status: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 LOCK = ".lock"
@@ -65,17 +65,6 @@ def is_held(folder: Path) -> bool | None:
     finally:
         os.close(descriptor)
     return False
-
-
-def remove_free(folder: Path) -> None:
-    """Remove the lock of a holder that was killed before it could; one that is held stays."""
-    with suppress(OSError):
-        descriptor = os.open(folder / LOCK, os.O_RDWR | _CAUTION)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (folder / LOCK).unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
 
 
 def _is_file_at(descriptor: int, path: Path) -> bool:

@@ -3,9 +3,9 @@
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -17,17 +17,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
-    "stateful_gpt",
-    "torch",
-    "numpy",
-    "tiktoken",
-    "safetensors",
-    "hydra-core",
-    "omegaconf",
-    "wandb",
-    "pandas",
-    "pyarrow",
-    "matplotlib",
+    *("stateful_gpt", "torch", "numpy", "tiktoken", "safetensors", "hydra-core", "omegaconf"),
+    *("wandb", "pandas", "pyarrow", "matplotlib"),
 )
 LARGEST_PATCH = 2**20  # bytes
 # a new file outside of these, or of another kind, may be somebody's data: its content stays out
@@ -73,16 +64,14 @@ def changes() -> Changes | None:
     """The changes in the checkout that runs; None if there are none, or no checkout."""
     if _commit() is None or not _git("status", "--porcelain"):
         return None
-    new = (_git("ls-files", "--others", "--exclude-standard", "-z") or b"").split(b"\0")
-    names = [os.fsdecode(name) for name in new if name]
-    source = [name for name in names if _is_source(name)]
-    patch = _patch(source)
-    return Changes(
-        patch=_cut(patch),
-        sha256=hashlib.sha256(patch).hexdigest(),
-        size=len(patch),
-        left_out=len(names) - len(source),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        # an index of our own: git's is left alone
+        _git("read-tree", "HEAD", index=f"{folder}/index")
+        patch, left_out = _patch(f"{folder}/index")
+    kept = patch
+    if len(patch) > LARGEST_PATCH:
+        kept = patch[: patch.rfind(b"\ndiff --git ", 0, LARGEST_PATCH) + 1]
+    return Changes(kept, hashlib.sha256(patch).hexdigest(), len(patch), left_out)
 
 
 @lru_cache(maxsize=1)
@@ -94,61 +83,38 @@ def _commit() -> str | None:
     return None if commit is None else commit.decode().strip()
 
 
-def _is_source(name: str) -> bool:
-    path = Path(name)
-    return path.parts[0] in SOURCE_FOLDERS and path.suffix in SOURCE_SUFFIXES
-
-
-def _patch(new: list[str]) -> bytes:
-    """Against the commit, with these new files; git's own index is left alone."""
+def _patch(index: str) -> tuple[bytes, int]:
+    """From the commit to what runs, and how many new files may be data and are not in it."""
+    listed = _git("ls-files", "--others", "--exclude-standard", "-z", index=index) or b""
+    new = [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
+    source = [path for path in new
+              if path.parts[0] in SOURCE_FOLDERS and path.suffix in SOURCE_SUFFIXES]  # fmt: skip
+    if source:
+        _git("add", "--intent-to-add", "--", *map(str, source), index=index)
     options = ("--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames")
-    index = _git("rev-parse", "--git-path", "index")
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "index"
-        try:
-            # with its time: git tells by it which entries may be newer than they look
-            shutil.copy2(ROOT / os.fsdecode((index or b"").strip()), copy)
-        except OSError:
-            new = []
-        environment = {"GIT_INDEX_FILE": str(copy)} if new else {}
-        if new:
-            _git("add", "--intent-to-add", "--", *new, environment=environment)
-        return _git("diff", *options, "HEAD", environment=environment) or b""
+    return _git("diff", *options, "HEAD", index=index) or b"", len(new) - len(source)
 
 
-def _cut(patch: bytes) -> bytes:
-    """The files of a patch from its beginning that fit into LARGEST_PATCH together."""
-    if len(patch) <= LARGEST_PATCH:
-        return patch
-    return patch[: patch.rfind(b"\ndiff --git ", 0, LARGEST_PATCH) + 1]
-
-
-def _git(*arguments: str, environment: dict[str, str] | None = None) -> bytes | None:
+def _git(*arguments: str, index: str | None = None) -> bytes | None:
     """The output of git in this checkout; None outside one."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    inherited["GIT_OPTIONAL_LOCKS"] = "0"  # looking changes nothing, not even git's index
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # looking changes nothing, not even git's index
+    if index is not None:
+        environment["GIT_INDEX_FILE"] = index
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=ROOT,
-            env=inherited | (environment or {}),
-            capture_output=True,
-            timeout=10,
-            check=True,
-        )
+        return subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, timeout=10, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout
 
 
-@lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -160,11 +126,9 @@ def _device_name(device: "torch.device") -> str:
     return f"cpu: {_processor()} ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
-@lru_cache(maxsize=1)
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    with suppress(OSError):  # not Linux
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

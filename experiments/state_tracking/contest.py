@@ -34,31 +34,17 @@ class Result:
         accuracy: ``accuracy[n][k]`` at depth n of the recurrence and level k + 1. Depth 0 is
             without feedback, all there is of a plain model; the last depth is full recurrence.
         history: rows of step, and losses in nats of the first and the last pass.
+        chance: accuracy of always giving the most frequent answer.
         layer_passes: layers evaluated and differentiated in training, per window.
         seconds: processor time of the training.
     """
 
     accuracy: list[list[float]]
     history: list[dict[str, float]]
+    chance: float
     parameters: int
     layer_passes: int
     seconds: float
-
-
-def recipe(settings: StateTrackingSettings) -> TrainingConfig:
-    """The training that all contestants share, with this one's passes."""
-    chosen, contestant = settings.training, settings.contestant
-    return TrainingConfig(
-        steps=chosen.steps * contestant.times,
-        batch_size=chosen.batch_size,
-        learning_rate=chosen.learning_rate,
-        matrix_learning_rate=chosen.matrix_learning_rate,
-        warmup_steps=chosen.warmup_steps,
-        weight_decay=chosen.weight_decay,
-        passes=contestant.passes,
-        through_passes=contestant.through,
-        draw_passes=contestant.drawn,
-    )
 
 
 def compete(
@@ -68,14 +54,21 @@ def compete(
     tell: Callable[[dict[str, float]], object],
 ) -> Result:
     """Train and test. ``tell`` hears of every ``training.record_every`` steps."""
-    task = make_task(settings.task.name, Target(settings.task.target))
-    config = recipe(settings)
-    stateful = settings.contestant.passes > 1
+    asked, contestant, shared = settings.task, settings.contestant, settings.training
+    task = make_task(asked.name, Target(asked.target))
+    config = TrainingConfig(
+        steps=shared.steps * contestant.times,
+        passes=contestant.passes,
+        through_passes=contestant.through,
+        draw_passes=contestant.drawn,
+        **shared.model_dump(exclude={"steps", "record_every"}),
+    )
+    stateful = contestant.passes > 1
     model = GPT(
         GPTConfig(
-            block_size=settings.task.tested_level,
+            block_size=asked.tested_level,
             vocab_size=task.vocab_size,
-            n_layer=settings.contestant.layers,
+            n_layer=contestant.layers,
             n_head=settings.size.n_head,
             n_embd=settings.size.n_embd,
             hidden_feedback=stateful,
@@ -88,40 +81,37 @@ def compete(
     passes_made = 0
     started = time.process_time()
     for step in range(config.steps):
-        batch = training_batch(
+        tokens, targets = training_batch(
             task,
             step=step,
             size=config.batch_size,
-            level=settings.task.trained_level,
-            length=settings.task.tested_level,
+            level=asked.trained_level,
+            length=asked.tested_level,
             seed=settings.seed,
         )
         passes = passes_at(step, config, seed=settings.seed)
         losses = training_step(
             model,
             optimizers,
-            batch.tokens.to(device),
+            tokens.to(device),
             step=step,
             config=config,
             passes=passes,
-            targets=batch.targets.to(device),
+            targets=targets.to(device),
         )
         passes_made += passes
-        if (step + 1) % settings.training.record_every == 0 or step + 1 == config.steps:
+        if (step + 1) % shared.record_every == 0 or step + 1 == config.steps:
             row = {"step": step + 1, "loss_first": losses[0], "loss_last": losses[-1]}
             history.append(row)
             tell(row)
     seconds = time.process_time() - started
+    depth = asked.tested_level - 1 if stateful else 0
     return Result(
-        accuracy=accuracy_by_depth(
-            model,
-            task,
-            words=settings.test_words,
-            depth=settings.task.tested_level - 1 if stateful else 0,
-        ),
+        accuracy=accuracy_by_depth(model, task, words=settings.test_words, depth=depth),
         history=history,
+        chance=task.chance,
         parameters=model.count_parameters(),
-        layer_passes=passes_made * settings.contestant.layers,
+        layer_passes=passes_made * contestant.layers,
         seconds=seconds,
     )
 
@@ -134,8 +124,7 @@ def accuracy_by_depth(model: GPT, task: Task, *, words: int, depth: int) -> list
     """
     model.eval()
     batch = test_batch(task, size=words, length=model.block_size)
-    device = model.device
-    tokens, targets = batch.tokens.to(device), batch.targets.to(device)
+    tokens, targets = (ids.to(model.device) for ids in batch)
     accuracy: list[list[float]] = []
     fed: Tensor | None = None
     for _ in range(depth + 1):

@@ -1,7 +1,5 @@
 """Run one contest, into its folder."""
 
-import hashlib
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,11 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from experiments.runs.compute_once import ALONE, Asked, compute_once, finished_already, warn
-from experiments.runs.files import write_json, write_table
+from experiments.runs.files import short_hash, write_json, write_table
 from experiments.runs.folder import SUMMARY, RunFolder
 from experiments.settings import ConfigError
 from experiments.state_tracking.contest import Result, compete
 from experiments.state_tracking.settings import StateTrackingSettings
-from experiments.state_tracking.tasks import Target, make_task
 from experiments.sweeps.report import contestant_of, name_of
 from experiments.tracking.tracker import Tracker
 from stateful_gpt.device import choose_device
@@ -27,7 +24,7 @@ GOOD = 0.9  # accuracy at which a level counts as solved
 
 def run_id(settings: StateTrackingSettings) -> str:
     """A short hash of everything that can change a result."""
-    return hashlib.sha256(json.dumps(settings.deciding(), sort_keys=True).encode()).hexdigest()[:10]
+    return short_hash(settings.deciding())
 
 
 def locate(settings: StateTrackingSettings, known: dict[str, Any] | None = None) -> RunFolder:
@@ -60,8 +57,13 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
             result = compete(
                 settings, device, tell=lambda row: bar.update(int(row["step"]) - bar.n)
             )
-        summary = _summary(settings, folder, result)
-        write_table(folder.path / ACCURACY, _accuracy_table(result))
+        rows = [
+            {"depth": depth, "level": level, "accuracy": value}
+            for depth, row in enumerate(result.accuracy)
+            for level, value in enumerate(row, start=1)
+        ]
+        summary = _summary(settings, result, run_id=folder.id, contestant=name)
+        write_table(folder.path / ACCURACY, pa.Table.from_pylist(rows))
         write_table(folder.path / HISTORY, pa.Table.from_pylist(result.history))
         write_json(folder.path / SUMMARY, summary)
         return result, summary
@@ -72,7 +74,7 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
             tracker.log(row)
         tracker.summarize(summary)
 
-    computed = compute_once(
+    compute_once(
         folder,
         asked=asked,
         device=device,
@@ -85,7 +87,7 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
             config=folder.config,
             folder=folder.path,
             axis="step",
-            measures=("loss_first", "loss_last"),
+            measures=("loss_*",),
             warn=warn,
             later=f"wandb sync {shlex.quote(str(folder.path))}/wandb/*run-*",
         ),
@@ -93,29 +95,22 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
         publish=publish,
         shorten="task.tested_level",
     )
-    if computed is not None and asked.bar:
-        result, summary = computed
-        print(
-            f"{folder.path}: {summary['task']} ({summary['target']}), {name}, seed"
-            f" {settings.seed}: accuracy {summary['accuracy_trained']:.3f} at level"
-            f" {settings.task.trained_level}, {summary['accuracy_tested']:.3f} at level"
-            f" {settings.task.tested_level}, {result.seconds:.0f} s",
-            flush=True,
-        )
     return folder.path
 
 
-def _summary(settings: StateTrackingSettings, folder: RunFolder, result: Result) -> dict[str, Any]:
+def _summary(
+    settings: StateTrackingSettings, result: Result, *, run_id: str, contestant: str
+) -> dict[str, Any]:
     full = result.accuracy[-1]
     solved = next((k for k, value in enumerate(full) if value < GOOD), len(full))
     return {
-        "run_id": folder.id,
+        "run_id": run_id,
         "study": settings.study,
         "task": settings.task.name,
         "target": settings.task.target,
-        "contestant": contestant_of(folder.config),
+        "contestant": contestant,
         "seed": settings.seed,
-        "chance": make_task(settings.task.name, Target(settings.task.target)).chance,
+        "chance": result.chance,
         "accuracy_trained": full[settings.task.trained_level - 1],
         "accuracy_tested": full[-1],
         "solved_level": solved,  # the last one before accuracy first falls below GOOD
@@ -123,13 +118,3 @@ def _summary(settings: StateTrackingSettings, folder: RunFolder, result: Result)
         "layer_passes": result.layer_passes,
         "seconds": round(result.seconds, 2),
     }
-
-
-def _accuracy_table(result: Result) -> pa.Table:
-    return pa.Table.from_pylist(
-        [
-            {"depth": depth, "level": level, "accuracy": value}
-            for depth, row in enumerate(result.accuracy)
-            for level, value in enumerate(row, start=1)
-        ]
-    )

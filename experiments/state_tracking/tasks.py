@@ -14,8 +14,8 @@ Shapes: B batch, T positions, N symbols of a word, S states, G symbols there are
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
 from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,6 @@ class Task:
         transitions: (S, G), the state after each symbol in each state.
     """
 
-    name: str
     transitions: Tensor
     target: Target
 
@@ -92,21 +91,17 @@ def swaps_of_cups() -> Tensor:
 
 def sums_modulo() -> Tensor:
     """The running sum of numbers modulo five. The order of the symbols does not matter."""
-    return torch.tensor(
-        [[(sum_ + number) % SIZE for number in range(SIZE)] for sum_ in range(SIZE)]
-    )
+    return torch.arange(SIZE).add(torch.arange(SIZE)[:, None]) % SIZE
 
 
 TASKS: dict[str, Callable[[], Tensor]] = {"cups": swaps_of_cups, "modulo": sums_modulo}
 
 
-@cache
 def make_task(name: str, target: Target) -> Task:
-    return Task(name, TASKS[name](), target)
+    return Task(TASKS[name](), target)
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """(B, T) ids to read, and (B, T) ids to say at each of them, IGNORE where nothing is asked."""
 
     tokens: Tensor

@@ -1,7 +1,5 @@
 """The cells of a sweep: which run each one is, and the job that computes it, wherever that is."""
 
-import hashlib
-import json
 import os
 import pkgutil
 import shlex
@@ -15,8 +13,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.runs.compute_once import Asked, RunError
-from experiments.runs.folder import RunFolder
+from experiments.runs.compute_once import Asked, RunError, short
+from experiments.runs.files import short_hash
 from experiments.settings import ConfigError, Settings, to_settings
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Cell
@@ -44,31 +42,26 @@ class Runner:
     def run(self, settings: Any, asked: Asked) -> None:
         pkgutil.resolve_name(self.compute)(settings, asked)
 
-    def folder_of(self, settings: Any, known: dict[str, Any]) -> RunFolder:
-        """Raises ConfigError where what the run depends on cannot be read."""
-        assert self.locate is not None
-        folder: RunFolder = pkgutil.resolve_name(self.locate)(settings, known)
-        return folder
-
     def command_of_run(self, overrides: Sequence[str]) -> str:
         return shlex.join(["python", "-m", self.module, *overrides])
 
 
 def cell_key(settings: Any) -> str:
     """Names a cell of a sweep by its settings alone, also where no run can be located."""
-    text = json.dumps(settings.plain(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_hash(settings.plain(), 16)
 
 
 def cells_of(runner: Runner, all_settings: Sequence[Any]) -> list[Cell]:
     """The cells with these settings, in their order."""
+    assert runner.locate is not None
+    locate = pkgutil.resolve_name(runner.locate)
     known: dict[str, Any] = {}
     cells = []
     for settings in all_settings:
         run_id = problem = None
         try:
-            run_id = runner.folder_of(settings, known).id
-        except ConfigError as error:
+            run_id = locate(settings, known).id
+        except ConfigError as error:  # what the run depends on cannot be read
             problem = str(error)
         study = str(Path(settings.runs_dir) / settings.study)
         cells.append(Cell(cell_key(settings), run_id, problem, study, settings.plain()))
@@ -128,7 +121,7 @@ class CellJob:
             if not isinstance(error, (ConfigError, RunError)):
                 trace = "".join(traceback.format_exception(error))
                 print(trace, end="", file=sys.stderr, flush=True)
-                message = " ".join(f"{type(error).__name__}: {error}".split())
+                message = short(error)
             try:
                 plan.refuse(study, key, message, traceback=trace)
             except OSError:

@@ -5,15 +5,13 @@ larger grid adds one. A cell that broke off before there was a run folder leaves
 Knows nothing of Hydra.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs.files import read_json, write_atomically, write_json
+from experiments.runs.files import read_json, short_hash, write_json, write_text
 from experiments.runs.folder import STATUS, now
 
 FOLDER = ".sweep"
@@ -51,8 +49,7 @@ class Plan:
 def record(study: Path, command: str, cells: Iterable[Cell]) -> None:
     """Write down what a sweep is about to compute in a study folder."""
     listed = list(cells)
-    keys = json.dumps([cell.key for cell in listed])
-    name = hashlib.sha256(keys.encode()).hexdigest()[:10]
+    name = short_hash([cell.key for cell in listed], 10)
     content = {"command": command, "written": now(), "cells": [asdict(cell) for cell in listed]}
     write_json(study / FOLDER / _PLANS / f"{name}.json", content)
 
@@ -73,7 +70,7 @@ def refuse(study: Path, key: str, error: str, *, traceback: str | None = None) -
     path = _note(study, key)
     if traceback is not None:
         trace = path.with_suffix(".traceback.txt")
-        write_atomically(trace, lambda p: p.write_text(traceback, encoding="utf-8"))
+        write_text(trace, traceback)
         error = f"{error} (see {trace})"
     write_json(path, {"error": error, "when": now()})
 
@@ -85,10 +82,10 @@ def forget(study: Path, key: str) -> None:
     path.with_suffix(".traceback.txt").unlink(missing_ok=True)
 
 
-def refusal(study: Path, key: str) -> dict[str, str] | None:
-    """``error`` and ``when``, if the cell's last attempt broke off."""
+def refusal(study: Path, key: str) -> str | None:
+    """Why the cell's last attempt broke off, if it did."""
     content = read_json(_note(study, key))
-    return content if isinstance(content, dict) and "error" in content else None
+    return str(content["error"]) if isinstance(content, dict) and "error" in content else None
 
 
 def changed(cell: Cell) -> tuple[int, int]:

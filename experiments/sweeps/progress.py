@@ -12,7 +12,7 @@ from tqdm import tqdm
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Cell
 from experiments.sweeps.report import names_of
-from experiments.sweeps.study import Run, State, look
+from experiments.sweeps.study import State, look
 
 SECONDS = 0.5  # between two looks
 
@@ -52,17 +52,14 @@ class Progress:
                 still.append((cell, name, before))
                 continue
             self._done += 1
-            self._say(run, f"run {self._done} of {self._total}: {run.run_id or '–'}  {name}", name)
+            which = f"run {self._done} of {self._total}: {run.shown}  {name}"
+            if run.state is State.FAILED:
+                tqdm.write(f"{which}: failed", file=sys.stdout)
+                tqdm.write(f"error: {run.error} ({name})", file=sys.stderr)
+                continue
+            overall = run.overall or {}
+            passes = overall.get("iterations_to_tolerance")
+            settled = "" if passes is None else f", {passes} passes to tolerance"
+            tqdm.write(f"{which}: {overall.get('outcome', 'finished')}{settled}", file=sys.stdout)
+            sys.stdout.flush()
         self._left = still
-
-    @staticmethod
-    def _say(run: Run, which: str, name: str) -> None:
-        if run.state is State.FAILED:
-            tqdm.write(f"{which}: failed", file=sys.stdout)
-            tqdm.write(f"error: {run.error} ({name})", file=sys.stderr)
-            return
-        overall = run.overall or {}
-        passes = overall.get("iterations_to_tolerance")
-        settled = "" if passes is None else f", {passes} passes to tolerance"
-        tqdm.write(f"{which}: {overall.get('outcome', 'finished')}{settled}", file=sys.stdout)
-        sys.stdout.flush()

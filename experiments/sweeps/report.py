@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import DataRow, Line, TableFormat, tabulate
+from tabulate import tabulate
 
 from experiments.sweeps.study import Run, State, Study
 
@@ -25,28 +25,15 @@ STATE_TRACKING = {
     "accuracy (trained)": "accuracy_trained",
     "accuracy (tested)": "accuracy_tested",
 }
-PLAIN = TableFormat(
-    lineabove=None,
-    linebelowheader=Line("", "─", "  ", ""),
-    linebetweenrows=None,
-    linebelow=None,
-    headerrow=DataRow("", "  ", ""),
-    datarow=DataRow("", "  ", ""),
-    padding=0,
-    with_header_hide=None,
-)
 MOST_ROWS = 40  # of a table on a screen
 LONGEST_VALUE = 32  # characters of a setting in a run's name
 
 # settings that name_of speaks of, or that cannot change a result
-_SAID = {
-    *(("feedback", name) for name in ("kind", "strength", "shift", "hidden_strength")),
-    *(("recompute", name) for name in ("iterations", "damping", "start")),
-    ("generation", "max_new_tokens"),
-    ("contestant",),
-    *(("task", name) for name in ("name", "target")),
-    *(("study",), ("runs_dir",), ("tracking",), ("device", "name")),
-}
+_SAID = (
+    *("feedback.kind", "feedback.strength", "feedback.shift", "feedback.hidden_strength"),
+    *("recompute.iterations", "recompute.damping", "recompute.start", "generation.max_new_tokens"),
+    *("contestant.", "task.name", "task.target", "study", "runs_dir", "tracking.", "device.name"),
+)
 
 
 def name_of(config: dict[str, Any]) -> str:
@@ -55,8 +42,7 @@ def name_of(config: dict[str, Any]) -> str:
         task = config["task"]
         return f"{contestant_of(config)}; {task['name']}, {task['target']}"
     recompute = config["recompute"]
-    words = [feedback_of(config)]
-    words.append(f"n={recompute['iterations']}")
+    words = [feedback_of(config), f"n={recompute['iterations']}"]
     if recompute["damping"] != 1:
         words.append(f"damping={recompute['damping']:g}")
     if recompute["start"] != "cold":
@@ -93,22 +79,21 @@ def contestant_of(config: dict[str, Any]) -> str:
 
 def names_of(configs: Sequence[dict[str, Any] | None]) -> list[str]:
     """The same for runs side by side: whatever else differs between them is said too."""
-    flat = [_flatten(config) if config is not None else {} for config in configs]
-    keys = dict.fromkeys(key for settings in flat for key in settings)
+    flat = [_flatten(config) for config in configs]
     differing = [
         key
-        for key in keys
-        if not any(key[: len(said)] == said for said in _SAID)
+        for key in dict.fromkeys(key for settings in flat for key in settings)
+        if not key.startswith(_SAID)
         and len({repr(settings.get(key)) for settings in flat if settings}) > 1
     ]
     names = []
     for config, settings in zip(configs, flat, strict=True):
         try:
-            words = ["?" if config is None else name_of(config)]
+            words = [name_of(config or {})]
         except (KeyError, TypeError, ValueError):  # of another version, or damaged
             words = ["?"]
-        names.append(" ".join(words + [_said(key, settings[key]) for key in differing
-                                       if key in settings]))  # fmt: skip
+        words += [_said(key, settings[key]) for key in differing if key in settings]
+        names.append(" ".join(words))
     return names
 
 
@@ -117,42 +102,36 @@ def report(study: Study) -> str:
     names = names_of([run.config for run in study.runs])
     named = sorted(zip(study.runs, names, strict=True), key=lambda pair: _order(*pair))
     finished = [pair for pair in named if pair[0].state is State.FINISHED]
-    parts = []
-    if finished:
-        parts.append(_table(finished, study.path))
     others = [pair for pair in named if pair[0].state is not State.FINISHED]
-    if others:
-        parts.append(_unfinished(others))
-    closing = [study.counts()] if study.runs else [f"{study.path} holds no run"]
-    closing += [f"Complete it:  {command}" for command in study.commands()]
+    closing = [study.counts(), *(f"Complete it:  {command}" for command in study.commands())]
     if finished:
         words = [str(study.path), "--out", str(Path("figures") / study.path.name)]
-        tracks = any("contestant" in (run.config or {}) for run, _ in finished)
-        module = ["analysis.state_tracking"] if tracks else ["analysis", "figures"]
-        closing.append(f"Draw it:  {shlex.join(['python', '-m', *module, *words])}")
-    return "\n\n".join([*parts, "\n".join(closing)])
+        closing.append(f"Draw it:  {shlex.join(['python', '-m', 'analysis', 'figures', *words])}")
+    parts = [_table(finished, study.path), _unfinished(others), "\n".join(closing)]
+    return "\n\n".join(filter(None, parts))
 
 
 def plain_list(study: Study) -> str:
     """Every run with its state, and nothing more: what a sweep would find."""
     names = names_of([run.config for run in study.runs])
-    rows = [
-        [run.run_id or "–", name, _state(run)] for run, name in zip(study.runs, names, strict=True)
-    ]
-    return "\n".join([*_aligned(rows), "", study.counts()])
+    lines = _states(list(zip(study.runs, names, strict=True)))
+    return "\n".join([*lines, "", study.counts()])
 
 
 def _table(finished: list[tuple[Run, str]], path: Path) -> str:
+    if not finished:
+        return ""
     tracks = any("contestant" in (run.config or {}) for run, _ in finished)
     columns = STATE_TRACKING if tracks else CONVERGENCE
     cut = len(finished) > MOST_ROWS
     half = MOST_ROWS // 2
     rows = [
-        [str(run.run_id), name, *(_cell((run.overall or {}).get(key)) for key in columns.values())]
+        [run.shown, name, *(_cell((run.overall or {}).get(key)) for key in columns.values())]
         for run, name in ([*finished[:half], *finished[-half:]] if cut else finished)
     ]
-    sides = ["right" if title != "outcome" else "left" for title in columns]
-    lines = _aligned(rows, titles=["run", "settings", *columns], sides=["left", "left", *sides])
+    sides = ["left", "left", *("left" if title == "outcome" else "right" for title in columns)]
+    titles = ["run", "settings", *columns]
+    lines = _lines(tabulate(rows, titles, "simple", colalign=sides, disable_numparse=True))
     if cut:
         source = shlex.quote(str(path))
         between = f"… {len(finished) - MOST_ROWS} more:  python -m analysis table {source}"
@@ -164,15 +143,22 @@ def _unfinished(others: list[tuple[Run, str]]) -> str:
     """Failures first and all of them; of the many that only wait, the first."""
     failed = [pair for pair in others if pair[0].state is State.FAILED]
     waiting = [pair for pair in others if pair[0].state is not State.FAILED]
-    shown = [*failed, *waiting[:MOST_ROWS]]
-    lines = _aligned([[run.run_id or "–", name, _state(run)] for run, name in shown])
+    lines = _states([*failed, *waiting[:MOST_ROWS]])
     if len(waiting) > MOST_ROWS:
         lines.append(f"… {len(waiting) - MOST_ROWS} more that are not finished")
     return "\n".join(lines)
 
 
-def _state(run: Run) -> str:
-    return f"{run.state}: {run.error}" if run.error else str(run.state)
+def _states(named: list[tuple[Run, str]]) -> list[str]:
+    rows = [
+        [run.shown, name, f"{run.state}: {run.error}" if run.error else str(run.state)]
+        for run, name in named
+    ]
+    return _lines(tabulate(rows, tablefmt="plain", disable_numparse=True))
+
+
+def _lines(table: str) -> list[str]:
+    return [line.rstrip() for line in table.splitlines()]
 
 
 def _order(run: Run, name: str) -> tuple[float, str]:
@@ -183,30 +169,22 @@ def _order(run: Run, name: str) -> tuple[float, str]:
     return strength, name
 
 
-def _flatten(config: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(config, dict):
-        return {prefix: config}
-    return {key: value for name, inner in config.items()
-            for key, value in _flatten(inner, (*prefix, str(name))).items()}  # fmt: skip
+        return {prefix: config} if prefix else {}
+    flat = [_flatten(inner, f"{prefix}.{name}" if prefix else name)
+            for name, inner in config.items()]  # fmt: skip
+    return {key: value for part in flat for key, value in part.items()}
 
 
-def _said(key: tuple[str, ...], value: Any) -> str:
+def _said(key: str, value: Any) -> str:
     text = "null" if value is None else str(value)
     if len(text) > LONGEST_VALUE:  # of a path, the end tells most
         text = f"…{text[1 - LONGEST_VALUE :]}"
-    return f"{'.'.join(key)}={text}"
+    return f"{key}={text}"
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _aligned(
-    rows: list[list[str]], *, titles: Sequence[str] = (), sides: Sequence[str] | None = None
-) -> list[str]:
-    text = tabulate(
-        rows, titles, tablefmt=PLAIN, colalign=sides, headersglobalalign=None, disable_numparse=True
-    )
-    return [line.rstrip() for line in text.splitlines()]

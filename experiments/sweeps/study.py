@@ -4,7 +4,6 @@ Reads files only, and never more of a run than its status, settings and summary.
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 
 from experiments.runs.files import read_json
-from experiments.runs.folder import CONFIG, STATUS, SUMMARY
+from experiments.runs.folder import CONFIG, STATUS, SUMMARY, read_status
 from experiments.runs.lock import LOCK, is_held
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Cell, Plan
@@ -33,15 +32,23 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a study, or a cell of a sweep that never became one (``run_id`` is None then)."""
+    """A run of a study, or a cell of a sweep that never became one.
 
-    run_id: str | None
+    ``name`` is its id; where model or prompts cannot be read, it is the key of its cell, which
+    nobody needs to be shown.
+    """
+
+    name: str
     state: State
     error: str | None
-    when: str | None
     config: dict[str, Any] | None
     overall: dict[str, Any] | None
     command: str | None
+    located: bool = True
+
+    @property
+    def shown(self) -> str:
+        return self.name if self.located else "–"
 
 
 @dataclass(frozen=True)
@@ -62,25 +69,17 @@ class Study:
 
     def commands(self) -> list[str]:
         """The fewest commands found that compute all that is not finished."""
-        missing = {run.run_id: run.command for run in self.runs if run.state is not State.FINISHED}
-        open_cells = [
-            (p.command, {cell.run_id for cell in p.cells if cell.run_id in missing} - {None})
-            for p in self.plans
-        ]
-        open_cells += [
-            (p.command, {None}) for p in self.plans if any(cell.run_id is None for cell in p.cells)
-        ]
+        missing = {run.name: run.command for run in self.runs if run.state is not State.FINISHED}
+        offers = [(p.command, {cell.name for cell in p.cells}) for p in self.plans]
         needed: list[str] = []
-        left: set[str | None] = set(missing)
-        while left:
-            command, covered = max(
-                open_cells, key=lambda entry: len(entry[1] & left), default=("", set())
-            )
+        left = set(missing)
+        while offers:
+            command, covered = max(offers, key=lambda offer: len(offer[1] & left))
             if not covered & left:
                 break
             needed.append(command)
             left -= covered
-        needed += [own for run_id in left if (own := missing[run_id])]
+        needed += [own for name, own in missing.items() if own and name in left]
         return list(dict.fromkeys(needed))
 
 
@@ -88,15 +87,14 @@ def survey(path: Path) -> Study:
     """The runs of a study folder, with those that are only planned."""
     plans = plan.plans(path)
     cells = {cell.name: cell for p in reversed(plans) for cell in p.cells}
-    begun = {folder.name for folder in path.glob("[!.]*") if folder.is_dir() and _is_run(folder)}
+    begun = {
+        folder.name
+        for folder in path.glob("[!.]*")
+        # also of a run that was killed before its first file
+        if folder.is_dir() and any((folder / name).exists() for name in (STATUS, CONFIG, LOCK))
+    }
     runs = [look(path, name, cells.get(name)) for name in sorted(begun | set(cells))]
     return Study(path, tuple(runs), tuple(plans))
-
-
-def survey_cells(path: Path, cells: Iterable[Cell]) -> Study:
-    """The same of some cells only, in their order."""
-    distinct = {cell.name: cell for cell in cells}
-    return Study(path, tuple(look(path, name, cell) for name, cell in distinct.items()), ())
 
 
 def look(path: Path, name: str, cell: Cell | None, *, probe: bool = True) -> Run:
@@ -106,51 +104,38 @@ def look(path: Path, name: str, cell: Cell | None, *, probe: bool = True) -> Run
     it, a run that was killed seems to be running.
     """
     folder = path / name
-    status = read_json(folder / STATUS)
-    status = status if isinstance(status, dict) else {}
-    nameless = cell is not None and cell.run_id is None
-    state, error, when = _state(folder, status, probe=probe)
+    status = read_status(folder)
+    state, error = _state(folder, status, probe=probe)
     overall: dict[str, Any] | None = None
     if state is State.FINISHED:
         summary = read_json(folder / SUMMARY)
         # state tracking has no prompts, hence nothing over all of them
         overall = summary.get("overall", summary) if isinstance(summary, dict) else None
     elif cell is not None and state is not State.RUNNING:
-        note = plan.refusal(path, cell.key)
-        if note is not None:
-            state, error, when = State.FAILED, str(note["error"]), note.get("when")
+        refused = plan.refusal(path, cell.key)
+        state, error = (State.FAILED, refused) if refused is not None else (state, error)
     return Run(
-        run_id=None if nameless else name,
+        name=name,
         state=state,
         error=error,
-        when=when,
         config=cell.config if cell is not None else _config(folder),
         overall=overall,
         command=status.get("command"),
+        located=cell is None or cell.run_id is not None,
     )
 
 
-def _state(
-    folder: Path, status: dict[str, Any], *, probe: bool
-) -> tuple[State, str | None, str | None]:
-    said, when = status.get("state"), status.get("finished")
+def _state(folder: Path, status: dict[str, Any], *, probe: bool) -> tuple[State, str | None]:
+    said = status.get("state")
     if said == "finished":
-        return State.FINISHED, None, when
+        return State.FINISHED, None
     held = is_held(folder) if probe else None
     if held or (held is None and said == "running"):
-        return State.RUNNING, None, None
-    if said == "failed":
-        error = status.get("error")
-        if error == "interrupted":
-            return State.INTERRUPTED, None, when
-        return State.FAILED, str(error), when
+        return State.RUNNING, None
+    if said == "failed" and status.get("error") != "interrupted":
+        return State.FAILED, str(status.get("error"))
     # a folder without a status was killed before its first file
-    return (State.INTERRUPTED if folder.is_dir() else State.MISSING), None, None
-
-
-def _is_run(folder: Path) -> bool:
-    """A folder of ours, also one that was killed before its first file."""
-    return any((folder / name).exists() for name in (STATUS, CONFIG, LOCK))
+    return (State.INTERRUPTED if folder.is_dir() else State.MISSING), None
 
 
 def _config(folder: Path) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, open_dict, read_write
@@ -20,7 +21,7 @@ from experiments.sweeps.cells import CellJob, Runner, cells_of
 from experiments.sweeps.plan import Cell
 from experiments.sweeps.progress import Progress
 from experiments.sweeps.report import plain_list, report
-from experiments.sweeps.study import State, look, survey, survey_cells
+from experiments.sweeps.study import State, Study, look, survey
 
 Overrides = Sequence[str]
 # a function to call, the overrides of the jobs that call it, and the number of the first of them
@@ -31,7 +32,9 @@ def rehearse(runner: Runner, configs: Sequence[DictConfig]) -> int:
     """Say which runs these are and how they stand, compute nothing; an exit code."""
     cells = cells_of(runner, [to_settings(config, runner.settings) for config in configs])
     for study, of_study in _by_study(cells).items():
-        print(f"{study}\n{plain_list(survey_cells(study, of_study))}")
+        distinct = {cell.name: cell for cell in of_study}
+        runs = [look(study, name, cell) for name, cell in distinct.items()]
+        print(f"{study}\n{plain_list(Study(study, tuple(runs), ()))}")
     problems = dict.fromkeys(cell.problem for cell in cells if cell.problem)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
@@ -88,7 +91,7 @@ def sweep(
             else:
                 size = workers if launcher == launchers.SUBMITIT_LOCAL else None
                 size = size or config.hydra.sweeper.max_batch_size or len(left) or 1
-                with _LogFolder(config, launcher):
+                with _log_folder(launcher, config.hydra.launcher):
                     for begin in range(0, len(left), size):
                         batch = [jobs[number][0] for number in left[begin : begin + size]]
                         launch(job, batch, begin)
@@ -105,43 +108,33 @@ def sweep(
     return code
 
 
-class _LogFolder:
+@contextmanager
+def _log_folder(launcher: str, options: DictConfig) -> Iterator[None]:
     """A folder for the files that submitit's jobs and the sweep exchange, removed if all is well.
 
     They are pickles: whoever can write them runs code here. So they never lie where studies do.
     """
-
-    def __init__(self, config: DictConfig, launcher: str) -> None:
-        self._config = config
-        self._wanted = (
-            launcher in launchers.SUBMITIT and config.hydra.launcher.submitit_folder is None
-        )
-        self._folder = ""
-
-    def __enter__(self) -> None:
-        if not self._wanted:
-            return
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        place = Path(cache) / "stateful_gpt"
-        try:
-            place.mkdir(parents=True, exist_ok=True)  # all machines of a cluster see a home
-            self._folder = tempfile.mkdtemp(prefix="sweep-", dir=place)  # mode 0700
-        except OSError as error:
-            raise ConfigError(
-                f"hydra.launcher.submitit_folder must be given, as {place} cannot be written"
-                f" ({error.strerror or error})"
-            ) from None
-        launcher = self._config.hydra.launcher
-        with read_write(launcher), open_dict(launcher):
-            launcher.submitit_folder = f"{self._folder}/%j"
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if not self._folder:
-            return
-        if error is None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        else:
-            print(f"the logs of its jobs are in {self._folder}", file=sys.stderr)
+    if launcher not in launchers.SUBMITIT or options.submitit_folder is not None:
+        yield
+        return
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    place = Path(cache) / "stateful_gpt"
+    try:
+        place.mkdir(parents=True, exist_ok=True)  # all machines of a cluster see a home
+        folder = tempfile.mkdtemp(prefix="sweep-", dir=place)  # mode 0700
+    except OSError as error:
+        raise ConfigError(
+            f"hydra.launcher.submitit_folder must be given, as {place} cannot be written"
+            f" ({error.strerror or error})"
+        ) from None
+    with read_write(options), open_dict(options):
+        options.submitit_folder = f"{folder}/%j"
+    try:
+        yield
+    except BaseException:
+        print(f"the logs of its jobs are in {folder}", file=sys.stderr)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _by_study(cells: Sequence[Cell]) -> dict[Path, list[Cell]]:

@@ -7,11 +7,8 @@ the links give W&B's files, which lie in their run folders, names that people ca
 import os
 import re
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
-
-STAMP = re.compile(r"run-(\d{8}_\d{6})-")
 
 
 def show(study: Path, wandb_run: Path, *, name: str, run_id: str) -> None:
@@ -19,33 +16,20 @@ def show(study: Path, wandb_run: Path, *, name: str, run_id: str) -> None:
 
     A view that cannot be written is left as it is: it shows nothing that is not elsewhere.
     """
-    stamp = STAMP.search(wandb_run.name)
-    stored = next(wandb_run.glob("*.wandb"), None)
-    if stamp is None:
-        return
+    when = wandb_run.name.removeprefix("offline-").rpartition("-")[0]  # run-DATE_TIME
     readable = f"{name} {run_id}".replace("β", "beta")
     readable = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", readable)  # a shell splits at spaces
+    stored = next(wandb_run.glob("*.wandb"), wandb_run / f"run-{run_id}.wandb")  # or will be
     view = study / "wandb"
     with suppress(OSError):
         view.mkdir(exist_ok=True)
-        _remove_outdated(view, run_id)
-        # filled beside its place: runs that start at the same time see it whole or not at all
-        filled = Path(tempfile.mkdtemp(prefix=".", dir=view))
-        filled.chmod(0o755)
-        target = stored or wandb_run / f"run-{run_id}.wandb"  # W&B may not have begun it yet
-        _link(filled / f"run-{readable}.wandb", target, view)
-        _link(filled / "files", wandb_run / "files", view)
-        os.replace(filled, view / f"run-{stamp[1]}-{readable}")
-
-
-def _link(link: Path, target: Path, view: Path) -> None:
-    # relative, so that the study can be moved; what is shown lies one level below the view
-    link.symlink_to(Path("..") / os.path.relpath(target, view))
-
-
-def _remove_outdated(view: Path, run_id: str) -> None:
-    """Remove what is shown of this run, and of runs that are gone."""
-    for shown in view.glob("run-*"):
-        files = shown / "files"
-        if shown.name.endswith(f"_{run_id}") or (files.is_symlink() and not files.exists()):
-            shutil.rmtree(shown, ignore_errors=True)
+        for shown in view.glob("run-*"):
+            files = shown / "files"
+            is_gone = files.is_symlink() and not files.exists()
+            if is_gone or shown.name.endswith(f"_{run_id}"):
+                shutil.rmtree(shown, ignore_errors=True)
+        place = view / f"{when}-{readable}"
+        place.mkdir()
+        # relative, so that the study can be moved
+        (place / f"run-{readable}.wandb").symlink_to(os.path.relpath(stored, place))
+        (place / "files").symlink_to(os.path.relpath(wandb_run / "files", place))

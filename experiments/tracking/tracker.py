@@ -7,7 +7,6 @@ its server has failed, the other runs of the process go on offline without askin
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
@@ -62,7 +61,7 @@ class Tracker:
         self._later = later
         self._patience = patience
         self._step = 0
-        self._artifacts: list[Callable[[], object]] = []
+        self._wandb: Any = None  # the module
         if settings.mode == "disabled":
             return
         # what W&B stages outside a run's files stays with the run
@@ -72,9 +71,8 @@ class Tracker:
             **{"name": name, "group": group, "tags": [tag[:64] for tag in tags]},
             **{"config": config, "dir": str(folder)},
         }
-        asked = self.online
-        self._attempt(lambda: self._open(described), "could not start")
-        if asked and self._run is None and patience is None:
+        started = self._attempt(lambda: self._open(described), "could not start")
+        if not started and self.online and patience is None:
             self.online = False
             shutil.rmtree(folder / "wandb", ignore_errors=True)  # what it began online
             self._attempt(lambda: self._open(described), "could not start")
@@ -117,28 +115,9 @@ class Tracker:
     def summarize(self, values: dict[str, Any]) -> None:
         self._attempt(lambda: self._run.summary.update(values), "lost the summary")
 
-    def image(self, key: str, png: Callable[[], bytes]) -> None:
-        """A picture, in the row after the last; it is drawn only where somebody will see it."""
-
-        def send() -> None:
-            import wandb
-
-            with tempfile.TemporaryDirectory(dir=self.files.parent) as place:
-                path = Path(place) / "image.png"
-                path.write_bytes(png())
-                self._run.log({key: wandb.Image(str(path))}, step=self._step + 1)
-
-        self._attempt(send, f"lost the figure {key}")
-
     def html(self, key: str, page: Callable[[], str]) -> None:
         """A page that a browser shows by itself, in the row after the last."""
-
-        def send() -> None:
-            import wandb
-
-            self._run.log({key: wandb.Html(page(), inject=False)}, step=self._step + 1)
-
-        self._attempt(send, f"lost the page {key}")
+        self._show(key, lambda: self._wandb.Html(page(), inject=False))
 
     def lines(
         self,
@@ -150,45 +129,36 @@ class Tracker:
         title: str,
     ) -> None:
         """Some curves over the axis, in the row after the last."""
+        options = {"keys": names, "title": title, "xname": self._axis}
+        self._show(key, lambda: self._wandb.plot.line_series(xs, ys, **options))
 
-        def send() -> None:
-            import wandb
+    def _show(self, key: str, make: Callable[[], object]) -> None:
+        step = self._step + 1
+        self._attempt(lambda: self._run.log({key: make()}, step=step), f"lost {key}")
 
-            chart = wandb.plot.line_series(xs, ys, keys=names, title=title, xname=self._axis)
-            self._run.log({key: chart}, step=self._step + 1)
-
-        self._attempt(send, f"lost the curves {key}")
-
-    def keep_files(self, name: str, fill: Callable[[Path], object]) -> None:
-        """Files that belong to the W&B run itself; ``fill`` puts them into the folder ``name``."""
+    def keep_files(
+        self, name: str, fill: Callable[[Path], object], *, artifact: Collection[str]
+    ) -> None:
+        """Files that belong to the W&B run itself; ``fill`` puts them into the folder ``name``.
+        Those named in ``artifact`` are one, too. Nobody may change them any more.
+        """
 
         def send() -> None:
             place = self.files / name
             place.mkdir()
             fill(place)
             self._run.save(str(place / "*"), base_path=self._run.dir, policy="now")
+            made = self._wandb.Artifact(f"run-{self._run.id}", type="run")
+            for file in artifact:
+                made.add_file(str(place / file), policy="immutable", skip_cache=True)
+            self._run.log_artifact(made)
 
         self._attempt(send, f"lost the files {name}")
-
-    def artifact(self, name: str, kind: str, files: list[Path]) -> None:
-        """Files that nobody will change; they are handed over when the run finishes."""
-
-        def send() -> None:
-            import wandb
-
-            artifact = wandb.Artifact(name, type=kind)
-            for file in files:
-                artifact.add_file(str(file), policy="immutable", skip_cache=True)
-            self._run.log_artifact(artifact)
-
-        self._artifacts.append(send)
 
     def finish(self, *, failed: bool = False) -> bool:
         """Hand over what is left; returns whether W&B has got everything."""
 
         def end() -> None:
-            for send in self._artifacts:
-                send()
             where = self.where
             self._run.finish(exit_code=int(failed))
             if where is not None and not failed:
@@ -204,18 +174,19 @@ class Tracker:
         logging.raiseExceptions = False
         import wandb  # takes a second: only where it is used
 
+        self._wandb = wandb
         if self.online and not has_login():
             raise wandb.errors.UsageError(LOGIN)
         in_sweep = bool(os.environ.get("WANDB_SWEEP_ID"))  # W&B names the runs of its own sweeps
+        longest = (INIT_SECONDS, FINISH_SECONDS) if self.online else (OFFLINE_SECONDS,) * 2
         run = wandb.init(
             **described,
             mode="online" if self.online else "offline",
             resume="allow" if self.online and not in_sweep else None,
             reinit="create_new",
             settings=wandb.Settings(
-                init_timeout=self._patience or (INIT_SECONDS if self.online else OFFLINE_SECONDS),
-                finish_timeout=self._patience
-                or (FINISH_SECONDS if self.online else OFFLINE_SECONDS),
+                init_timeout=self._patience or longest[0],
+                finish_timeout=self._patience or longest[1],
                 finish_timeout_raises=True,
                 silent=True,
                 console="off",

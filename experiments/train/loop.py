@@ -8,7 +8,7 @@ import pickle
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +46,9 @@ class Training:
         self.output = output
         self.corpus = corpus
         chosen = settings.training
+        names = {field.name for field in fields(TrainingConfig)} - {"autocast"}
         self.config = TrainingConfig(
-            steps=chosen.steps,
-            batch_size=chosen.batch_size,
-            learning_rate=chosen.learning_rate,
-            matrix_learning_rate=chosen.matrix_learning_rate,
-            final_fraction=chosen.final_fraction,
-            warmup_steps=chosen.warmup_steps,
-            weight_decay=chosen.weight_decay,
-            grad_clip=chosen.grad_clip,
-            autocast=chosen.precision == "bfloat16",
-            passes=chosen.passes,
-            draw_passes=chosen.draw_passes,
-            through_passes=chosen.through_passes,
-            update_every_pass=chosen.update_every_pass,
+            **chosen.model_dump(include=names), autocast=chosen.precision == "bfloat16"
         )
         torch.manual_seed(settings.seed)  # dropout draws from the global generator
         generator = torch.Generator().manual_seed(settings.seed)
@@ -80,7 +69,6 @@ class Training:
     def run(self, held_out: Corpus, tracker: Tracker) -> None:
         for row in self.history:
             tracker.log(_flat(row))
-        device = self.model.lm_head.weight.device
         saved_at = time.monotonic()
         started = saved_at - self.seconds
         chosen, seed = self.settings.training, self.settings.seed
@@ -94,7 +82,7 @@ class Training:
                     losses = training_step(
                         self.model,
                         self.optimizers,
-                        windows.to(device),
+                        windows.to(self.model.device),
                         step=self.step,
                         config=self.config,
                         passes=passes_at(self.step, self.config, seed=seed),
@@ -129,7 +117,6 @@ class Training:
         # depths cost a pass each: of a model with a gate, a part of the text has to do
         windows = self.settings.training.evaluate_windows if self.model.gate is not None else None
         profile = self.profile(self.model, held_out, full=False, windows=windows)
-        nats = profile.nll[0] * profile.tokens
         row: dict[str, Any] = {
             "step": self.step,
             "seconds": round(self.seconds, 1),
@@ -138,22 +125,19 @@ class Training:
             "held_out_loss": profile.nll[0],
         }
         if windows is None:
+            nats = profile.nll[0] * profile.tokens
             row["held_out_nats_per_character"] = nats / held_out.characters
         said = f"held out {profile.nll[0]:.4f} nats/token"
         if profile.kl:
             row["nll_by_depth"] = profile.nll
             row["kl_by_depth"] = profile.kl
-            row["contracts"] = profile.broken_at is None
+            broken = profile.broken_at
+            row["contracts"] = broken is None
             said += f", {profile.nll[1]:.4f} at depth 1, {profile.nll[-1]:.4f} at {len(profile.kl)}"
-            said += (
-                "; KL falls with every pass"
-                if profile.broken_at is None
-                else f"; KL does not fall at depth {profile.broken_at}"
-            )
-        tqdm.write(
-            f"step {self.step:6d}  {self.seconds:6.0f} s  train {self.loss:.3f}  {said}",
-            file=sys.stdout,
-        )
+            falls = f"does not fall at depth {broken}" if broken else "falls with every pass"
+            said += f"; KL {falls}"
+        said = f"step {self.step:6d}  {self.seconds:6.0f} s  train {self.loss:.3f}  {said}"
+        tqdm.write(said, file=sys.stdout)
         sys.stdout.flush()
         return row
 

@@ -6,34 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs.provenance import provenance
+from experiments.train.loop import Training
 from experiments.train.settings import TrainSettings
-from stateful_gpt.model import GPT
 
 
 def model_card(
-    settings: TrainSettings,
-    model: GPT,
-    *,
-    tokens: int,
-    steps: int,
-    seconds: float,
-    nats_per_character: float,
-    nats_per_character_full: float | None,
+    settings: TrainSettings, training: Training, *, nats: str, nats_full: str | None
 ) -> str:
     """The text of a model folder's README.md.
 
     Args:
-        tokens: of the training corpus.
-        nats_per_character: held-out loss, of one pass.
-        nats_per_character_full: the same with hidden states fed back at generation's depth.
+        nats: held-out loss per character, of one pass.
+        nats_full: the same with hidden states fed back at generation's depth.
     """
-    origin = provenance(model.lm_head.weight.device)
-    config, training = model.config, settings.training
+    model, config, chosen = training.model, training.model.config, settings.training
+    origin = provenance(model.device)
     shape = f"{config.n_layer} layers × {config.n_embd}, {config.n_head} heads"
     start = "from scratch" if settings.start_from is None else f"from `{settings.start_from}`"
-    loss = f"**{nats_per_character:.4f} nats per character**"
-    if nats_per_character_full is not None:
-        loss += f" in one pass, **{nats_per_character_full:.4f}** with hidden states fed back"
+    loss = f"**{nats} nats per character**"
+    if nats_full is not None:
+        loss += f" in one pass, **{nats_full}** with hidden states fed back"
     rows: list[tuple[str, Any]] = [
         ("size", f"{model.count_parameters():,} parameters: {shape}"),
         (
@@ -41,21 +33,18 @@ def model_card(
             f"{config.block_size} tokens at a time, {config.vocab_size:,} ids"
             f" ({settings.tokenizer if settings.start_from is None else 'as it started'})",
         ),
-        ("trained on", f"{_names(settings.corpus.train)} ({tokens:,} tokens)"),
+        ("trained on", f"{_names(settings.corpus.train)} ({training.corpus.size:,} tokens)"),
         ("held out", f"{_names(settings.corpus.held_out)}: {loss}"),
-        (
-            "measured by",
-            _measured_by(settings),
-        ),
+        ("measured by", _measured_by(settings)),
         ("recipe", f"`{shlex.join(['python', '-m', 'experiments.train', *sys.argv[1:]])}`"),
         ("seed", settings.seed),
-        ("steps", f"{steps:,} of {training.batch_size} × {config.block_size} tokens"),
+        ("steps", f"{training.step:,} of {chosen.batch_size} × {config.block_size} tokens"),
         ("hardware", origin["device"]),
-        ("time", f"{seconds / 60:.0f} minutes"),
+        ("time", f"{training.seconds / 60:.0f} minutes"),
         ("commit", origin["commit"]),
         ("PyTorch", origin["versions"]["torch"]),
     ]
-    if training.passes > 1:
+    if chosen.passes > 1:
         rows.insert(-4, ("passes", _passes(settings)))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""# {Path(settings.output).name}

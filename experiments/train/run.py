@@ -1,7 +1,5 @@
 """Train one model, into its folder."""
 
-import hashlib
-import json
 import shlex
 import shutil
 from dataclasses import asdict
@@ -12,7 +10,13 @@ import torch
 from omegaconf import OmegaConf
 
 from experiments.runs.compute_once import ALONE, Asked, RunError, warn
-from experiments.runs.files import remove_partial, write_atomically, write_json
+from experiments.runs.files import (
+    remove_partial,
+    short_hash,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from experiments.runs.lock import LOCK, locked
 from experiments.settings import ConfigError
 from experiments.tracking.tracker import Tracker
@@ -26,7 +30,6 @@ from stateful_gpt.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from stateful_gpt.depth import DepthProfile
 from stateful_gpt.device import choose_device
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.tokenizer import (
@@ -42,6 +45,7 @@ TOKENIZER = "tokenizer.json"
 DEPTHS = "depths.json"
 CARD = "README.md"
 
+MEASURES = ("train_loss", "held_out_*", "tokens_read", "nll_by_depth/*", "kl_by_depth/*")
 # settings that say where and how fast, not what is trained
 _FREE = ("output", "device", "tracking")
 
@@ -55,9 +59,12 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
     """
     try:
         device = choose_device(settings.device.name)
+    except ValueError as error:
+        raise ConfigError(f"device.name: {error}") from None
+    try:
         architecture = GPTConfig(**settings.architecture.plain())
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"architecture.{error}") from None
     texts = read_texts("corpus.train", settings.corpus.train)
     held_out_texts = read_texts("corpus.held_out", settings.corpus.held_out)
     origin = _starting_point(settings, architecture)
@@ -69,12 +76,11 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
             f"output {str(output)!r} cannot be written ({error.strerror or error})"
         ) from None
     try:
-        held = locked(
+        with locked(
             output,
             on_wait=lambda: print(f"{output} is being trained elsewhere: waiting", flush=True),
             on_no_locks=lambda: warn(f"{output} is where files have no locks: never start twice"),
-        )
-        with held:
+        ):
             _claim(output, settings)
             if (output / CARD).exists():
                 print(f"{output} is trained already: nothing to do")
@@ -91,13 +97,13 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
 def _train(
     settings: TrainSettings,
     architecture: GPTConfig,
-    origin: Checkpoint | None,
+    origin: Checkpoint[GPT] | None,
     device: torch.device,
     texts: list[str],
     held_out_texts: list[str],
 ) -> None:
     output = Path(settings.output)
-    encoding = origin.tokenizer if origin is not None else _tokenizer(settings, texts, output)
+    encoding: Any = origin.tokenizer if origin is not None else _tokenizer(settings, texts, output)
     if encoding.n_vocab > architecture.vocab_size:
         raise ConfigError(
             f"architecture.vocab_size must be at least the tokenizer's {encoding.n_vocab} ids,"
@@ -117,34 +123,35 @@ def _train(
             trained_passes=settings.training.passes if architecture.hidden_feedback else None,
         )
         # the loss that counts is that of the rounded weights in the file
-        saved = load_checkpoint(output, device=device).model
         profile = training.profile(
-            saved,
+            load_checkpoint(output, device=device).model,
             held_out,
             full=architecture.hidden_feedback,
             windows=settings.training.final_windows,
         )
-        write_json(output / DEPTHS, _depths(profile, held_out, settings))
         length = held_out.characters_per_prediction
-        loss = profile.nll[0] / length
-        loss_full = None if profile.nll_full is None else profile.nll_full / length
-        card = model_card(
-            settings,
-            training.model,
-            tokens=corpus.size,
-            steps=training.step,
-            seconds=training.seconds,
-            nats_per_character=loss,
-            nats_per_character_full=loss_full,
-        )
-        write_atomically(output / CARD, lambda path: path.write_text(card, encoding="utf-8"))
-        tracker.summarize({"held_out_nats_per_character": loss})
+        depths = {  # losses in nats per token
+            "trained_passes": settings.training.passes,
+            "nll": profile.nll,
+            "kl": profile.kl,
+            "nll_full": profile.nll_full,
+            "contracts": profile.broken_at is None,
+            "broken_at": profile.broken_at,
+            "tokens": profile.tokens,
+            "characters_per_token": length,
+        }
+        write_json(output / DEPTHS, depths)
+        loss = f"{profile.nll[0] / length:.4f}"
+        loss_full = None if profile.nll_full is None else f"{profile.nll_full / length:.4f}"
+        card = model_card(settings, training, nats=loss, nats_full=loss_full)
+        write_text(output / CARD, card)
+        tracker.summarize({"held_out_nats_per_character": profile.nll[0] / length})
     except BaseException:
         tracker.finish(failed=True)
         raise
     tracker.finish()
-    fed_back = "" if loss_full is None else f", {loss_full:.4f} with hidden states fed back"
-    print(f"{output}: held out {loss:.4f} nats per character{fed_back}")
+    fed_back = "" if loss_full is None else f", {loss_full} with hidden states fed back"
+    print(f"{output}: held out {loss} nats per character{fed_back}")
 
 
 def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpoint[GPT] | None:
@@ -181,20 +188,6 @@ def _corpus(key: str, texts: list[str], encoding: Tokenizer, settings: TrainSett
     return corpus
 
 
-def _depths(profile: DepthProfile, held_out: Corpus, settings: TrainSettings) -> dict[str, Any]:
-    """The content of depths.json, losses in nats per token."""
-    return {
-        "trained_passes": settings.training.passes,
-        "nll": profile.nll,
-        "kl": profile.kl,
-        "nll_full": profile.nll_full,
-        "contracts": profile.broken_at is None,
-        "broken_at": profile.broken_at,
-        "tokens": profile.tokens,
-        "characters_per_token": held_out.characters_per_prediction,
-    }
-
-
 def deciding(settings: TrainSettings) -> dict[str, Any]:
     """What is trained, wherever."""
     return {key: value for key, value in settings.plain().items() if key not in _FREE}
@@ -217,8 +210,7 @@ def _claim(output: Path, settings: TrainSettings) -> None:
         raise ConfigError(
             f"output {str(output)!r} is not empty and holds no training: choose another folder"
         )
-    content = OmegaConf.to_yaml(OmegaConf.create(wanted))
-    write_atomically(path, lambda partial: partial.write_text(content, encoding="utf-8"))
+    write_text(path, OmegaConf.to_yaml(wanted))
 
 
 def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> Tokenizer:
@@ -227,9 +219,8 @@ def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> Token
             return load_tokenizer(settings.tokenizer)
         path = output / TOKENIZER
         if not path.exists():
-            trained = train_bpe(
-                texts, vocab_size=settings.architecture.vocab_size, name=output.name
-            )
+            size = settings.architecture.vocab_size
+            trained = train_bpe(texts, vocab_size=size, name=output.name)
             write_atomically(path, lambda partial: save_tokenizer(trained, partial))
         return load_tokenizer(path)
     except TokenizerError as error:
@@ -242,27 +233,17 @@ def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> Token
 
 def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
     shutil.rmtree(output / "wandb", ignore_errors=True)  # its history is logged again, from ours
-    # two trainings of one name are two runs; one that is resumed stays the same
-    identity = json.dumps([str(output.resolve()), deciding(settings)], sort_keys=True)
     return Tracker(
         settings.tracking,
-        run_id=hashlib.sha256(identity.encode()).hexdigest()[:10],
+        # two trainings of one name are two runs; one that is resumed stays the same
+        run_id=short_hash([str(output.resolve()), deciding(settings)]),
         name=output.name,
         group="train",
         tags=["train"],
         config=settings.plain(),
         folder=output,
         axis="step",
-        measures=_measures(settings),
+        measures=MEASURES,
         warn=warn,
         later=f"wandb sync {shlex.quote(str(output))}/wandb/*run-*",
     )
-
-
-def _measures(settings: TrainSettings) -> tuple[str, ...]:
-    names = ["train_loss", "held_out_loss", "held_out_nats_per_character", "tokens_read"]
-    if settings.architecture.hidden_feedback:
-        depth = settings.training.evaluate_depth
-        names += [f"nll_by_depth/{n}" for n in range(depth + 1)]
-        names += [f"kl_by_depth/{n}" for n in range(depth)]
-    return tuple(names)

@@ -26,15 +26,6 @@ class ArchitectureSettings(Settings):
     bias: bool = False
     hidden_feedback: bool = False
 
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> Self:
-        if self.n_embd % self.n_head:
-            raise ConfigError(
-                f"architecture.n_embd must be a multiple of architecture.n_head ({self.n_head}),"
-                f" got {self.n_embd}"
-            )
-        return self
-
 
 class TrainingSettings(Settings):
     steps: Count = 1500

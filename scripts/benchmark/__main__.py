@@ -1,7 +1,7 @@
 """Benchmarks, each of which prints ratios against a peer, with their range.
 
     python -m scripts.benchmark sweep          # the whole study against a naive loop
-    python -m scripts.benchmark generation     # text with feedback against plain text from transformers
+    python -m scripts.benchmark generation     # text with feedback against transformers' plain text
     python -m scripts.benchmark cuda           # a sweep's passes on a GPU
     python -m scripts.benchmark load           # reading many saved runs
 

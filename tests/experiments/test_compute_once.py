@@ -172,7 +172,7 @@ def test_a_lock_neither_follows_a_link_nor_empties_a_file(tmp_path: Path) -> Non
     (run / ".lock").symlink_to(precious)
     with pytest.raises(OSError), lock.locked(run, on_wait=print, on_no_locks=print):  # noqa: PT011
         pytest.fail("held through a link")
-    lock.remove_free(run)
+    RunFolder(run, {}).tidy()
     assert precious.read_text() == "mine"
     (run / ".lock").unlink()
     os.link(precious, run / ".lock")
@@ -241,7 +241,7 @@ def test_the_name_of_a_state_tracking_run_and_its_commands(
     assert (code, err) == (0, "")
     assert "run 2 of 2: " in out
     assert "plain, 1 layer; cups, state seed=1" in out
-    assert f"Draw it:  python -m analysis.state_tracking {tmp_path / 's'}" in out
+    assert f"Draw it:  python -m analysis figures {tmp_path / 's'}" in out
     commands = {
         json.loads(path.read_text())["command_of_this_run"] for path in tmp_path.glob("s/*/status*")
     }

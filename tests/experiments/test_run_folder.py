@@ -340,7 +340,7 @@ def test_a_generation_run_is_the_librarys_generate_past_the_block_too(
                 temperature=1.3 if strategy == "sample" else None,
                 top_k=40,
                 vocab_size=257,
-                end_token=256,
+                end_tokens=[256],
             ),
             generators=[generator(settings, number, torch.device("cpu"))],
             watch=recording,

@@ -77,7 +77,7 @@ def test_a_sweep_of_contestants_leaves_whole_runs_and_is_not_run_again(
     contestants = "contestant={layers: 2, times: 2},{passes: 3, through: true}"
     code, out, err = compete(contestants, sweep=True)
     assert (code, err) == (0, "")
-    assert "python -m analysis.state_tracking" in out
+    assert "Draw it:  python -m analysis figures" in out
     folders = runs()
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     assert {one["contestant"]: one["layer_passes"] for one in summaries} == {

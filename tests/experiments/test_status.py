@@ -198,7 +198,7 @@ def run_of(number: int, state: State) -> Run:
         "generation": {"max_new_tokens": 0},
         "seed": number,
     }
-    return Run(f"{number:010x}", state, None, None, config, None, None)
+    return Run(f"{number:010x}", state, None, config, None, None)
 
 
 def test_the_report_of_a_big_study_stays_on_a_screen() -> None:

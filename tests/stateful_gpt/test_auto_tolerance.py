@@ -59,11 +59,11 @@ def generated(
     return generate(
         model,
         prompts,
-        max_new_tokens=3,
+        max_new_tokens=3 if damping == 1.0 else 1,
         feedback=feedback,
         # undamped, 8 positions and their output are final after 8 passes; damped, the distance
         # halves with every pass but for powers of their number
-        config=RecomputeConfig(12 if damping == 1.0 else 150, tolerance, damping),
+        config=RecomputeConfig(12 if damping == 1.0 else 110, tolerance, damping),
         start=start,
         sampling=Sampling(temperature=temperature),
         generators=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -71,7 +71,7 @@ def generated(
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**31),
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=3),
@@ -108,7 +108,7 @@ def test_it_runs_the_passes_of_the_definition_as_far_as_they_move_anything(
     assert {outcome for outcomes in auto.outcomes for outcome in outcomes} == {Outcome.SETTLED}
     for a, b in zip(auto.log_probs + auto.estimates, full.log_probs + full.estimates, strict=True):
         assert (a - b).abs().max() <= EXACT
-    assert len(ours.windows) == len(theirs.windows) == 4
+    assert len(ours.windows) == len(theirs.windows) == max(map(len, auto.outcomes))
     for window, some, every in zip(ours.windows, ours.passes, theirs.passes, strict=True):
         assert len(some) <= len(every)
         for mine, other in zip(some, every[: len(some)], strict=True):
@@ -123,11 +123,12 @@ def test_it_runs_the_passes_of_the_definition_as_far_as_they_move_anything(
             for before, after in pairwise(every[last - 1 :]):
                 step = after.log_probs[row, :length] - before.log_probs[row, :length]
                 assert step.abs().max() <= EXACT
-            ends = [passes[-1].hidden[row, :length] for passes in (some, every)]
-            assert (ends[0] - ends[1]).abs().max() <= EXACT
+            if window is not ours.windows[-1]:  # a token is drawn from its last output
+                ends = [passes[-1].hidden[row, length - 1] for passes in (some, every)]
+                assert torch.allclose(*ends, rtol=0, atol=EXACT)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**31),
     lengths=st.lists(st.integers(1, 7), min_size=2, max_size=4),

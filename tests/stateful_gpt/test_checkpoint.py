@@ -24,6 +24,7 @@ from stateful_gpt.checkpoint import (
 )
 from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.generate import generate
+from stateful_gpt.language_model import Modulation
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.tokenizer import load_tokenizer, train_bpe
@@ -666,7 +667,7 @@ def test_the_bundled_stateful_model_has_a_gate_that_does_something() -> None:
     tokens = torch.tensor([checkpoint.tokenizer.encode_ordinary("It was a truth")])
     plain = model(tokens)
     shifted = torch.cat([torch.zeros_like(plain[:, :1]), plain[:, :-1]], dim=1)
-    fed = model(tokens, hidden=shifted)
+    fed = model.read(tokens, modulation=Modulation(hidden=shifted))
     assert torch.equal(fed[:, 0], plain[:, 0]), "nothing came before the first token"
     assert (fed[:, 1:] - plain[:, 1:]).abs().max() > 0.01
 

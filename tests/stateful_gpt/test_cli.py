@@ -11,15 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from stateful_gpt.solving import Sampling
-from stateful_gpt.windowed import Windowed
 
 from stateful_gpt import cli
 from stateful_gpt.checkpoint import load_checkpoint, save_checkpoint
 from stateful_gpt.cli import main
 from stateful_gpt.device import DEVICES, DTYPES
 from stateful_gpt.feedback import KINDS, Feedback, FeedbackKind
-from stateful_gpt.generate import Start, generate
+from stateful_gpt.generate import Sampling, Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.tokenizer import byte_tokenizer, decode, save_tokenizer
@@ -83,7 +81,7 @@ def test_the_text_is_what_the_library_generates(
         feedback=feedback,
         config=RecomputeConfig(iterations=3),
         start=Start.CARRIED,
-        sampling=Sampling(vocab_size=257, end_token=256),
+        sampling=Sampling(vocab_size=257, end_tokens=[256]),
     )
     new = [token for token in result.tokens[0][len(PROMPT) :] if token != 256]
     assert code == 0
@@ -101,8 +99,8 @@ def test_sampling_is_the_librarys_with_the_seed(run: Run, checkpoint_folder: Pat
         max_new_tokens=20,
         feedback=Feedback(strength=0.0),
         config=RecomputeConfig(iterations=1),
-        sampling=Sampling(temperature=1.3, top_k=9, vocab_size=257, end_token=256),
-        generator=torch.Generator().manual_seed(5),
+        sampling=Sampling(temperature=1.3, top_k=9, vocab_size=257, end_tokens=[256]),
+        generators=torch.Generator().manual_seed(5),
     )
     new = [token for token in result.tokens[0][len(PROMPT) :] if token != 256]
     assert (code, err) == (0, PLAIN)
@@ -180,7 +178,7 @@ def test_a_text_that_begins_follows_the_start_and_stop_token(
         max_new_tokens=9,
         feedback=Feedback(strength=0.0),
         config=RecomputeConfig(iterations=1),
-        sampling=Sampling(vocab_size=257, end_token=256),
+        sampling=Sampling(vocab_size=257, end_tokens=[256]),
     )
     shown = [token for token in result.tokens[0] if token != 256]
     assert (code, err) == (0, PLAIN)
@@ -202,11 +200,10 @@ def test_samples_are_the_librarys_in_their_order(
         [list(PROMPT.encode())] * 3,
         max_new_tokens=12,
         feedback=Feedback(strength=strength),
-        config=RecomputeConfig(iterations=64 if feedback else 1, tolerance=1e-3),
-        solver=Windowed("all"),
+        config=RecomputeConfig(iterations=64 if feedback else 1, tolerance=1e-3, window="all"),
         start=Start.CARRIED,
-        sampling=Sampling(temperature=0.4, vocab_size=257, end_token=256),
-        generator=torch.Generator().manual_seed(3),
+        sampling=Sampling(temperature=0.4, vocab_size=257, end_tokens=[256]),
+        generators=torch.Generator().manual_seed(3),
     )
     texts = [decode(checkpoint.tokenizer, [i for i in t if i != 256]) for t in result.tokens]
     assert code == 0
@@ -224,8 +221,8 @@ def test_a_prompt_longer_than_the_block_is_continued(run: Run) -> None:
     code, out, err = run("--prompt", prompt, "--max_new_tokens", "3", "--greedy")
     assert code == 0
     assert err == PLAIN + (
-        "generate: the text has outgrown the model's block of 32 tokens: every token now costs a"
-        " whole recompute\n"
+        "generate: the text has outgrown the model's block of 32 tokens: from now on its first 8"
+        " are dropped whenever it is full, and the rest recomputed\n"
     )
     assert out.startswith(prompt)
 
@@ -529,7 +526,7 @@ def test_every_setting_of_the_feedback_reaches_the_library(
             feedback=of,
             config=RecomputeConfig(iterations=4, damping=damping),
             start=Start.CARRIED,
-            sampling=Sampling(vocab_size=257, end_token=256),
+            sampling=Sampling(vocab_size=257, end_tokens=[256]),
         ).tokens[0]
         for of in (feedback, Feedback(strength=0.5))
     ]

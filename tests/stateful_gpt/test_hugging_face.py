@@ -1,6 +1,5 @@
 """Models of transformers behind the face: the same statements as of GPT, in float64."""
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -10,8 +9,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stateful_gpt.checkpoint import CheckpointError
+from stateful_gpt.feedback import Feedback
+from stateful_gpt.generate import generate
 from stateful_gpt.hugging_face import Float64, HuggingFaceModel
 from stateful_gpt.language_model import LanguageModel, Modulation
+from stateful_gpt.oracle import left_to_right
+from stateful_gpt.recompute import RecomputeConfig
 from tests.tiny_transformers import REFUSED, VOCAB, refused, supported, tiny
 
 EXACT = 1e-10  # float64: rounding of a few layers, far below any mistake
@@ -130,42 +133,22 @@ def test_windows_of_a_cache_and_padding_say_what_the_whole_text_says(name: str) 
     torch.testing.assert_close(hidden[:, :T], whole, rtol=0, atol=EXACT)
 
 
-def log_probs(model: LanguageModel, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """(B, T - 1) nats, of every token but the first."""
-    logits = model.logits(hidden[:, :-1].flatten(0, 1)).log_softmax(1)
-    return logits.gather(1, tokens[:, 1:].flatten()[:, None]).view(len(tokens), -1)
-
-
-def of_log_prob(estimates: Tensor) -> Modulation:
-    return Modulation(bias=-0.7 * estimates)
-
-
-def of_prob(estimates: Tensor) -> Modulation:
-    return Modulation(factor=(0.7 * estimates).exp())
-
-
 @every_architecture
-@pytest.mark.parametrize("feed", [of_log_prob, of_prob])
-def test_all_passes_reach_what_reading_from_left_to_right_says(
-    name: str, feed: Callable[[Tensor], Modulation]
-) -> None:
-    length = 8
-    model, tokens = adapter(name), some_tokens(B, length)
-    estimates = torch.zeros(B, length, dtype=torch.float64)
-    first = model.read(tokens)
-    for number in range(length - 1):
-        hidden = model.read(tokens, modulation=feed(estimates)) if number else first
-        estimates = nn.functional.pad(log_probs(model, hidden, tokens), (1, 0))
-
-    read = torch.zeros(B, length, dtype=torch.float64)
-    cache = model.new_cache(batch=B, capacity=length)
-    for t in range(length - 1):
-        fed = feed(read[:, : t + 1])
-        hidden = model.read(tokens[:, t : t + 1], modulation=fed, cache=cache)
-        logits = model.logits(hidden[:, 0]).log_softmax(1)
-        read[:, t + 1] = logits.gather(1, tokens[:, t + 1 :][:, :1]).squeeze(1)
-    torch.testing.assert_close(estimates, read, rtol=0, atol=EXACT)
-    assert (estimates[:, 1:] - log_probs(model, first, tokens)).abs().max() > 1e-3
+def test_passes_windows_and_generation_agree_with_reading_from_left_to_right(name: str) -> None:
+    model, feedback = adapter(name), Feedback(strength=-0.7)
+    prompts = [some_tokens(6).tolist(), some_tokens(9)[5:].tolist()]
+    to_the_letter = RecomputeConfig(iterations=7, tolerance=0.0)
+    full, windowed = (
+        generate(model, prompts, max_new_tokens=1, feedback=feedback, config=config)
+        for config in (to_the_letter, RecomputeConfig(window="auto"))
+    )
+    assert full.tokens == windowed.tokens
+    for text, estimates, others in zip(
+        full.tokens, full.log_probs, windowed.log_probs, strict=True
+    ):
+        torch.testing.assert_close(estimates, others, rtol=0, atol=EXACT)
+        oracle = left_to_right(model, torch.tensor([text]), feedback)[0]
+        torch.testing.assert_close(estimates, oracle, rtol=0, atol=EXACT)
 
 
 class Watch(TorchDispatchMode):

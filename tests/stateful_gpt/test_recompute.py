@@ -397,4 +397,4 @@ def test_hidden_states_of_rank_three_are_a_state_too() -> None:
     result, _ = run(one, lengths=[3, 2], tolerance=1e-9)
     assert result.outcomes == [Outcome.SETTLED, Outcome.SETTLED]
     assert result.iterations == [2, 1]
-    assert result.log_probs.tolist() == [[0.0, -5.0, -10.0], [0.0, -5.0, -5.0]]
+    assert result.log_probs.tolist() == [[0.0, -5.0, -10.0], [0.0, -5.0, 0.0]]
