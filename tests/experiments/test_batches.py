@@ -14,6 +14,7 @@ import pytest
 
 from experiments.converge import batches
 from experiments.converge.publish import Live
+from stateful_gpt.generate import Sampling
 
 Compute = Callable[..., Path]
 
@@ -143,8 +144,8 @@ def test_any_batch_comes_to_rest_at_the_same_place(in_batches: Callable[..., lis
     keys = ["prompt_id", "iteration", "position"]
     frames = [table(folder, "trajectory.parquet").set_index(keys) for folder in folders]
     for other in frames[1:]:
-        both = frames[0].join(other, rsuffix="_again", how="inner")
-        np.testing.assert_allclose(both["log_prob"], both["log_prob_again"], rtol=0, atol=EXACT)
+        both = pd.concat([frames[0]["log_prob"], other["log_prob"]], axis=1, join="inner")
+        np.testing.assert_allclose(both.iloc[:, 0], both.iloc[:, 1], rtol=0, atol=EXACT)
         lasts = [
             f["log_prob"].groupby(["prompt_id", "position"]).last() for f in (frames[0], other)
         ]
@@ -180,7 +181,9 @@ def test_any_batch_lets_a_text_end_early(
     end = new["of 20"][2]  # what is drawn third there ends a text
     ended = {name: (ids.index(end) + 1 if end in ids else 6) for name, ids in new.items()}
     assert ended["of 20"] < max(ended.values())
-    monkeypatch.setattr(batches, "end_token", lambda encoding: end)
+    monkeypatch.setattr(
+        batches, "Sampling", lambda **told: Sampling(**{**told, "end_tokens": (end,)})
+    )
     folders = in_batches(*words)
     assert_same_run(folders)
     assert {p["prompt_id"]: p["generated_tokens"] for p in summary(folders[0])["prompts"]} == ended
