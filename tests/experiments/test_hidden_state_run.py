@@ -80,7 +80,9 @@ def test_same_position_feedback_has_no_oracle_but_an_end(
         assert prompt["oracle_error_max"] is None
         assert prompt["lyapunov"] is None
         rows = trajectory[trajectory["prompt_id"] == prompt["prompt_id"]]
-        grid = rows.pivot(index="iteration", columns="position", values="log_prob").to_numpy()
+        grid = (
+            rows.pivot(index="iteration", columns="position", values="log_prob").to_numpy().copy()
+        )
         assert np.isnan(grid[:, 0]).all(), "nothing predicts it"
         grid[:, 0] = 0.0
         away = np.abs(grid - grid[-1]).max(axis=1)

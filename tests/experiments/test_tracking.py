@@ -79,7 +79,7 @@ pytestmark = pytest.mark.usefixtures("quiet_wandb")
 # --- what an offline run holds ------------------------------------------------------------------
 
 
-def test_an_offline_run_holds_configuration_history_summary_image_and_artifact(
+def test_an_offline_run_holds_configuration_history_summary_page_and_artifact(
     converge: Converge, runs: Runs
 ) -> None:
     code, _, err = converge(
@@ -137,11 +137,11 @@ def test_an_offline_run_holds_configuration_history_summary_image_and_artifact(
     for key, value in overall.items():
         assert summary[key] == value
 
-    (told,) = [row for row in history if "page._type" in row or "page" in row]
-    shown = told.get("page") or {key.removeprefix("page."): value for key, value in told.items()}
+    (pages,) = [row for row in history if "page._type" in row or "page" in row]
+    shown = pages.get("page") or {key.removeprefix("page."): value for key, value in pages.items()}
     assert shown["_type"] == "html-file"
     page = path.parent / "files" / shown["path"]
-    assert page.read_bytes().startswith(b"<!doctype html>")
+    assert page.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
     assert hashlib.sha256(page.read_bytes()).hexdigest() == shown["sha256"]
 
     artifacts = {
@@ -203,7 +203,7 @@ def test_every_run_of_a_sweep_is_a_run_of_its_own_with_its_own_configuration(
         (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
         strengths[run.run_id] = values(run.config.update)["feedback"]["strength"]
         rows = [r for r in found if r.WhichOneof("record_type") == "history"]
-        assert len(rows) == 12 + 1, "its own rows, and the image"
+        assert len(rows) == 12 + 1, "its own rows, and the page"
     assert sorted(strengths) == [folder.name for folder in runs()]
     assert sorted(strengths.values()) == [0, 1]
 

@@ -43,9 +43,9 @@ def test_an_online_run_arrives_under_its_own_id_with_all_that_belongs_to_it(
     assert [row["iteration"] for row in rows] == list(range(1, ITERATIONS + 1))
     assert [row["_step"] for row in rows] == list(range(1, ITERATIONS + 1))
     assert all("oracle_error_max" in row for row in rows)
-    (pictures,) = [row for row in run.history if "page" in row]
-    assert pictures["page"]["path"] in run.files
-    assert "token_trajectories_table" in pictures
+    (pages,) = [row for row in run.history if "page" in row]
+    assert pages["page"]["path"] in run.files
+    assert "token_trajectories_table" in pages
     for name in ("config.yaml", "summary.json", "iterations.parquet", "trajectory.parquet"):
         assert run.files[f"run_folder/{name}"] == (folder / name).read_bytes()
     assert json.loads(run.files["run_folder/status.json"])["state"] == "finished"

@@ -1,0 +1,123 @@
+"""Run folders as commit ca8ee83 has written them: reported, verified, resumed, loaded and drawn.
+
+``tests/fixtures/ca8ee83`` was made once by that commit: of the bundled model on built-in prompts of
+8 tokens with 3 passes, a run, a generation, one killed behind its second prompt of three, and a
+contest of state tracking.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from analysis import load
+from analysis.__main__ import main as analysis
+from experiments import status as status_command
+from experiments.converge.run import converge
+from experiments.settings import parse
+from experiments.state_tracking.run import track
+from experiments.state_tracking.settings import StateTrackingSettings
+from experiments.verify import find, settings_of, verify
+
+OLD = Path(__file__).parents[1] / "fixtures" / "ca8ee83"
+FIXED, GENERATED, KILLED, CONTEST = "32c8582498", "54a1ba9363", "ab981385f7", "fcbc7ae9c1"
+TABLES = ("trajectory.parquet", "iterations.parquet")
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A copy that may be written to, where nothing else is."""
+    return Path(shutil.copytree(OLD, tmp_path / "runs"))
+
+
+def test_status_reports_them(
+    old: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["status", str(old / "old")])
+    assert status_command.main() == 1
+    out = capsys.readouterr().out
+    assert "3 runs: 2 finished, 1 interrupted" in out
+    assert "log_prob β=0.5 n=3 carried +2 tokens" in out
+    monkeypatch.setattr(sys, "argv", ["status", str(old / "old_contest")])
+    assert status_command.main() == 0
+    assert "1 run: 1 finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [FIXED, GENERATED])
+def test_finished_ones_are_found_finished_and_reproduced(
+    old: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place,) = find(old, [name])
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    assert converge(settings_of(place, old)) == place, "today's settings name the same run"
+    assert "nothing to compute" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    reproduced, sentence, warnings = verify(place)
+    assert reproduced, sentence
+    assert any("ca8ee830ff2e" in warning for warning in warnings)
+
+
+def test_a_contest_is_found_finished(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = old / "old_contest" / CONTEST
+    stored = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
+    settings = parse({**stored, "runs_dir": str(old)}, StateTrackingSettings)
+    assert track(settings) == place, "today's settings name the same run"
+    assert "nothing to compute" in capsys.readouterr().out
+
+
+def test_an_interrupted_one_is_resumed_with_the_prompts_it_has_kept(
+    old: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = old / "old" / KILLED
+    parts = {
+        name: [pq.read_table(path) for path in sorted((place / ".prompts").glob(f"*.{name}"))]
+        for name in TABLES
+    }
+    seconds = [json.loads(p.read_text())["seconds"] for p in sorted(place.glob(".prompts/*.json"))]
+    assert len(seconds) == 2
+    assert converge(settings_of(place, old)) == place
+    err = capfd.readouterr().err
+    assert "2 of its prompts were computed by an earlier attempt with another commit" in err
+    said = json.loads((place / "status.json").read_text())
+    assert said["state"] == "finished"
+    assert [kept["prompt_id"] for kept in said["kept"]] == ["prose", "dialogue"]
+    assert {kept["origin"]["commit"][:7] for kept in said["kept"]} == {"ca8ee83"}
+    summary = json.loads((place / "summary.json").read_text())
+    assert [prompt["seconds"] for prompt in summary["prompts"]][:2] == seconds
+    assert [prompt["prompt_id"] for prompt in summary["prompts"]] == [
+        "prose", "dialogue", "repetition",
+    ]  # fmt: skip
+    for name in TABLES:
+        whole = pq.read_table(place / name)
+        kept = whole.filter(pc.is_in(whole["prompt_id"], pa.array(["prose", "dialogue"])))
+        assert kept.equals(pa.concat_tables(parts[name])), "as they were"
+    assert verify(place)[0]
+
+
+def test_they_load_and_make_tables(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = load(str(old / "old"))
+    assert set(study.runs["run_id"]) == {FIXED, GENERATED}
+    estimates = study.trajectory
+    assert estimates.loc[estimates["position"] == 0, "log_prob"].isna().all(), "as it is now"
+    assert [one.run_id for one in study.left_out] == [KILLED]
+    csv = tmp_path / "table.csv"
+    assert analysis(["table", str(old / "old"), "--csv", str(csv)]) == 0
+    assert all(name in csv.read_text() for name in (FIXED, GENERATED))
+    assert KILLED in "".join(capsys.readouterr())
+    assert analysis(["table", str(old / "old_contest"), "--csv", str(csv)]) == 0
+    assert CONTEST in csv.read_text()
+
+
+def test_they_are_drawn(old: Path, tmp_path: Path) -> None:
+    assert analysis(["figures", str(old / "old"), "--out", str(tmp_path / "drawn")]) == 0
+    assert list((tmp_path / "drawn").glob("*.png"))
+    assert analysis(["figures", str(old / "old_contest"), "--out", str(tmp_path / "contest")]) == 0
+    assert list((tmp_path / "contest").glob("*.png"))
