@@ -54,7 +54,8 @@ def cell_key(settings: Any) -> str:
 def cells_of(runner: Runner, all_settings: Sequence[Any]) -> list[Cell]:
     """The cells with these settings, in their order."""
     assert runner.locate is not None
-    locate, known = pkgutil.resolve_name(runner.locate), {}
+    locate = pkgutil.resolve_name(runner.locate)
+    known: dict[Any, Any] = {}
     cells = []
     for settings in all_settings:
         run_id = problem = None
