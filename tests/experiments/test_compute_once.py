@@ -236,7 +236,7 @@ def test_the_name_of_a_state_tracking_run_and_its_commands(
     assert (code, err) == (0, "")
     assert "run 2 of 2: " in out
     assert "plain, 1 layer; cups, state seed=1" in out
-    assert f"Draw it:  python -m analysis.state_tracking {tmp_path / 's'}" in out
+    assert f"Draw it:  python -m analysis figures {tmp_path / 's'}" in out
     commands = {
         json.loads(path.read_text())["command_of_this_run"] for path in tmp_path.glob("s/*/status*")
     }
