@@ -13,11 +13,11 @@ study: .venv/run-ready
 	$(BIN)/python -m analysis figures $(STUDY) --out $(FIGURES)
 	$(BIN)/python -m analysis table $(STUDY)
 	$(BIN)/python -m analysis page $(STUDY) --out $(FIGURES)/study.html
-	@echo "Figures are in $(FIGURES): begin with convergence.png, explained in README.md."
+	@echo "Figures are in $(FIGURES): begin with headline.png, explained in README.md."
 	@echo "Open $(FIGURES)/study.html in a browser: the study pass by pass, token by token."
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not browser"
 
 test-slow: .venv/slow-ready
 	$(BIN)/python -m pytest -m slow

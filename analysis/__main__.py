@@ -68,6 +68,8 @@ def _news(runs: Runs) -> Iterator[str]:
 
 
 def _figures(runs: Runs, arguments: argparse.Namespace) -> None:
+    # a shell within a notebook hands on the notebook's backend, which may not be installed here
+    os.environ.pop("MPLBACKEND", None)
     from analysis.draw.figures import write_figures  # a table needs no matplotlib
 
     again = _again(arguments, "--out", "figures")

@@ -107,10 +107,14 @@ def spelt(name: str, value: object) -> str:
     word = WORDS.get(name) or WORDS.get(name.rpartition(".")[2])
     if isinstance(word, Mapping):
         return word.get(value, f"{name} {value}")
-    shown = number(float(value)) if isinstance(value, Real) and value is not True else str(value)
+    shown = (
+        number(float(value))
+        if isinstance(value, Real) and not isinstance(value, bool)
+        else str(value)
+    )
     if word is None:
         return f"{name} {shown}"
-    text = word.format(shown)
+    text = word.format(shown).replace("1× steps", "") if shown == "1" else word.format(shown)
     return text.removesuffix("s") if text in ("1 layers", "1 steps", "1 iterations") else text
 
 

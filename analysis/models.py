@@ -58,7 +58,7 @@ def models_of(saved: Sequence[SavedModel], kind: str) -> Models:
     rows = with_labels(rows, settings)
     rows.index.name = "model"
     curves = {one.place: one.curve for one in saved}
-    parts = [curves[place].assign(model=model) for model, place in rows["place"].items()]
+    parts = [curves[place].assign(model=model) for model, place in enumerate(rows["place"])]
     return Models(rows, pd.concat(parts, ignore_index=True))
 
 
@@ -101,7 +101,9 @@ def at_best_rates(contests: Models) -> Models:
     accuracy = at_full_depth(contests)
     trained_level = zip(rows.index, rows["trained_level"], strict=True)
     rates = [name for name in RATES if name in rows]
-    scored = rows.assign(score=[accuracy.at[model, level] for model, level in trained_level])
+    scored = rows.assign(
+        score=[float(str(accuracy.at[model, level])) for model, level in trained_level]
+    )
     question = [*QUESTION, "group"]
     mean = scored.groupby([*question, *rates], dropna=False)["score"].transform("mean")
     return contests.where(mean == mean.groupby([rows[name] for name in question]).transform("max"))

@@ -159,7 +159,8 @@ class Runs:
             _check_known("prompt", prompt_ids, [*prompts["prompt_id"]])
             prompts = prompts[prompts["prompt_id"].isin(prompt_ids)]
             runs = runs.loc[runs.index.isin(prompts["run"])]
-            runs = runs.assign(**dict.fromkeys(_over_prompts(runs), np.nan))
+            measures = [name for name in PROMPT_COLUMNS if name in runs]
+            runs = runs.assign(**dict.fromkeys(measures, np.nan))
         models, contests = (kind.only(run_ids) for kind in (self.models, self.contests))
         chosen = replace(self, runs=runs, prompts=prompts, models=models, contests=contests)
         kept = self.iterations["prompt_id"].isin(prompts["prompt_id"].unique())
@@ -189,7 +190,7 @@ def _frames(found: Found) -> Runs:
     saved, repeated = _once([run for run in found.runs if isinstance(run, SavedRun)])
     models = [run for run in found.runs if isinstance(run, SavedModel)]
     runs, settings = _runs(saved)
-    by_key = {run: saved[int(place)] for run, place in runs.pop("place").items()}
+    by_key = {run: saved[int(place)] for run, place in enumerate(runs.pop("place"))}
     return Runs(
         runs=runs,
         settings=settings,
@@ -267,7 +268,9 @@ def _settings(config: Mapping[str, object]) -> dict[str, object]:
         kept["device.dtype"] = dtype
     flat = pd.json_normalize(kept).iloc[0].to_dict() if kept else {}
     return {
-        SHORT_NAMES.get(key, key): ",".join(map(str, value)) if isinstance(value, list) else value
+        SHORT_NAMES.get(str(key), str(key)): ",".join(map(str, value))
+        if isinstance(value, list)
+        else value
         for key, value in flat.items()
     }
 
@@ -293,8 +296,8 @@ def _prompts(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
         for run, one in saved.items()
         for prompt in one.summary["prompts"]  # type: ignore[attr-defined]
     ]
-    frame = pd.DataFrame(rows, columns=None if rows else ["run"])
-    return _typed(frame)[["run", *(name for name in _typed(frame) if name != "run")]]
+    frame = _typed(pd.DataFrame(rows, columns=None if rows else ["run"]))
+    return frame[["run", *frame.columns.drop("run")]]
 
 
 def _iterations(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
@@ -336,10 +339,6 @@ def _ends_by_theorem(row: pd.Series) -> bool:
     same_position = row["kind"] == "hidden_state" and row.get("shift") == 0
     damping = row.get("damping")
     return not same_position and (not said(damping) or damping == 1.0)
-
-
-def _over_prompts(runs: pd.DataFrame) -> list[str]:
-    return [name for name in PROMPT_COLUMNS if name in runs]
 
 
 def _check_known(noun: str, wanted: Sequence[str], known: Sequence[str]) -> None:

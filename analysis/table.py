@@ -37,7 +37,7 @@ def text_tables(runs: Runs) -> str:
 def _run_tables(runs: Runs) -> Iterator[str]:
     if runs.runs.empty:
         return
-    many = runs.runs["group"].duplicated().any()
+    many = bool(runs.runs["group"].duplicated().any())
     for (study, variant), members in runs.runs.groupby(["study", "variant"], sort=False):
         kind = members["kind"].iloc[0]
         words = [f"study {study}", kind, *str(variant).split(", ")]
@@ -218,7 +218,7 @@ def _run_rows(runs: Runs) -> pd.DataFrame:
 
 def _model_rows(models: Models) -> pd.DataFrame:
     wide = models.curves.pivot(index="model", columns="depth", values=["nll", "kl"])
-    wide.columns = [f"{measure}_{depth}" for measure, depth in wide.columns]
+    wide.columns = pd.Index([f"{column[0]}_{column[1]}" for column in wide.columns])
     return models.rows.drop(columns=["place", "variant", "group"]).join(
         wide.dropna(axis=1, how="all")
     )
@@ -235,7 +235,10 @@ def single_prompts(runs: Runs) -> pd.DataFrame:
 
 
 def _laid_out(rows: list[dict[str, str]], aligned: list[str], form: str = "simple") -> str:
-    return tabulate(rows, headers="keys", tablefmt=form, colalign=aligned, disable_numparse=True)
+    text: str = tabulate(
+        rows, headers="keys", tablefmt=form, colalign=aligned, disable_numparse=True
+    )
+    return text
 
 
 def _count(value: float) -> str:

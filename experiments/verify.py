@@ -147,7 +147,11 @@ def compare(old: pd.DataFrame, new: pd.DataFrame) -> tuple[float | None, str]:
 
 
 def _estimates(path: Path) -> pd.DataFrame:
-    frame: pd.DataFrame = pq.read_table(path, columns=[*KEYS, "token_id", "log_prob"]).to_pandas()
+    table = pq.read_table(path, columns=[*KEYS, "token_id", "log_prob"])
+    # what nothing predicts has probability 1: earlier versions stored that, now it is missing
+    place = table.column_names.index("log_prob")
+    table = table.set_column(place, "log_prob", table["log_prob"].fill_null(0.0))
+    frame: pd.DataFrame = table.to_pandas()
     return frame.sort_values(KEYS, ignore_index=True)
 
 

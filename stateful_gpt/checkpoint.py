@@ -158,7 +158,7 @@ def save_checkpoint(
     model: GPT,
     folder: Path,
     *,
-    tokenizer: BytePairs | Characters | str,
+    tokenizer: Tokenizer | str,
     dtype: torch.dtype = torch.float32,
     trained_passes: int | None = None,
 ) -> None:
@@ -176,6 +176,7 @@ def save_checkpoint(
     if isinstance(tokenizer, str):
         tokenizer_name = tokenizer
     else:
+        assert isinstance(tokenizer, (BytePairs, Characters)), "others have no file of ours"
         tokenizer_name = TOKENIZER
         save_tokenizer(tokenizer, folder / TOKENIZER)
     config: dict[str, Any] = {

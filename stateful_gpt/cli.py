@@ -253,7 +253,7 @@ def _run(options: argparse.Namespace) -> int:
                 f"the text has outgrown the model's block of {model.block_size} tokens: from now on"
                 f" its first {slide} are dropped whenever it is full, and the rest recomputed"
             )
-        if token != end:
+        if token not in encoding.end_tokens:
             piece = writers[row].decode(token_bytes(encoding, token))
             texts[row] += piece
             if options.samples == 1:
@@ -281,7 +281,7 @@ def _run(options: argparse.Namespace) -> int:
             temperature=None if options.greedy else options.temperature or 0.8,
             top_k=options.top_k,
             vocab_size=encoding.n_vocab,
-            end_token=end,
+            end_tokens=encoding.end_tokens,
         ),
         slide=slide,
         generators=torch.Generator(device).manual_seed(options.seed),

@@ -13,8 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# An estimate that moved by no more than this many roundings of its value has not moved: the same
-# sums in matrices of another shape differ by as much.
+# Moving by this many roundings is none: the same sums in matrices of another shape differ by it.
 ROUNDINGS = 16
 NARROWEST = 16  # positions that a window of width ``auto`` has at least
 
@@ -86,11 +85,11 @@ class Fronts:
         if self._tolerance > 0:
             roughly = exactly | ((said[1] - old[1]).abs() <= self._tolerance)
         still = torch.stack([exactly, roughly]).long().cumprod(dim=2).sum(dim=2)  # (2, R)
+        log_probs = torch.where(new, said[1], old[1])  # those of a start may not be known
         if not self._inert:
             # what is final keeps the value that its cached keys were computed with
             new &= at >= begin + still[1][:, None]
-        state, log_probs = choose(new, said[0], old[0]), torch.where(new, said[1], old[1])
-        return state, log_probs, still
+        return choose(new, said[0], old[0]), log_probs, still
 
     def advance(self, row: int, begin: int, exactly: int, roughly: int) -> None:
         """Move a row's front behind the first position that a pass has moved."""

@@ -6,7 +6,7 @@ command line.
 Shapes: B batch, T tokens of a window, C width, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -35,13 +35,13 @@ class Sampling:
         temperature: divides the logits; None draws greedily, the most likely token.
         top_k: only the k most likely tokens can be drawn; None for all.
         vocab_size: ids from here on cannot be drawn (padding of the embedding decodes to nothing).
-        end_token: ends a text when drawn, itself included; None for a text without end.
+        end_tokens: any of them ends a text when drawn, itself included; none: a text without end.
     """
 
     temperature: float | None = None
     top_k: int | None = None
     vocab_size: int | None = None
-    end_token: int | None = None
+    end_tokens: Collection[int] = ()
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def generate(
         so_far.append(rows, drawn, feedback.estimates(scores, hidden), scores.log_probs)
         for row in rows:
             token = texts[row][-1]
-            ended[row] = token == sampling.end_token
+            ended[row] = token in sampling.end_tokens
             if on_token is not None:
                 on_token(row, token)
     return Generation(

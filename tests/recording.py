@@ -24,7 +24,7 @@ class Seen:
     Attributes:
         log_probs: (R, T), a copy.
         shown: the very tensor that the observer was handed.
-        hidden: (B, T, C), the newest of every position.
+        hidden: (B, T, C), the newest of every position that this window has evaluated.
         state: (R, T, ...) what the pass said, before it was merged; None in a generation.
     """
 

@@ -48,7 +48,7 @@ def write_figures(
         apart = some(list(runs.runs.loc[stand_in, "run_id"]))
         why = "only its measures over all prompts were kept, which do not compare with prompts"
         complain(f"Not drawn: {apart}: {why}.")
-        runs = runs.where(runs.runs.index.difference(stand_in))
+        runs = runs.where(runs.runs.index.difference(list(stand_in)))
     jobs: list[tuple[str, Callable[[], Figure], list[str]]] = []
     if len(runs.runs):
         ids = list(runs.runs["run_id"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.draw.style import (
     DISTINCT,
@@ -16,10 +18,13 @@ from analysis.draw.style import (
     NotDrawn,
     drawable,
     in_house_style,
+    mean_and_range,
     middle,
     pass_axis,
+    power_text,
     sheet,
     spread_words,
+    whisker,
 )
 from analysis.models import QUESTION, Models, at_best_rates, at_full_depth, trained
 from analysis.runs import Runs
@@ -86,6 +91,8 @@ def recurrence(runs: Runs) -> Figure:
     loss.axhline(0.0, color=INK, linewidth=1.0)
     loss.set_ylabel("Loss above the plain pass (nats/token)")
     movement.set_yscale("log")
+    movement.yaxis.set_major_formatter(FuncFormatter(power_text))
+    movement.yaxis.set_minor_locator(NullLocator())
     movement.set_ylabel("KL(depth n ‖ depth n + 1) (nats)")
     for axes in grid[0]:
         pass_axis(axes, 0, deepest, label="Depth n")
@@ -145,21 +152,14 @@ def trainings(models: Models) -> Figure:
             loss.axhline(mean[0], color=colour, linestyle=(0, (5, 1.5)))
         generating = same["generating"].astype(float)
         millions = same["tokens_read"].astype(float).mean() / 1e6
-        reach = [[generating.mean() - generating.min()], [generating.max() - generating.mean()]]
-        compute.errorbar(
-            millions,
-            generating.mean(),
-            yerr=reach,
-            fmt="D" if stateful else "s",
-            color=colour,
-            capsize=3,
-        )
-        style = "solid" if stateful else (0, (5, 1.5))
+        mark = "D" if stateful else "s"
+        whisker(compute, millions, mean_and_range(generating), colour, mark)
+        style: Any = "solid" if stateful else (0, (5, 1.5))
         handles.append(Line2D([], [], color=colour, linestyle=style, label=label))
     pass_axis(loss, 0, deepest + (1 if deepest else 0), label="Depth n")
     loss.set_ylabel("Held-out loss (nats/token)")
-    compute.set_xscale("log")
-    compute.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    compute.set_xlim(left=0)
+    compute.xaxis.set_major_locator(MaxNLocator(6))
     compute.set_xlabel("Tokens read in all passes (millions)")
     compute.set_ylabel("Held-out loss when generating (nats/token)")
     figure.legend(handles=handles, loc="outside upper right", ncols=1 if len(handles) < 4 else 2)
@@ -219,10 +219,8 @@ def _contest(row: np.ndarray, models: Models, group: pd.DataFrame) -> None:
             if depth in by_depth:
                 depths.plot(depth, by_depth[depth].mean(), "o", color=colour)
         most = by_level[int(one["tested_level"])]
-        reach = [[most.mean() - most.min()], [most.max() - most.mean()]]
-        compute.errorbar(
-            cost, most.mean(), yerr=reach, fmt="D" if is_stateful else "s", color=colour, capsize=3
-        )
+        mark = "D" if is_stateful else "s"
+        whisker(compute, cost, mean_and_range(most), colour, mark)
     levels.axvline(one["trained_level"], color=QUIET, linewidth=1.0, linestyle="dashed")
     levels.set_title(f"{drawable(str(one['task']))}: by level")
     pass_axis(levels, 1, int(one["tested_level"]), label="Level (symbols read)")

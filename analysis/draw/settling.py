@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -53,10 +55,10 @@ def settling(runs: Runs) -> Figure:
     drawn = curves[curves["group"].isin([n for group in groups.values() for n in group["group"]])]
     ends = drawn[drawn["median"] > level].groupby("group")["iteration"].max()
     last = int(ends.max()) + 1 if len(ends) else 2
-    done = drawn.groupby("group")["median"].last().le(level).all()
     title = "How the estimates settle, pass by pass"
-    if done:
-        title = f"The distance to the exact solution shrinks to rounding within {last} passes"
+    if drawn.groupby("group")["median"].last().le(level).all():
+        most = "Half of the texts are" if texts > 1 else "The text is"
+        title = f"{most} exact but for rounding after {last} passes"
     figure, grid = sheet(
         title=title,
         caption=(
@@ -70,7 +72,7 @@ def settling(runs: Runs) -> Figure:
         sharex=True,
         sharey=True,
     )
-    shown = curves[curves["median"] > 0]["median"]
+    reach = max(2 * float(drawn["high"].max()), 10 * level) / (level * FLOOR)
     for row, (variant, group) in zip(grid, groups.items(), strict=True):
         shade = colours(list(group["strength"]))
         for axes, sign in zip(row, signs, strict=True):
@@ -88,16 +90,16 @@ def settling(runs: Runs) -> Figure:
                 labels.append(
                     (x, strength_text(one["kind"], one["strength"]), shade[one["strength"]])
                 )
-            _name(axes, labels, level, last)
+            _name(axes, labels, level * FLOOR, reach, last)
             side = "below 0" if sign < 0 else "above 0"
             prefix = f"{drawable(variant)}: " if len(groups) > 1 else ""
             axes.set_title(f"{prefix}{symbol(group)} {side}")
             axes.set_yscale("log")
-            axes.set_ylim(level * FLOOR * 10**-1.9, max(shown.max() * 2, level * 10))
+            axes.set_ylim(level * FLOOR / reach**0.32, level * FLOOR * reach)
             axes.yaxis.set_major_locator(LogLocator(numticks=8))
             axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter(FuncFormatter(power_text))
-            pass_axis(axes, 1, last, label="Pass" if row is grid[-1] else "")
+            pass_axis(axes, 1, last, label="Pass" if axes in grid[-1] else "")
         row[0].set_ylabel(MEASURES[measure])
     grid[0, 0].text(0.6, level, " rounding", va="top", color=QUIET, fontsize=8.5)
     return figure
@@ -116,11 +118,12 @@ def _curves(runs: Runs, measure: str) -> pd.DataFrame:
     )
     edges = (0.5, *quantiles(frame["prompt_id"].nunique()))
     parts = [
-        by_group.quantile(edge).stack().rename(name)
+        pd.DataFrame({name: by_group.quantile(edge).unstack()})
         for edge, name in zip(edges, ("median", "low", "high"), strict=True)
     ]
-    curves = pd.concat(parts, axis=1).dropna()
-    return curves.rename_axis(["group", "iteration"]).reset_index()
+    curves: pd.DataFrame = pd.concat(parts, axis=1).dropna()
+    curves.index.names = ["iteration", "group"]
+    return curves.reset_index()
 
 
 def _draw(axes: Axes, curve: pd.DataFrame, level: float, colour: str) -> float:
@@ -137,16 +140,23 @@ def _draw(axes: Axes, curve: pd.DataFrame, level: float, colour: str) -> float:
     return float(shown["iteration"].iloc[-1])
 
 
-def _name(axes: Axes, labels: list[tuple[float, str, str]], level: float, last: int) -> None:
+def _name(
+    axes: Axes, labels: list[tuple[float, str, str]], end: float, reach: float, last: int
+) -> None:
     """Names in the grey band, each below the end of its line; the nearest go below one another."""
     rows: list[float] = []  # where the last name of each row ends
-    width = 0.2 * max(last, 6)
+    width = 0.22 * max(last, 6)
     for x, text, colour in sorted(labels):
         x = min(max(x, 1 + width / 2), last - width / 4)
         row = next((n for n, end in enumerate(rows) if x - width / 2 > end), len(rows))
         rows[row : row + 1] = [x + width / 2]
-        y = level * FLOOR * 10 ** (-0.35 - 0.5 * row)
-        style = {"ha": "center", "va": "center", "fontsize": 9, "fontweight": "bold"}
+        y = end / reach ** (0.05 + 0.07 * row)
+        style: dict[str, Any] = {
+            "ha": "center",
+            "va": "center",
+            "fontsize": 9,
+            "fontweight": "bold",
+        }
         axes.text(x, y, text, color=colour, **style)
 
 

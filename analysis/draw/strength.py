@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.draw.style import (
     INK,
-    QUIET,
     NotDrawn,
+    by_strength,
     colours,
     drawable,
     facets,
@@ -21,6 +21,7 @@ from analysis.draw.style import (
     spread_words,
     strength_axis,
     symbol,
+    whisker,
 )
 from analysis.intervals import paired
 from analysis.runs import Runs
@@ -38,8 +39,8 @@ def headline(runs: Runs) -> Figure:
     needed = runs.prompts[runs.prompts["run"].isin(runs.runs.index)]["iterations_to_tolerance"]
     intervals = {
         variant: {
-            float(strength): paired(runs.estimates[runs.estimates["run"].isin(same.index)])
-            for strength, same in group.groupby("strength")
+            strength: paired(runs.estimates[runs.estimates["run"].isin(same.index)])
+            for strength, same in by_strength(group)
         }
         for variant, group in groups.items()
     }
@@ -67,37 +68,18 @@ def headline(runs: Runs) -> Figure:
         label = f"Feedback strength {symbol(group)}"
         if len(groups) > 1:
             top.set_title(drawable(variant))
-        limit = 0.0
-        for strength, same in group.groupby("strength"):
+        for strength, same in by_strength(group):
             passes = runs.prompts[runs.prompts["run"].isin(same.index)]
-            limit = max(limit, _passes(top, float(strength), passes, shade[float(strength)]))
-            interval = intervals[variant][float(strength)]
+            _passes(top, strength, passes, shade[strength])
+            interval = intervals[variant][strength]
             if interval is not None:
-                reach = [[interval.mean - interval.low], [interval.high - interval.mean]]
-                bottom.errorbar(
-                    strength,
-                    interval.mean,
-                    yerr=reach,
-                    fmt="o",
-                    color=shade[float(strength)],
-                    capsize=3,
-                )
+                ends = (interval.mean, interval.low, interval.high)
+                whisker(bottom, strength, ends, shade[strength])
             else:
                 change = (same["nll"] - same["nll_plain"]).mean()
-                bottom.plot(strength, change, "o", color=shade[float(strength)], fillstyle="none")
+                bottom.plot(strength, change, "o", color=shade[strength], fillstyle="none")
         for axes in (top, bottom):
             strength_axis(axes, strengths, label=label if axes is bottom else "")
-        if guaranteed is not None and guaranteed > limit:
-            top.text(
-                0.99,
-                0.97,
-                f"guaranteed by theorem: {guaranteed}",
-                transform=top.transAxes,
-                ha="right",
-                va="top",
-                color=QUIET,
-                fontsize=9,
-            )
         bottom.axhline(0.0, color=INK, linewidth=1.0)
     top_left, bottom_left = grid[:, 0]
     top_left.set_ylim(0, top_left.get_ylim()[1] * 1.05)
@@ -131,20 +113,17 @@ def _tolerance(runs: Runs) -> str:
     return " or ".join(f"{value:g}" for value in sorted(values)) or "a tolerance"
 
 
-def _passes(axes: Axes, strength: float, prompts: pd.DataFrame, colour: str) -> float:
-    """Draws one strength; returns how high it reaches."""
+def _passes(axes: Axes, strength: float, prompts: pd.DataFrame, colour: str) -> None:
     needed = prompts["iterations_to_tolerance"].dropna()
     limit = 0.0
     if len(needed):
-        median, low, high = middle(needed)
-        reach = [[median - low], [high - median]]
-        axes.errorbar(strength, median, yerr=reach, fmt="o", color=colour, capsize=3)
-        limit = high
+        ends = middle(needed)
+        whisker(axes, strength, ends, colour)
+        limit = ends[2]
     missing = prompts["iterations"][prompts["iterations_to_tolerance"].isna()]
     if len(missing):
         limit = float(np.nanmax([limit, missing.max()]))
         axes.plot(strength, limit, "^", color=colour, markersize=8)
-    return limit
 
 
 @in_house_style
@@ -185,30 +164,21 @@ def regimes(runs: Runs) -> Figure:
         shade = colours(strengths)
         chosen = prompts[prompts["run"].isin(group.index)]
         for axes, measure, line in ((row[0], "rate", 1.0), (row[1], "lyapunov", 0.0)):
-            for strength, same in chosen.groupby("strength"):
+            for strength, same in by_strength(chosen):
                 values = same[measure][np.isfinite(same[measure])]
                 if len(values):
-                    median, low, high = middle(values)
-                    reach = [[median - low], [high - median]]
-                    axes.errorbar(
-                        strength,
-                        median,
-                        yerr=reach,
-                        fmt="o",
-                        color=shade[float(strength)],
-                        capsize=3,
-                    )
+                    whisker(axes, strength, middle(values), shade[strength])
             axes.axhline(line, color=INK, linewidth=1.0)
             strength_axis(axes, strengths, label=f"Feedback strength {symbol(group)}", gap=0.11)
         row[0].set_ylim(bottom=0)
         row[0].set_ylabel("Contraction rate (per pass)")
         row[1].set_ylabel("Lyapunov exponent (per token)")
-        known = chosen.dropna(subset=["predicted", "iterations_to_tolerance"])
-        shades = [shade[float(strength)] for strength in known["strength"]]
-        row[2].scatter(known["predicted"], known["iterations_to_tolerance"], c=shades, s=22)
+        both = chosen.dropna(subset=["predicted", "iterations_to_tolerance"])
+        shades = [shade[strength] for strength in both["strength"].astype(float)]
+        row[2].scatter(both["predicted"], both["iterations_to_tolerance"], c=shades, s=22)
         most = (
-            max(known[["predicted", "iterations_to_tolerance"]].max().max(), 2.0) * 1.08
-            if len(known)
+            max(both[["predicted", "iterations_to_tolerance"]].max().max(), 2.0) * 1.08
+            if len(both)
             else 2.0
         )
         row[2].plot([0, most], [0, most], color=INK, linewidth=1.0)
@@ -229,4 +199,5 @@ def _predicted(runs: Runs, prompts: pd.DataFrame) -> pd.Series:
     rate = prompts["rate"].where(prompts["rate"].between(0, 1, inclusive="neither"))
     with np.errstate(divide="ignore", invalid="ignore"):
         passes = 1 + np.log(first / prompts["reporting_tolerance"]) / -np.log(rate)
-    return passes.where(np.isfinite(passes)).clip(lower=1)
+    predicted: pd.Series = passes.where(np.isfinite(passes)).clip(lower=1)
+    return predicted

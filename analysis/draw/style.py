@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -25,13 +25,14 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.output import write_whole
 from analysis.runs import Runs
 from analysis.text import number, printable, short, visible
 
-SETTINGS: dict[str, object] = {
+SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib
     "font.size": 10.0,
     "text.parse_math": False,  # a $ in a token is a dollar
@@ -103,12 +104,12 @@ def sheet(
     height: float,
     rows: int = 1,
     columns: int = 1,
-    **grid: object,
+    **grid: Any,
 ) -> tuple[Figure, np.ndarray]:
     """A figure with title above, caption below, and (rows, columns) axes; sizes in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.03, hspace=0.03)
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08, wspace=0.03, hspace=0.03)
     lines = wrap(drawable(title), width, size=14.0)
     figure.suptitle(lines, x=0.012, ha="left", fontsize=14.0, fontweight="bold", color=INK)
     lines = wrap(drawable(caption), width, size=9.0)
@@ -146,6 +147,7 @@ def save(figure: Figure, path: Path, *, run_ids: Sequence[str], command: str) ->
     for kind, metadata in kinds.items():
         target = path.with_name(f"{path.name}.{kind}")
         write_whole(target, _saved(figure, kind, metadata))
+        figure.set_layout_engine("none")  # laid out once: the next format takes it as it is
         paths.append(target)
     return paths
 
@@ -213,6 +215,12 @@ def colours(strengths: Sequence[float]) -> dict[float, str]:
     return made
 
 
+def by_strength(frame: pd.DataFrame) -> Iterator[tuple[float, pd.DataFrame]]:
+    """The rows of each strength, weakest first."""
+    for strength, same in frame.groupby("strength"):
+        yield float(str(strength)), same
+
+
 def symbol(group: pd.DataFrame) -> str:
     """β, or s where hidden states are fed back."""
     return "s" if (group["kind"] == "hidden_state").all() else "β"
@@ -248,6 +256,20 @@ def pass_axis(axes: Axes, first: float, last: float, *, label: str) -> None:
     axes.set_xlim(first - 0.5, max(last, first + 1) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel(label)
+
+
+def whisker(
+    axes: Axes, x: float, ends: tuple[float, float, float], colour: str, mark: str = "o"
+) -> None:
+    """A mark at the first of `ends`, with a bar from the second to the third."""
+    at, low, high = ends
+    reach = np.clip([[at - low], [high - at]], 0.0, None)  # a mean may round past its extremes
+    axes.errorbar(x, at, yerr=reach, fmt=mark, color=colour, capsize=3)
+
+
+def mean_and_range(values: pd.Series) -> tuple[float, float, float]:
+    numbers = values.astype(float)
+    return float(numbers.mean()), float(numbers.min()), float(numbers.max())
 
 
 def quantiles(count: int) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -52,10 +54,11 @@ def tokens(runs: Runs) -> Figure:
         raise NotDrawn("no estimate of a token is a number from its first pass to its last")
     prompt_id = str(moved.idxmax())
     last = last[last["prompt_id"] == prompt_id]
-    run = int(distance[last.index].groupby(last["run"]).mean().idxmax())
+    run = int(str(distance[last.index].groupby(last["run"]).mean().idxmax()))
+    label = str(runs.runs.at[run, "label"])
     if facet is None:
         rows = _by_pass(runs, run, prompt_id)
-        what = f"since the first, after each pass of {runs.runs.at[run, 'label']}"
+        what = f"since the first pass, after each later one ({label})"
         origin = "the first pass"
     else:
         rows = _by_strength(last, facet)
@@ -75,7 +78,7 @@ def tokens(runs: Runs) -> Figure:
         title=f"How feedback changes what the model thinks of each token: “{name_of(prompt_id)}”",
         caption=(
             f"Top: change of a token's log-probability {what}; warm: more expected, blue: less."
-            f"{cut} Below: the text as {origin} sees it, and as {runs.runs.at[run, 'label']} "
+            f"{cut} Below: the text as {origin} sees it, and as {label} "
             "does; the darker a token, the less it is expected "
             f"({SURPRISED:g} nats and more are darkest)."
         ),
@@ -86,7 +89,7 @@ def tokens(runs: Runs) -> Figure:
         height_ratios=heights,
     )
     _heat_map(figure, grid[0, 0], shown, [token_text(names[place], 12) for place in window])
-    titles = (f"Before: {origin}", f"After: {drawable(runs.runs.at[run, 'label'])}")
+    titles = (f"Before: {origin}", f"After: {drawable(label)}")
     for axes, block, title in zip(grid[1:, 0], lines, titles, strict=True):
         axes.set_title(title)
         _write(axes, block)
@@ -122,7 +125,9 @@ def _by_pass(runs: Runs, run: int, prompt_id: str) -> pd.DataFrame:
     )
     far = np.flatnonzero(((wide - wide.iloc[-1]).abs() > 0.01).any(axis=1))
     wide = wide.iloc[: max(int(far[-1]) + 2 if len(far) else 2, 2)]
-    change = (wide - wide.iloc[0]).iloc[1:]
+    change: pd.DataFrame = (wide - wide.iloc[0]).iloc[1:]
+    if change.empty:
+        raise NotDrawn("there is one pass, and nothing to set it against")
     places = np.linspace(0, len(change) - 1, min(len(change), MOST_ROWS)).round().astype(int)
     change = change.iloc[np.unique(places)]
     change.index = pd.Index([f"pass {number}" for number in change.index])
@@ -134,13 +139,14 @@ def _before(runs: Runs, last: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame
     without = runs.runs.index[(runs.runs["strength"] == 0) | (runs.runs["kind"] == "none")]
     plain = last[last["run"].isin(without)]
     if len(plain):
-        return plain[plain["run"] == plain["run"].iloc[0]].sort_values("position")
+        plain = plain[plain["run"] == plain["run"].iloc[0]]
+        return pd.DataFrame(plain.sort_values("position"))
     return after.assign(last=after["plain"])
 
 
 def _window(rows: pd.DataFrame) -> tuple[list[int], str]:
     """The positions that are drawn: of a long text, the stretch that changes most."""
-    places = list(rows.columns)
+    places = [int(str(place)) for place in rows.columns]
     if len(places) <= MOST_TOKENS:
         return places, ""
     moved = rows.abs().sum().rolling(MOST_TOKENS).sum().to_numpy()
@@ -201,7 +207,7 @@ def _write(axes: Axes, lines: list[list[tuple[str, float]]]) -> None:
                     (at + 0.06, row + 0.06), len(shown) - 0.12, 0.88, color=colour, linewidth=0
                 )
             )
-            style = {"fontsize": 8.5, "family": "DejaVu Sans Mono", "color": INK}
+            style: dict[str, Any] = {"fontsize": 8.5, "family": "DejaVu Sans Mono", "color": INK}
             axes.text(at + len(shown) / 2, row + 0.54, shown, ha="center", va="center", **style)
             at += len(shown)
 
@@ -220,12 +226,13 @@ def generation(runs: Runs) -> Figure:
         if values.empty:
             continue
         change = values.sub(values.bfill(axis=1).iloc[:, 0], axis=0)
-        moved = float(change.abs().mean(axis=None, skipna=True))
+        moved = float(np.nanmean(np.abs(change.to_numpy(dtype=float))))
         if best is None or moved > best[0]:
             best = moved, int(run), str(prompt), change  # type: ignore[call-overload]
     if best is None:
         raise NotDrawn("no estimate of a generated text was recorded")
     _, run, prompt, change = best
+    label = str(runs.runs.at[run, "label"])
     part = frame[(frame["run"] == run) & (frame["prompt_id"] == prompt)]
     names = (
         part.sort_values("step")
@@ -240,7 +247,7 @@ def generation(runs: Runs) -> Figure:
         caption=(
             "Change of a token's log-probability after a step's last pass since its first one; "
             "warm: more expected than then, blue: less; grey: not yet written. "
-            f"{runs.runs.at[run, 'label']}: of {texts} runs and texts, what changes most."
+            f"{label}: of {texts} runs and texts, what changes most."
             + (f" The last {len(change)} of {len(change) + dropped} tokens." if dropped else "")
         ),
         width=11.0,

@@ -43,7 +43,7 @@ def read_training(folder: Path) -> SavedModel:
         settings = flat(mapping(folder / "training.yaml"))
         history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
         nll, kl = ([float(value) for value in depths[name]] for name in ("nll", "kl"))  # type: ignore[attr-defined]
-        full = depths["nll_full"]
+        full, per_token = depths["nll_full"], float(str(depths["characters_per_token"]))
         stateful = bool(kl)
         if not stateful:  # of a plain model, these say nothing
             settings = {
@@ -53,12 +53,12 @@ def read_training(folder: Path) -> SavedModel:
             "stateful": stateful,
             "parameters": _parameters(folder / "model.safetensors"),
             "tokens_read": int(history[-1]["tokens_read"]),
-            "nll_full": None if full is None else float(full),
+            "nll_full": None if full is None else float(str(full)),
             "contracts": bool(depths["contracts"]) if stateful else None,
-            "characters_per_token": float(depths["characters_per_token"]),
+            "characters_per_token": per_token,
             "trained_depth": int(str(settings["training.passes"])) - 1 if stateful else None,
         }
-        if facts["characters_per_token"] <= 0:
+        if per_token <= 0:
             raise ValueError("characters_per_token is not positive")
         if not nll:
             raise ValueError("depths.json has no losses")

@@ -90,7 +90,8 @@ def parquet(path: Path) -> pd.DataFrame:
     try:
         # a ParquetFile, not read_table: no partition columns are guessed from folder names
         with pq.ParquetFile(path) as file:
-            return file.read().to_pandas(ignore_metadata=True)
+            frame: pd.DataFrame = file.read().to_pandas(ignore_metadata=True)
+            return frame
     except FileNotFoundError:
         raise NotData(f"no {path.name}") from None
     except DAMAGE:

@@ -13,10 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:
-    from wandb.proto.wandb_internal_pb2 import Record
+from typing import Any, BinaryIO
 
 MAGIC = b":W&B"
 FILE_HEADER = 7
@@ -45,7 +42,7 @@ class Log:
 
 def read_log(path: Path) -> Log:
     """Everything up to the first damage. Raises NotALog."""
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     log = Log()
     try:
@@ -59,8 +56,8 @@ def read_log(path: Path) -> Log:
     return log
 
 
-def _records(file: BinaryIO) -> Iterator[Record]:
-    from wandb.proto.wandb_internal_pb2 import Record  # takes a second: only where it is used
+def _records(file: BinaryIO) -> Iterator[Any]:
+    from wandb.proto import wandb_internal_pb2 as messages  # takes a second: only where used
 
     header = file.read(FILE_HEADER)
     if header[: len(MAGIC)] != MAGIC:
@@ -73,7 +70,7 @@ def _records(file: BinaryIO) -> Iterator[Record]:
             return  # the beginning of this record is missing
         parts.append(content)
         if kind in (FULL, LAST):
-            yield Record.FromString(b"".join(parts))
+            yield messages.Record.FromString(b"".join(parts))  # type: ignore[attr-defined]
             parts = []
 
 
@@ -98,7 +95,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         room = BLOCK
 
 
-def _note(log: Log, record: Record) -> None:
+def _note(log: Log, record: Any) -> None:
     kind = record.WhichOneof("record_type")
     if kind == "run":
         run = record.run

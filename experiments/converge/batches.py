@@ -17,7 +17,6 @@ from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import Sampling, Start, generate
 from stateful_gpt.language_model import LanguageModel
 from stateful_gpt.recompute import RecomputeConfig
-from stateful_gpt.tokenizer import end_token
 
 # What a batch may take beside the model, in bytes: two distributions over the vocabulary for every
 # token, and keys and values of the text, of its exact reading and of the copies of the Lyapunov
@@ -108,7 +107,7 @@ def _batch(
             temperature=generation.temperature if generation.strategy == "sample" else None,
             top_k=generation.top_k,
             vocab_size=encoding.n_vocab,
-            end_token=end_token(encoding),
+            end_tokens=encoding.end_tokens,
         ),
         generators=[generator(settings, first + i, model.device) for i in range(len(prompts))],
         slide=generation.slide,

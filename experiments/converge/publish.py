@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from experiments.converge.records import Measures
-from experiments.converge.settings import TrackingSettings
+from experiments.converge.settings import ConvergeSettings, TrackingSettings
 from experiments.runs.files import write_json
 from experiments.runs.folder import (
     CONFIG,
@@ -92,21 +92,41 @@ class Live:
 
     Rows speak of the prompts of one batch. A prompt that is at rest counts on with the values it
     ended with, as in ``history_rows``.
+
+    W&B takes only rows whose step is above that of the last. That of a pass is where it would stand
+    if every pass were run: the same whenever the run is told again, and the pass's own number in a
+    run of one batch of fixed texts.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: Tracker, settings: ConvergeSettings) -> None:
         self._tracker = tracker
+        self._settings = settings
         self._last: dict[str, Any] | None = None
-        self._batches = 0
+        self._batches = self._done = 0  # batches, prompts
 
     @property
     def told_all(self) -> bool:
-        """Whether the rows are those of ``history_rows``: of one batch, and of fixed texts."""
-        return self._batches == 1 and self._last is not None and self._last["step"] == 0
+        """Whether the rows were those of ``history_rows``: of one batch, of fixed texts, and of
+        prefixes that settle to what was known beforehand.
+        """
+        return self._one_for_all and self._last is not None
 
-    def end_batch(self) -> None:
-        self._batches += 1
+    @property
+    def behind(self) -> int:
+        """W&B's step behind which the rows of the whole run follow."""
+        return 0 if self._one_for_all else self._done * passes_of(self._settings)
+
+    @property
+    def _one_for_all(self) -> bool:
+        settings = self._settings
+        known = settings.measures.oracle and settings.feedback.shift == 1
+        return self._batches == 1 and settings.generation.max_new_tokens == 0 and known
+
+    def end_batch(self, done: int) -> None:
+        """``done``: how many prompts are."""
         self._end_step()
+        self._batches += 1
+        self._done = done
 
     def __call__(self, step: int, number: int, measures: Measures, at_rest: int) -> None:
         """See ``Recorder``'s on_pass."""
@@ -114,33 +134,49 @@ class Live:
             return
         if number == 1:
             self._end_step()
-        row: dict[str, Any] = {"iteration": number, "step": step}
+        row: dict[str, Any] = {"iteration": number}
         for name, how in AGGREGATES.items():
             known = [value for value in measures[name] if not math.isnan(value)]
             row[name] = None
             if known:
                 row[name] = max(known) if how == "max" else sum(known) / len(known)
-        row["settled_share"] = at_rest / len(measures["nll"])
-        self._last = row
-        self._tracker.log(row)
+        self._last = with_logarithms(row) | {
+            "step": step,
+            "settled_share": at_rest / len(measures["nll"]),
+        }
+        before = self._done * passes_of(self._settings)
+        before += step * (self._settings.recompute.iterations + 1)
+        self._tracker.log(self._last, step=before + number)
 
     def _end_step(self) -> None:
         """The last pass over a generation step stands for the step."""
         if self._last is not None and self._last["step"] > 0:
             names = ("iteration", "nll", "kl_effect", "oracle_error_max")
             row = {f"generation/{name}": self._last[name] for name in names}
-            self._tracker.log(row | {"generation_step": self._last["step"]})
+            row["generation_step"] = self._last["step"]
+            self._tracker.log(row, step=self._tracker.step + 1)
+        if self._settings.generation.max_new_tokens > 0:
+            self._last = None
+
+
+def passes_of(settings: ConvergeSettings) -> int:
+    """What W&B's steps leave for each prompt: every pass of every generation step, and one more."""
+    return (settings.recompute.iterations + 1) * (settings.generation.max_new_tokens + 1)
 
 
 def publish(
-    tracker: Tracker, folder: Path, summary: dict[str, Any], *, rows_too: bool = True
+    tracker: Tracker, folder: Path, summary: dict[str, Any], *, live: Live | None = None
 ) -> None:
-    """Log a run from its own files: a history row an iteration, summary, pictures, Parquet."""
+    """Log a run from its own files: a history row an iteration, summary, pictures, Parquet.
+
+    Args:
+        live: what has told of the run already, while it was computed.
+    """
     if not tracker.active:
         return
-    if rows_too:
+    if live is None or not live.told_all:
         for row in history_rows(folder):
-            tracker.log(row)
+            tracker.log(row, step=row["iteration"] + (live.behind if live is not None else 0))
     tracker.html("page", lambda: pkgutil.resolve_name(PAGE)(folder))
     tracker.lines("token_trajectories", **_moving_tokens(folder))
     tracker.summarize(summary["overall"])  # last: a row overwrites what it shares with it
@@ -196,14 +232,19 @@ def history_rows(folder: Path) -> list[dict[str, Any]]:
     rows = pd.DataFrame(
         {measure: getattr(filled[measure], how)(axis=1) for measure, how in AGGREGATES.items()}
     )
-    for measure in LOG10:
-        positive = rows[measure].between(0, np.inf, inclusive="neither")
-        rows[f"{measure}_log10"] = np.log10(rows[measure].where(positive))
     plain: Any = rows.reset_index().astype(object)
-    found: list[dict[str, Any]] = plain.where(plain.notna(), None).to_dict("records")
-    return found
+    return [with_logarithms(row) for row in plain.where(plain.notna(), None).to_dict("records")]
 
 
 def _last_step(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of the last generation step of each prompt."""
     return frame[frame["step"] == frame.groupby("prompt_id")["step"].transform("max")]
+
+
+def with_logarithms(row: dict[str, Any]) -> dict[str, Any]:
+    """A history row with what is logged on a logarithmic axis, too; missing where it has none."""
+    values = {measure: row[measure] or 0.0 for measure in LOG10}
+    return row | {
+        f"{measure}_log10": math.log10(value) if 0 < value < math.inf else None
+        for measure, value in values.items()
+    }

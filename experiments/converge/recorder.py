@@ -81,9 +81,13 @@ class Recorder:
             batch, length, self._model.width, dtype=self._model.dtype, device=self._model.device
         )
         self._latest = {name: [float("nan")] * batch for name in MEASURES}
-        self._predictions = None
+        before, self._predictions = self._predictions, None
         if self._wanted.kl:
             self._predictions = Predictions(self._model, batch=batch, length=length)
+            if before is not None and last is not None and not window.plain_first:
+                # of what is final and not read again, the divergence is what it was
+                kept, known = [last.rows.index(row) for row in window.rows], last.tokens.size(1)
+                self._predictions.kl_effect[:, :known] = before.kl_effect[kept][:, :length]
         if not window.plain_first:
             hidden = self._model.read(window.tokens)
             log_probs = score_tokens(self._model, hidden, window.tokens).log_probs

@@ -54,7 +54,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
     )
 
     def compute_run(tracker: Tracker) -> tuple[Live, dict[str, Any]]:
-        live = Live(tracker)
+        live = Live(tracker, settings)
         summaries = _compute_prompts(settings, folder, checkpoint, feedback, prompts, asked, live)
         summary = {
             "run_id": folder.id,
@@ -80,7 +80,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
         ),
         compute=compute_run,
         publish=lambda tracker, computed: publish(
-            tracker, folder.path, computed[1], rows_too=not computed[0].told_all
+            tracker, folder.path, computed[1], live=computed[0]
         ),
         shorten="prompts.max_tokens",
     )
@@ -111,7 +111,7 @@ def _compute_prompts(
             bar.set_postfix_str(f"pass {number}, {at_rest} of {len(measures['nll'])} at rest")
 
         def on_batch(done: int) -> None:
-            live.end_batch()
+            live.end_batch(done)
             bar.n = passes * done
             bar.refresh()
 

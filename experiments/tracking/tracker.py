@@ -27,8 +27,8 @@ LOGIN = "there is no API key (wandb login makes one known)"
 class Tracker:
     """One W&B run, or nothing when tracking is disabled or broken.
 
-    ``axis`` is the column of a row that its ``measures`` are drawn over; it is W&B's step too, so
-    that a row which W&B's server has already is not added a second time.
+    ``axis`` is the column of a row that its ``measures`` are drawn over; it is W&B's step too where
+    no other is given, so that a row which W&B's server has already is not added a second time.
 
     ``patience``: seconds that the server may take to begin and to end a run, for whoever has
     nothing else to do than to upload: that never goes on offline.
@@ -97,9 +97,18 @@ class Tracker:
         """The folder of the files that belong to the W&B run. Only while it is active."""
         return Path(self._run.dir)
 
-    def log(self, row: dict[str, Any]) -> None:
-        """One history row, at any time while the run computes; missing values are left out."""
-        self._step = int(row[self._axis])
+    @property
+    def step(self) -> int:
+        """W&B's step of the last row."""
+        return self._step
+
+    def log(self, row: dict[str, Any], *, step: int | None = None) -> None:
+        """One history row, at any time while the run computes; missing values are left out.
+
+        Args:
+            step: W&B's, above that of the row before; None: where the row is on the axis.
+        """
+        self._step = int(row[self._axis]) if step is None else step
         known = {key: value for key, value in row.items() if value is not None}
         self._attempt(lambda: self._run.log(known, step=self._step), "lost a row")
 

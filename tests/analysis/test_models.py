@@ -244,8 +244,8 @@ def test_contestants_are_set_side_by_side_at_full_depth(
     head = ["contestant", "rates", "seeds", "level 1", "level 2", "level 3", "level 4"]
     assert rows[0][:7] == head
     named = {row[0]: row for row in rows}
-    assert named["plain, 3 layers, 1× steps"][1:5] == ["0.01 / 0.05", "1", "0.50", "0.50"]
-    assert named["stateful, 1 layer, 1× steps"][2:] == [
+    assert named["plain, 3 layers"][1:5] == ["0.01 / 0.05", "1", "0.50", "0.50"]
+    assert named["stateful, 1 layer"][2:] == [
         "3",
         "0.75 ± 0.25",
         "0.75 ± 0.25",

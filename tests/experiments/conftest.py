@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
@@ -19,6 +20,8 @@ from experiments.runs import compute_once
 from experiments.settings import parse
 from experiments.tracking import tracker as tracking
 from experiments.tracking.tracker import Tracker, stop_helper
+from stateful_gpt.checkpoint import save_checkpoint
+from stateful_gpt.model import GPT
 from tests.wandb_server import KEY, WandbServer, serving
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +76,15 @@ def settings(checkpoint_folder: Path, tmp_path: Path) -> list[str]:
         f"runs_dir={tmp_path / 'runs'}",
         "study=s",
     ]
+
+
+@pytest.fixture(scope="session")
+def stateful_folder(make_gpt: Callable[..., GPT], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of bytes with a gate for hidden states."""
+    folder = tmp_path_factory.mktemp("stateful") / "tiny"
+    model = make_gpt(9, block_size=32, vocab_size=257, hidden_feedback=True, dtype=torch.float32)
+    save_checkpoint(model, folder, tokenizer="byte", trained_passes=3)
+    return folder
 
 
 @pytest.fixture

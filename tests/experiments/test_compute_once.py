@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import experiments.converge.run as runner
-from experiments.converge.settings import GenerationSettings
+from experiments.converge.batches import generator
+from experiments.converge.settings import ConvergeSettings, GenerationSettings
 from experiments.runs import compute_once, lock
 from experiments.runs.compute_once import ALONE, RunError
 from experiments.runs.files import write_json
@@ -134,10 +135,10 @@ def test_kept_prompts_say_where_they_came_from(
     origin = compute_once.provenance(torch.device("cpu"))
     monkeypatch.setattr(compute_once, "provenance", lambda _: {**origin, "commit": "before"})
     with pytest.raises(RunError):
-        compute()
+        compute("device.batch=1")
     monkeypatch.setattr(compute_once, "provenance", lambda _: {**origin, "commit": "now"})
     capfd.readouterr()
-    folder = compute()
+    folder = compute("device.batch=1")
     (kept,) = status(folder)["kept"]
     assert kept["origin"]["commit"] == "before"
     assert status(folder)["commit"] == "now"
@@ -197,8 +198,12 @@ def test_files_have_the_rights_that_the_umask_leaves(
 
 
 def test_no_prompt_of_one_seed_draws_like_a_prompt_of_another() -> None:
+    def seed_of(seed: int, inner: int, prompt: int) -> int:
+        settings = ConvergeSettings(seed=seed, generation=GenerationSettings(seed=inner))
+        return generator(settings, prompt, torch.device("cpu")).initial_seed()
+
     seeds = [
-        runner.seed_of(seed, GenerationSettings(seed=inner), number)
+        seed_of(seed, inner, number)
         for seed in (0, 1, 2)
         for inner in (0, 1, 2)
         for number in (0, 1, 1008, 1009, 2018)

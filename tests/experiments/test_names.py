@@ -71,7 +71,7 @@ def test_the_passes_over_a_prompt_of_ids_are_printed_whole(
     monkeypatch.setattr(sys, "argv", ["print_passes", str(run), "--prompt", "abe"])
     assert print_passes.main() == 0
     title, header, *rows = capsys.readouterr().out.splitlines()
-    assert title == "abe: checkpoint, log_prob, strength 0.5"
+    assert title == "abe: checkpoint, β = 0.5"
     assert header.split() == ["pass", "a", "b", "e", "■"]
     # four tokens to predict: settled by the fourth pass, whatever the model
     assert [row.split()[0] for row in rows if row] in (["1", "2", "3"], ["1", "2", "3", "4"])

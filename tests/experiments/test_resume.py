@@ -139,14 +139,15 @@ def broken_off(
         model=ModelSettings(path=str(checkpoint_folder)),
         recompute=RecomputeSettings(iterations=12),
         prompts=PromptSettings(limit=2, max_tokens=12),
-        device=DeviceSettings(name="cpu"),
+        device=DeviceSettings(name="cpu", batch=1),  # of several parts
         tracking=TrackingSettings(mode="disabled"),
         runs_dir=str(tmp_path_factory.mktemp("undisturbed")),
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(compute_once, "changes", lambda: None)  # whoever's tree this is
         undisturbed = experiments.converge.run.converge(settings)
-        settings.runs_dir = str(tmp_path_factory.mktemp("broken_off"))
+        elsewhere = str(tmp_path_factory.mktemp("broken_off"))
+        settings = settings.model_copy(update={"runs_dir": elsewhere})
         folder = Path(settings.runs_dir) / settings.study / undisturbed.name
         (folder / "summary.json").mkdir(parents=True)  # in the way of the last file
         with pytest.raises(RunError):
@@ -170,9 +171,9 @@ def test_finished_prompts_are_kept_not_computed_again(
     folder, undisturbed = failed
     part = folder / ".prompts" / "00001.json"
     kept = json.loads(part.read_text())
-    kept["seconds"] = 12345.678  # a mark that no computation would make
+    kept["prompts"][0]["seconds"] = 12345.678  # a mark that no computation would make
     part.write_text(json.dumps(kept))
-    assert converge()[0] == 0
+    assert converge("device.batch=1")[0] == 0
     prompts = json.loads((folder / "summary.json").read_text())["prompts"]
     assert prompts[1]["seconds"] == 12345.678
     assert_same_numbers(folder, undisturbed)
@@ -205,7 +206,7 @@ def test_a_half_written_folder_is_recovered(
     state = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps({**state, "state": "running"}))
     damage(folder / ".prompts")
-    assert compute() == folder
+    assert compute("device.batch=1") == folder
     assert_same_numbers(folder, undisturbed)
     assert {path.name for path in folder.iterdir()} == {path.name for path in undisturbed.iterdir()}
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
@@ -214,6 +215,7 @@ def test_a_half_written_folder_is_recovered(
 # --- processes that are killed, or that meet ----------------------------------------------------
 
 SWEEP = ("feedback.strength=-1,0,1", "prompts.limit=3", "recompute.iterations=20")
+SWEEP += ("device.batch=2", "recompute.tolerance=0")  # two batches that take their time
 
 
 def sweep_until_done(
@@ -285,6 +287,7 @@ def test_two_processes_at_the_same_run_compute_it_once(
     status: Callable[[Path], dict[str, Any]],
 ) -> None:  # fmt: skip
     words = command("prompts.limit=12", "prompts.max_tokens=32", "recompute.iterations=60")
+    words += ["device.batch=1", "recompute.tolerance=0"]
     processes = [start(words) for _ in range(2)]
     outputs = [process.communicate(timeout=DEADLINE) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]

@@ -30,14 +30,16 @@ SAMPLED = "feedback=prob feedback.layers=[0,1] generation=sample generation.top_
 HIDDEN = "model=bundled_stateful feedback=hidden_state feedback.shift=0"
 BOTH = "feedback.hidden_strength=0.5 recompute.tolerance=1e-4 recompute.damping=0.5"
 
+EVERY = "recompute.tolerance=0"  # pass, as was the default
+
 # what commit ca8ee83 calls the runs of these settings, with a model "m" and prompts "p"
 IDS_OF_CA8EE83 = {
-    "": "97b1dbf562",
-    "feedback.strength=1e-1 recompute.iterations=32": "2db74c4d55",
-    "experiment=strength_sweep feedback.strength=-0.0": "27c2d797eb",
-    CARRIED: "82b1e97499",
-    HIDDEN: "374b431f68",
-    f"{SAMPLED} generation.max_new_tokens=0": "b6eb46a9c3",  # draws nothing
+    EVERY: "97b1dbf562",
+    f"{EVERY} feedback.strength=1e-1 recompute.iterations=32": "2db74c4d55",
+    f"{EVERY} experiment=strength_sweep feedback.strength=-0.0": "27c2d797eb",
+    f"{EVERY} {CARRIED}": "82b1e97499",
+    f"{EVERY} {HIDDEN}": "374b431f68",
+    f"{EVERY} {SAMPLED} generation.max_new_tokens=0": "b6eb46a9c3",  # draws nothing
     "recompute=windowed recompute.window=4 device.dtype=float64": "6a92e0d7a9",
     f"{BOTH} prompts.max_tokens=7": "65cfe1cc1c",
 }
@@ -76,7 +78,7 @@ def test_runs_keep_the_names_that_they_had_before_there_were_more_settings(
 
 
 def test_a_run_with_other_random_numbers_than_before_has_another_name() -> None:
-    assert run_id(settings_of(SAMPLED), model="m", prompts="p") != SAMPLED_OF_CA8EE83
+    assert run_id(settings_of(f"{EVERY} {SAMPLED}"), model="m", prompts="p") != SAMPLED_OF_CA8EE83
 
 
 @pytest.mark.parametrize(("words", "identity"), CONTEST_IDS_OF_CA8EE83.items())
@@ -92,7 +94,8 @@ def test_contests_keep_their_names(words: str, identity: str) -> None:
         ("prompts.split=text", True),
         ("generation.slide=2", False),
         ("measures.oracle=false", False),
-        ("recompute.tolerance=auto", False),
+        ("recompute.tolerance=0", False),
+        ("recompute.tolerance=auto", True),
     ],
 )
 def test_a_new_setting_counts_where_it_changes_results(words: str, same: bool) -> None:
@@ -110,7 +113,7 @@ def test_a_run_stores_its_settings_as_before(tmp_path: Path) -> None:
         **{"hidden_strength": 0.0},
     }
     assert stored["recompute"] == {
-        **{"solver": "full", "window": None, "iterations": 64, "tolerance": 0.0},
+        **{"solver": "full", "window": None, "iterations": 64, "tolerance": "auto"},
         **{"damping": 1.0, "start": "cold"},
     }
     assert "  layers:\n  - 0\n  - 1\n" in text

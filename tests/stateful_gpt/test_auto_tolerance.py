@@ -71,7 +71,7 @@ def generated(
     )
 
 
-@settings(max_examples=15)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**31),
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=3),
@@ -123,8 +123,9 @@ def test_it_runs_the_passes_of_the_definition_as_far_as_they_move_anything(
             for before, after in pairwise(every[last - 1 :]):
                 step = after.log_probs[row, :length] - before.log_probs[row, :length]
                 assert step.abs().max() <= EXACT
-            ends = [passes[-1].hidden[row, :length] for passes in (some, every)]
-            assert (ends[0] - ends[1]).abs().max() <= EXACT
+            if window is not ours.windows[-1]:  # a token is drawn from its last output
+                ends = [passes[-1].hidden[row, length - 1] for passes in (some, every)]
+                assert torch.allclose(*ends, rtol=0, atol=EXACT)
 
 
 @settings(max_examples=12)

@@ -81,7 +81,7 @@ def test_the_text_is_what_the_library_generates(
         feedback=feedback,
         config=RecomputeConfig(iterations=3),
         start=Start.CARRIED,
-        sampling=Sampling(vocab_size=257, end_token=256),
+        sampling=Sampling(vocab_size=257, end_tokens=[256]),
     )
     new = [token for token in result.tokens[0][len(PROMPT) :] if token != 256]
     assert code == 0
@@ -99,7 +99,7 @@ def test_sampling_is_the_librarys_with_the_seed(run: Run, checkpoint_folder: Pat
         max_new_tokens=20,
         feedback=Feedback(strength=0.0),
         config=RecomputeConfig(iterations=1),
-        sampling=Sampling(temperature=1.3, top_k=9, vocab_size=257, end_token=256),
+        sampling=Sampling(temperature=1.3, top_k=9, vocab_size=257, end_tokens=[256]),
         generators=torch.Generator().manual_seed(5),
     )
     new = [token for token in result.tokens[0][len(PROMPT) :] if token != 256]
@@ -178,7 +178,7 @@ def test_a_text_that_begins_follows_the_start_and_stop_token(
         max_new_tokens=9,
         feedback=Feedback(strength=0.0),
         config=RecomputeConfig(iterations=1),
-        sampling=Sampling(vocab_size=257, end_token=256),
+        sampling=Sampling(vocab_size=257, end_tokens=[256]),
     )
     shown = [token for token in result.tokens[0] if token != 256]
     assert (code, err) == (0, PLAIN)
@@ -202,7 +202,7 @@ def test_samples_are_the_librarys_in_their_order(
         feedback=Feedback(strength=strength),
         config=RecomputeConfig(iterations=64 if feedback else 1, tolerance=1e-3, window="all"),
         start=Start.CARRIED,
-        sampling=Sampling(temperature=0.4, vocab_size=257, end_token=256),
+        sampling=Sampling(temperature=0.4, vocab_size=257, end_tokens=[256]),
         generators=torch.Generator().manual_seed(3),
     )
     texts = [decode(checkpoint.tokenizer, [i for i in t if i != 256]) for t in result.tokens]
@@ -526,7 +526,7 @@ def test_every_setting_of_the_feedback_reaches_the_library(
             feedback=of,
             config=RecomputeConfig(iterations=4, damping=damping),
             start=Start.CARRIED,
-            sampling=Sampling(vocab_size=257, end_token=256),
+            sampling=Sampling(vocab_size=257, end_tokens=[256]),
         ).tokens[0]
         for of in (feedback, Feedback(strength=0.5))
     ]

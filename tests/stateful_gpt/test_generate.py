@@ -521,7 +521,7 @@ def test_prompts_of_different_lengths_give_what_each_gives_alone(
             feedback=Feedback(kind, 0.4),
             config=RecomputeConfig(iterations=4, tolerance=tolerance),
             start=start,
-            sampling=Sampling(end_token=first.tokens[0][-1]),
+            sampling=Sampling(end_tokens=[first.tokens[0][-1]]),
         )
 
     together = run(prompts)
@@ -546,7 +546,7 @@ def test_the_end_token_ends_its_text_alone(make_gpt: Make, make_tokens: Tokens) 
             max_new_tokens=6,
             feedback=Feedback(strength=0.5),
             config=passes_of(3),
-            sampling=Sampling(end_token=end),
+            sampling=Sampling(end_tokens=[end]),
             on_token=lambda row, token: drawn.append((row, token)),
         )
 

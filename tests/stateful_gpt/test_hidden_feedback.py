@@ -252,9 +252,9 @@ def test_incremental_generation_is_full_recomputation_over_many_crops(
 ) -> None:
     model = make_gpt(11, block_size=24, hidden_feedback=True)
     prompt = make_tokens(12, 1, 5)[0].tolist()
-    full = generated(model, [prompt], feedback, REFERENCE, new=60)
+    full = generated(model, [prompt], feedback, REFERENCE, new=40)
     assert set(full.outcomes[0]) == {Outcome.SETTLED}
-    ours = generated(model, [prompt], feedback, ONE_BY_ONE, new=60)
+    ours = generated(model, [prompt], feedback, ONE_BY_ONE, new=40)
     assert_same(ours, full)
 
 

@@ -8,12 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stateful_gpt.feedback import Feedback
-from stateful_gpt.generate import Start, generate
+from stateful_gpt.generate import Sampling, Start, generate
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import RecomputeConfig
-from stateful_gpt.solving import Sampling
-from stateful_gpt.windowed import Windowed
 
 Make = Callable[..., GPT]
 
@@ -41,10 +39,9 @@ def test_every_sample_has_a_fresh_state_and_ends_at_the_stop_token(
         max_new_tokens=12,
         feedback=feedback,
         config=RecomputeConfig(iterations=16),
-        solver=Windowed("all"),
         start=Start.CARRIED,
-        sampling=Sampling(temperature=temperature, end_token=END),
-        generator=torch.Generator().manual_seed(seed),
+        sampling=Sampling(temperature=temperature, end_tokens=[END]),
+        generators=torch.Generator().manual_seed(seed),
     )
     for text, log_probs, ended in zip(result.tokens, result.log_probs, result.ended, strict=True):
         assert text[0] == END

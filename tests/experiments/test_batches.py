@@ -1,0 +1,278 @@
+"""A run is computed in batches: what is computed does not depend on them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from experiments.converge import batches
+from experiments.converge.publish import Live
+
+Compute = Callable[..., Path]
+
+# nats in float64: a batch of another shape adds in another order, and passes carry that on
+EXACT = 1e-10
+LENGTHS = (20, 1, 13, 7)
+TABLES = ("trajectory.parquet", "iterations.parquet")
+EVERY = "recompute.tolerance=0"  # pass: rounding decides of no row whether it is there
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> list[str]:
+    """Settings of a run over texts of unlike lengths, in float64."""
+    random = np.random.default_rng(3)
+    lines = [
+        json.dumps({"id": f"of {length}", "tokens": random.integers(97, 123, length).tolist()})
+        for length in LENGTHS
+    ]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    return [
+        f"prompts.file={tmp_path / 'texts.jsonl'}",
+        *("prompts.limit=9", "prompts.max_tokens=32", "device.dtype=float64"),
+    ]
+
+
+@pytest.fixture
+def in_batches(compute: Compute, texts: list[str], tmp_path: Path) -> Callable[..., list[Path]]:
+    """The same run in batches of these sizes, each in a folder of its own."""
+
+    def call(*words: str, sizes: tuple[object, ...] = ("auto", 2, 1)) -> list[Path]:
+        return [
+            compute(*texts, *words, f"device.batch={size}", f"runs_dir={tmp_path / str(size)}")
+            for size in sizes
+        ]
+
+    return call
+
+
+def table(folder: Path, name: str) -> pd.DataFrame:
+    frame: pd.DataFrame = pq.read_table(folder / name).to_pandas()
+    return frame
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    content["overall"].pop("seconds")
+    for prompt in content["prompts"]:
+        prompt.pop("seconds")
+    return content
+
+
+def assert_close(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    """Every column: floats to EXACT, all else the same."""
+    assert list(one.columns) == list(other.columns)
+    assert len(one) == len(other)
+    for name in one.columns:
+        if one[name].dtype == np.float64:
+            np.testing.assert_allclose(one[name], other[name], rtol=EXACT, atol=EXACT, err_msg=name)
+        else:
+            assert one[name].equals(other[name]), name
+
+
+def assert_same_run(folders: list[Path]) -> None:
+    assert len({folder.name for folder in folders}) == 1, "a batch is no part of a run's name"
+    one, *others = folders
+    for other in others:
+        for name in TABLES:
+            assert_close(table(one, name), table(other, name))
+        prompts = [
+            pd.json_normalize(summary(folder)["prompts"]).convert_dtypes()
+            for folder in (one, other)
+        ]
+        for name in prompts[0].columns:
+            a, b = prompts[0][name], prompts[1][name]
+            if name == "rate":  # a fit through logarithms of small errors
+                np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=1e-3)
+            elif pd.api.types.is_float_dtype(a.dtype):
+                np.testing.assert_allclose(a.astype(float), b.astype(float), atol=1e-8)
+            else:
+                assert a.equals(b), name
+
+
+# --- any batch, the same numbers ----------------------------------------------------------------
+
+PLAIN = {
+    "log_prob": ["feedback.strength=-0.7"],
+    "logit": ["feedback.kind=logit", "feedback.strength=0.1"],
+    "prob": ["feedback.kind=prob", "feedback.strength=0.5"],
+    "none": ["feedback.kind=none"],
+    "damped": ["feedback.strength=1", "recompute.damping=0.6"],
+    "some layers": ["feedback.strength=1", "feedback.layers=[1]"],
+    "windowed": ["recompute.solver=windowed", "recompute.window=4", "recompute.iterations=40"],
+}
+STATEFUL = {
+    "hidden states": ["feedback.kind=hidden_state", "feedback.strength=0.7"],
+    "of the same position": [
+        *("feedback.kind=hidden_state", "feedback.strength=0.02", "feedback.shift=0"),
+    ],
+    "both": ["feedback.strength=0.4", "feedback.hidden_strength=0.5"],
+    "both of the same position": [
+        *("feedback.strength=0.1", "feedback.hidden_strength=0.02", "feedback.shift=0"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_any_batch_gives_the_same_run(in_batches: Callable[..., list[Path]], name: str) -> None:
+    folders = in_batches(EVERY, *PLAIN[name])
+    assert_same_run(folders)
+    lengths = table(folders[0], "trajectory.parquet").groupby("prompt_id", sort=False)["position"]
+    assert list(lengths.max() + 1) == list(LENGTHS)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_any_batch_gives_the_same_run_of_hidden_states(
+    in_batches: Callable[..., list[Path]], stateful_folder: Path, name: str
+) -> None:
+    assert_same_run(in_batches(EVERY, f"model.path={stateful_folder}", *STATEFUL[name]))
+
+
+def test_any_batch_comes_to_rest_at_the_same_place(in_batches: Callable[..., list[Path]]) -> None:
+    """How many passes rounding takes to come to rest may differ; where they lead does not."""
+    folders = in_batches("recompute.iterations=30", "feedback.strength=1")
+    keys = ["prompt_id", "iteration", "position"]
+    frames = [table(folder, "trajectory.parquet").set_index(keys) for folder in folders]
+    for other in frames[1:]:
+        both = frames[0].join(other, rsuffix="_again", how="inner")
+        np.testing.assert_allclose(both["log_prob"], both["log_prob_again"], rtol=0, atol=EXACT)
+        lasts = [
+            f["log_prob"].groupby(["prompt_id", "position"]).last() for f in (frames[0], other)
+        ]
+        np.testing.assert_allclose(*lasts, rtol=0, atol=EXACT)
+    for folder in folders:
+        assert {prompt["outcome"] for prompt in summary(folder)["prompts"]} == {"settled"}
+
+
+@pytest.mark.parametrize("start", ["cold", "carried"])
+@pytest.mark.parametrize("strategy", ["greedy", "sample"])
+def test_any_batch_generates_the_same(
+    in_batches: Callable[..., list[Path]], start: str, strategy: str
+) -> None:
+    """Twenty tokens and fourteen more leave the block of 32, two at once."""
+    folders = in_batches(
+        *(EVERY, "recompute.iterations=4", f"recompute.start={start}", "generation.slide=2"),
+        *(f"generation.strategy={strategy}", "generation.max_new_tokens=14", "seed=4"),
+    )
+    assert_same_run(folders)
+    positions = table(folders[0], "trajectory.parquet").groupby(["prompt_id", "step"])["position"]
+    assert positions.min()["of 20"].max() > 0, "a window that has slid is among them"
+
+
+def test_any_batch_lets_a_text_end_early(
+    in_batches: Callable[..., list[Path]], compute: Compute, texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    words = (EVERY, "recompute.iterations=3", "generation.max_new_tokens=6", "seed=1")
+    words += ("generation.strategy=sample", "recompute.start=carried")
+    drawn = table(compute(*texts, *words), "trajectory.parquet")
+    drawn = drawn.drop_duplicates(["prompt_id", "position"]).set_index("prompt_id")
+    new = {f"of {n}": list(drawn.loc[[f"of {n}"], "token_id"])[n:] for n in LENGTHS}
+    end = new["of 20"][2]  # what is drawn third there ends a text
+    ended = {name: (ids.index(end) + 1 if end in ids else 6) for name, ids in new.items()}
+    assert ended["of 20"] < max(ended.values())
+    monkeypatch.setattr(batches, "end_token", lambda encoding: end)
+    folders = in_batches(*words)
+    assert_same_run(folders)
+    assert {p["prompt_id"]: p["generated_tokens"] for p in summary(folders[0])["prompts"]} == ended
+
+
+# --- broken off ---------------------------------------------------------------------------------
+
+
+def test_a_run_broken_off_within_a_batch_ends_bit_for_bit_the_same(
+    compute: Compute, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ("prompts.limit=5", "device.batch=2", "feedback.strength=1")
+    undisturbed = compute(*words, f"runs_dir={tmp_path / 'undisturbed'}")
+    call, passes = Live.__call__, []
+
+    def interrupted(self: Live, step: int, number: int, *told: Any) -> None:
+        call(self, step, number, *told)
+        passes.append(number)
+        if passes.count(3) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Live, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compute(*words)
+    folder = tmp_path / "runs" / "s" / undisturbed.name
+    kept = sorted(path.name for path in (folder / ".prompts").iterdir())
+    assert kept == [
+        f"00000.{name}" for name in ("iterations.parquet", "json", "trajectory.parquet")
+    ]
+    assert compute(*words) == folder
+    for name in TABLES:
+        assert pq.read_table(folder / name).equals(pq.read_table(undisturbed / name)), name
+    assert summary(folder) == summary(undisturbed)
+
+
+def test_prompts_kept_by_a_version_that_knew_no_batches_are_used(
+    compute: Compute, tmp_path: Path
+) -> None:
+    """It kept each prompt by itself: its summary, and two tables."""
+    words = ("prompts.limit=4", "device.batch=1", EVERY)
+    undisturbed = compute(*words, f"runs_dir={tmp_path / 'undisturbed'}")
+    folder = tmp_path / "runs" / "s" / undisturbed.name
+    parts = folder / ".prompts"
+    parts.mkdir(parents=True)
+    shutil.copy(undisturbed / "config.yaml", folder)
+    status = json.loads((undisturbed / "status.json").read_text()) | {"state": "running"}
+    del status["kept"]
+    (folder / "status.json").write_text(json.dumps(status))
+    for number, prompt in enumerate(summary(undisturbed)["prompts"][:2]):
+        (parts / f"{number:05d}.json").write_text(json.dumps(prompt | {"seconds": 1000.0}))
+        for name in TABLES:
+            whole = pq.read_table(undisturbed / name)
+            part = whole.filter(pc.equal(whole["prompt_id"], prompt["prompt_id"]))
+            pq.write_table(part, parts / f"{number:05d}.{name}")
+    assert compute(*words) == folder
+    found = json.loads((folder / "summary.json").read_text())["prompts"]
+    assert [prompt["seconds"] == 1000.0 for prompt in found] == [True, True, False, False]
+    for name in TABLES:
+        assert pq.read_table(folder / name).equals(pq.read_table(undisturbed / name)), name
+    assert summary(folder) == summary(undisturbed)
+
+
+# --- measures that are switched off -------------------------------------------------------------
+
+MISSING = {
+    "oracle": (["oracle_error_max"], ["oracle_error_max"]),
+    "lyapunov": ([], ["lyapunov"]),
+    "kl": (["kl_step", "kl_effect"], ["kl_effect"]),
+}
+
+
+@pytest.mark.parametrize("measure", MISSING)
+@pytest.mark.parametrize("words", [[], ["generation.max_new_tokens=3"]])
+def test_a_measure_that_is_switched_off_is_missing_and_the_others_stay(
+    compute: Compute, texts: list[str], measure: str, words: list[str]
+) -> None:
+    common = [*texts, *words, EVERY, "recompute.iterations=21"]
+    whole, less = compute(*common), compute(*common, f"measures.{measure}=false")
+    assert whole.name != less.name
+    columns, keys = MISSING[measure]
+    # without the oracle, the last pass is the end that prefixes settle to: at rest the same
+    assert pq.read_table(whole / TABLES[0]).equals(pq.read_table(less / TABLES[0]))
+    frames = [table(folder, TABLES[1]) for folder in (whole, less)]
+    for name in columns:
+        assert frames[0][name].notna().any()
+        assert frames[1][name].isna().all()
+    rest = [frame.drop(columns=columns) for frame in frames]
+    assert_close(*rest)
+    for before, after in zip(*(summary(f)["prompts"] for f in (whole, less)), strict=True):
+        assert [after[key] for key in keys] == [None] * len(keys)
+        for key in set(before) - {*keys, "rate"}:
+            # one reading may tell both the oracle and the exponent, in other batches
+            assert after[key] == (
+                pytest.approx(before[key], abs=1e-8)
+                if isinstance(before[key], float)
+                else before[key]
+            ), key
