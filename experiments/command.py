@@ -44,7 +44,7 @@ class Command:
         task = HydraConfig.get()
         asked = Asked(self.typed, self.runner.command_of_run(overrides_of_the_job()))
         try:
-            refuse_overlay(self.runner.config, task.runtime.choices.get("experiment"))
+            refuse_overlay(self.runner.name, task.runtime.choices.get("experiment"))
             if self.dry_run:
                 self.code = rehearse(self.runner, [config])
                 return
@@ -64,7 +64,7 @@ class Command:
     ) -> None:
         """For the sweeper in ``hydra_plugins``."""
         self.began = True
-        refuse_overlay(self.runner.config, config.hydra.runtime.choices.get("experiment"))
+        refuse_overlay(self.runner.name, config.hydra.runtime.choices.get("experiment"))
         if self.dry_run:
             self.code = rehearse(self.runner, [job for _, job in jobs])
         else:
@@ -73,7 +73,7 @@ class Command:
 
 def run_command(runner: Runner) -> int:
     """Run a command with the words that it was given; its exit code."""
-    if answered(runner.config):
+    if answered(runner.name):
         return 0
     dry_run = DRY_RUN in sys.argv[1:] and runner.locate is not None
     if dry_run:
@@ -82,12 +82,12 @@ def run_command(runner: Runner) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them
     command = Command(runner, sys.argv[1:], dry_run=dry_run)
     try:
-        hydra.main(config_path=str(CONF), config_name=runner.config, version_base="1.3")(command)()
+        hydra.main(config_path=str(CONF), config_name=runner.name, version_base="1.3")(command)()
     except (ConfigError, RunError, KeyboardInterrupt) as error:
         return _say_why(error)
     except (HydraException, OmegaConfBaseException) as error:
         place = getattr(error, "missing_cfg_file", None) or ""
-        options = overlays(runner.config) if "experiment/" in place else None
+        options = overlays(runner.name) if "experiment/" in place else None
         return _say(sentence(error, options=options), 2)
     except ValueError as error:
         if command.began:

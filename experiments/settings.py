@@ -11,7 +11,6 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
 
 LARGEST_SEED = 2**32 - 1  # numbers made from several seeds must fit into PyTorch's 64 bits
 UNSET = "???"  # OmegaConf's word for a value that the user must give
@@ -155,11 +154,8 @@ def _mistake(error: ValidationError, plain: Any, schema: type[Settings]) -> str:
     if first["type"] == "missing":
         return _missing(key)
     got = "null" if value is None else repr(value)
-    return f"{key} must be {_allowed(field)}, got {got}"
-
-
-def _allowed(field: FieldInfo) -> str:
-    return field.description or _words(field.annotation, field.metadata)
+    allowed = field.description or _words(field.annotation, field.metadata)
+    return f"{key} must be {allowed}, got {got}"
 
 
 def _words(kind: Any, limits: list[Any]) -> str:

@@ -182,9 +182,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 
 
 def _changes(status: dict[str, Any]) -> str:
-    if changes := status.get("changes"):
-        return f"uncommitted changes {changes['sha256'][:12]}"
-    return "uncommitted changes" if status.get("dirty") else "no uncommitted changes"
+    digest = (status.get("changes") or {}).get("sha256", "")[:12]
+    if not status.get("dirty"):
+        return "no uncommitted changes"
+    return f"uncommitted changes {digest}".rstrip()
 
 
 def main() -> int:

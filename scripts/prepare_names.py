@@ -16,6 +16,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from scripts.prepare_corpus import write
 from stateful_gpt.tokenizer import byte_tokenizer, end_token
 
 PACKAGE = "names"
@@ -30,10 +31,13 @@ def main() -> int:
     try:
         names = read_names()
         train, held_out = split(names)
-        write(options.out / "train" / "names.txt", train)
-        write(options.out / "held_out" / "names.txt", held_out)
         prompts = [prompt(name) for name in sorted(held_out, key=digest)]
-        write(options.out / "prompts.jsonl", prompts)
+        for place, lines in (
+            ("train/names.txt", train),
+            ("held_out/names.txt", held_out),
+            ("prompts.jsonl", prompts),
+        ):
+            write(options.out / place, "".join(f"{line}\n" for line in lines))
     except metadata.PackageNotFoundError:
         print(
             f"prepare_names: the package {PACKAGE!r} is not installed:"
@@ -72,13 +76,6 @@ def prompt(name: str) -> str:
     encoding = byte_tokenizer()
     end = end_token(encoding)
     return json.dumps({"id": name, "tokens": [end, *encoding.encode_ordinary(name), end]})
-
-
-def write(path: Path, lines: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"{line}\n" for line in lines)
-    path.write_text(text, encoding="utf-8")
-    print(f"{path}  {len(lines):,} names  sha256 {hashlib.sha256(text.encode()).hexdigest()[:12]}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from experiments.converge.settings import ConvergeSettings
 from experiments.sweeps.cells import Runner
 
 RUNNER = Runner(
-    module="experiments.converge",
-    config="converge",
+    name="converge",
     settings=ConvergeSettings,
     compute="experiments.converge.run:converge",
     locate="experiments.converge.identity:folder_of",

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from experiments.converge.settings import PromptSettings
 from experiments.settings import ConfigError
@@ -38,12 +39,8 @@ def read_prompts(settings: PromptSettings) -> list[Prompt]:
     if settings.file is not None:
         prompts = _from_file(Path(settings.file), by_line=settings.split == "lines")
     else:
-        raw = (
-            resources.files("experiments.converge")
-            .joinpath("prompts.jsonl")
-            .read_text(encoding="utf-8")
-        )
-        prompts = _from_lines(raw, "prompts.jsonl")
+        path = Path(__file__).with_name("prompts.jsonl")
+        prompts = _from_lines(path.read_text(encoding="utf-8"), path.name)
     return prompts[: settings.limit]
 
 
@@ -69,11 +66,9 @@ def encode_prompts(
     """
     encoded = []
     for prompt in prompts:
-        if prompt.tokens is not None:
-            tokens = prompt.tokens
-        else:
-            assert prompt.text is not None
-            tokens = encoding.encode_ordinary(prompt.text)
+        tokens = prompt.tokens
+        if tokens is None:
+            tokens = encoding.encode_ordinary(prompt.text or "")
         tokens = tokens[:max_tokens]
         if not tokens:
             raise ConfigError(f"prompt {prompt.id!r} is empty: it must have at least one token")
@@ -120,39 +115,39 @@ def _from_file(path: Path, *, by_line: bool) -> list[Prompt]:
     return _from_lines(text, str(path))
 
 
-def _encodes(text: str) -> bool:
-    """False of half a surrogate pair, which JSON can hold and no file of ours can."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def _from_lines(text: str, name: str) -> list[Prompt]:
     prompts: list[Prompt] = []
     seen: set[str] = set()
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"prompts.file {name!r}, line {number}"
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
-            raise ConfigError(f"{where}, is not a JSON object") from None
-        if not isinstance(entry, dict):
-            raise ConfigError(f"{where}, is not a JSON object")
-        prompt_id = entry.get("id", str(len(prompts) + 1))
-        has_text, has_tokens = "text" in entry, "tokens" in entry
-        if not isinstance(prompt_id, str) or not prompt_id or not _encodes(prompt_id):
-            raise ConfigError(f"{where}, must have an id that is a text, got {prompt_id!r}")
-        if prompt_id in seen:
-            raise ConfigError(f"{where}, repeats the id {prompt_id!r}: ids must differ")
-        if has_text == has_tokens:
-            raise ConfigError(f"{where}, must have either text or tokens")
-        if has_text and not isinstance(entry["text"], str):
-            raise ConfigError(f"{where}, must have a text in quotes, got {entry['text']!r}")
-        if has_tokens and not (
-            isinstance(entry["tokens"], list)
-            and all(isinstance(i, int) and not isinstance(i, bool) for i in entry["tokens"])
-        ):
-            raise ConfigError(f"{where}, must have tokens that are a list of whole numbers")
+            entry = None
+        prompt_id: Any = entry.get("id", str(len(prompts) + 1)) if isinstance(entry, dict) else None
+        mistake = _mistake(entry, prompt_id)
+        if mistake is None and prompt_id in seen:
+            mistake = f"repeats the id {prompt_id!r}: ids must differ"
+        if mistake is not None:
+            raise ConfigError(f"prompts.file {name!r}, line {number}, {mistake}")
         seen.add(prompt_id)
         prompts.append(Prompt(prompt_id, entry.get("text"), entry.get("tokens")))
     return prompts
+
+
+def _mistake(entry: Any, prompt_id: Any) -> str | None:
+    """What is wrong with a line."""
+    if not isinstance(entry, dict):
+        return "is not a JSON object"
+    # JSON can hold half a surrogate pair, and no file of ours can
+    if not isinstance(prompt_id, str) or not prompt_id or re.search("[\ud800-\udfff]", prompt_id):
+        return f"must have an id that is a text, got {prompt_id!r}"
+    if ("text" in entry) == ("tokens" in entry):
+        return "must have either text or tokens"
+    if not isinstance(entry.get("text", ""), str):
+        return f"must have a text in quotes, got {entry['text']!r}"
+    tokens = entry.get("tokens", [])
+    if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
+        return "must have tokens that are a list of whole numbers"
+    return None

@@ -15,8 +15,7 @@ from experiments.state_tracking.settings import StateTrackingSettings
 from experiments.sweeps.cells import Runner
 
 RUNNER = Runner(
-    module="experiments.state_tracking",
-    config="state_tracking",
+    name="state_tracking",
     settings=StateTrackingSettings,
     compute="experiments.state_tracking.run:track",
     locate="experiments.state_tracking.run:locate",

@@ -7,7 +7,6 @@ Shapes: B batch, T positions.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,34 +25,20 @@ from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.train import TrainingConfig, make_optimizers, passes_at, training_step
 
 
-@dataclass(frozen=True)
-class Result:
-    """How a contestant did.
-
-    Attributes:
-        accuracy: ``accuracy[n][k]`` at depth n of the recurrence and level k + 1. Depth 0 is
-            without feedback, all there is of a plain model; the last depth is full recurrence.
-        history: rows of step, and losses in nats of the first and the last pass.
-        chance: accuracy of always giving the most frequent answer.
-        layer_passes: layers evaluated and differentiated in training, per window.
-        seconds: processor time of the training.
-    """
-
-    accuracy: list[list[float]]
-    history: list[dict[str, float]]
-    chance: float
-    parameters: int
-    layer_passes: int
-    seconds: float
-
-
 def compete(
     settings: StateTrackingSettings,
     device: torch.device,
     *,
     tell: Callable[[dict[str, float]], object],
-) -> Result:
-    """Train and test. ``tell`` hears of every ``training.record_every`` steps."""
+) -> tuple[list[list[float]], list[dict[str, float]], dict[str, float]]:
+    """Train and test. ``tell`` hears of every ``training.record_every`` steps.
+
+    Returns:
+        ``accuracy[n][k]`` at depth n of the recurrence and level k + 1 (of a plain model, depth 0
+        is all there is; the last depth is full recurrence), what was told, and facts for the
+        summary: among them the accuracy of always giving the most frequent answer, layers evaluated
+        and differentiated in training per window, and the training's seconds of processor time.
+    """
     asked, contestant, shared = settings.task, settings.contestant, settings.training
     task = make_task(asked.name, Target(asked.target))
     config = TrainingConfig(
@@ -106,14 +91,14 @@ def compete(
             tell(row)
     seconds = time.process_time() - started
     depth = asked.tested_level - 1 if stateful else 0
-    return Result(
-        accuracy=accuracy_by_depth(model, task, words=settings.test_words, depth=depth),
-        history=history,
-        chance=task.chance,
-        parameters=model.count_parameters(),
-        layer_passes=passes_made * contestant.layers,
-        seconds=seconds,
-    )
+    accuracy = accuracy_by_depth(model, task, words=settings.test_words, depth=depth)
+    facts = {
+        "chance": task.chance,
+        "parameters": model.count_parameters(),
+        "layer_passes": passes_made * contestant.layers,
+        "seconds": round(seconds, 2),
+    }
+    return accuracy, history, facts
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from experiments.runs.compute_once import ALONE, Asked, compute_once, finished_a
 from experiments.runs.files import short_hash, write_json, write_table
 from experiments.runs.folder import SUMMARY, RunFolder
 from experiments.settings import ConfigError
-from experiments.state_tracking.contest import Result, compete
+from experiments.state_tracking.contest import compete
 from experiments.state_tracking.settings import StateTrackingSettings
 from experiments.sweeps.report import contestant_of, name_of
 from experiments.tracking.tracker import Tracker
@@ -49,28 +49,41 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
     if finished_already(folder):
         return folder.path
 
-    def compute(_: object) -> tuple[Result, dict[str, Any]]:
+    def compute(_: object) -> tuple[list[dict[str, float]], dict[str, Any]]:
         steps = settings.training.steps * settings.contestant.times
         description = ": ".join(filter(None, (asked.place, name)))
         disable = None if asked.bar else True  # None: off where nobody watches
         with tqdm(total=steps, unit="step", desc=description, disable=disable) as bar:
-            result = compete(
+            accuracy, history, facts = compete(
                 settings, device, tell=lambda row: bar.update(int(row["step"]) - bar.n)
             )
         rows = [
             {"depth": depth, "level": level, "accuracy": value}
-            for depth, row in enumerate(result.accuracy)
+            for depth, row in enumerate(accuracy)
             for level, value in enumerate(row, start=1)
         ]
-        summary = _summary(settings, result, run_id=folder.id, contestant=name)
+        full, task = accuracy[-1], settings.task
+        summary = {
+            "run_id": folder.id,
+            "study": settings.study,
+            "task": task.name,
+            "target": task.target,
+            "contestant": name,
+            "seed": settings.seed,
+            "accuracy_trained": full[task.trained_level - 1],
+            "accuracy_tested": full[-1],
+            # the last one before accuracy first falls below GOOD
+            "solved_level": next((k for k, share in enumerate(full) if share < GOOD), len(full)),
+            **facts,
+        }
         write_table(folder.path / ACCURACY, pa.Table.from_pylist(rows))
-        write_table(folder.path / HISTORY, pa.Table.from_pylist(result.history))
+        write_table(folder.path / HISTORY, pa.Table.from_pylist(history))
         write_json(folder.path / SUMMARY, summary)
-        return result, summary
+        return history, summary
 
-    def publish(tracker: Tracker, computed: tuple[Result, dict[str, Any]]) -> None:
-        result, summary = computed
-        for row in result.history:
+    def publish(tracker: Tracker, computed: tuple[list[dict[str, float]], dict[str, Any]]) -> None:
+        history, summary = computed
+        for row in history:
             tracker.log(row)
         tracker.summarize(summary)
 
@@ -96,25 +109,3 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
         shorten="task.tested_level",
     )
     return folder.path
-
-
-def _summary(
-    settings: StateTrackingSettings, result: Result, *, run_id: str, contestant: str
-) -> dict[str, Any]:
-    full = result.accuracy[-1]
-    solved = next((k for k, value in enumerate(full) if value < GOOD), len(full))
-    return {
-        "run_id": run_id,
-        "study": settings.study,
-        "task": settings.task.name,
-        "target": settings.task.target,
-        "contestant": contestant,
-        "seed": settings.seed,
-        "chance": result.chance,
-        "accuracy_trained": full[settings.task.trained_level - 1],
-        "accuracy_tested": full[-1],
-        "solved_level": solved,  # the last one before accuracy first falls below GOOD
-        "parameters": result.parameters,
-        "layer_passes": result.layer_passes,
-        "seconds": round(result.seconds, 2),
-    }

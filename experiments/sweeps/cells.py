@@ -25,16 +25,14 @@ class Runner:
     """A command that computes runs. Its functions are named: importing them imports torch.
 
     Attributes:
-        module: what ``python -m`` is given.
-        config: its primary configuration in ``conf/``.
+        name: of its package in ``experiments`` and of its primary configuration in ``conf/``.
         settings: the type of its settings.
         compute: ``module:function`` of (settings, how they were asked for); computes one run.
         locate: ``module:function`` of (settings, a dictionary that keeps what many runs have in
             common); the RunFolder they stand for. None: a runner without studies.
     """
 
-    module: str
-    config: str
+    name: str
     settings: type[Settings]
     compute: str
     locate: str | None = None
@@ -43,7 +41,7 @@ class Runner:
         pkgutil.resolve_name(self.compute)(settings, asked)
 
     def command_of_run(self, overrides: Sequence[str]) -> str:
-        return shlex.join(["python", "-m", self.module, *overrides])
+        return shlex.join(["python", "-m", f"experiments.{self.name}", *overrides])
 
 
 def cell_key(settings: Any) -> str:
@@ -55,7 +53,7 @@ def cells_of(runner: Runner, all_settings: Sequence[Any]) -> list[Cell]:
     """The cells with these settings, in their order."""
     assert runner.locate is not None
     locate = pkgutil.resolve_name(runner.locate)
-    known: dict[str, Any] = {}
+    known: dict[Any, Any] = {}
     cells = []
     for settings in all_settings:
         run_id = problem = None

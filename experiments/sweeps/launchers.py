@@ -12,13 +12,8 @@ from experiments.settings import ConfigError
 BASIC = "basic"
 SUBMITIT_LOCAL = "submitit_local"
 SUBMITIT = (SUBMITIT_LOCAL, "submitit_slurm")
-# hydra/launcher=: the extra that installs it, and the plugin that this brings
-EXTRAS = {
-    "joblib": ("joblib", "hydra_plugins.hydra_joblib_launcher"),
-    SUBMITIT_LOCAL: ("submitit", "hydra_plugins.hydra_submitit_launcher"),
-    "submitit_slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
-    "ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
-}
+# hydra/launcher=: the extra that installs it
+EXTRAS = {"joblib": "joblib", **dict.fromkeys(SUBMITIT, "submitit"), "ray": "ray"}
 
 
 def prefer_our_settings() -> None:
@@ -33,14 +28,8 @@ def prefer_our_settings() -> None:
 
 def check_installed(launcher: str) -> None:
     """Raise ConfigError if the launcher's extra is not installed."""
-    if launcher not in EXTRAS:
-        return
-    extra, plugin = EXTRAS[launcher]
-    try:
-        installed = find_spec(plugin) is not None
-    except ModuleNotFoundError:  # no plugin at all
-        installed = False
-    if not installed:
+    extra = EXTRAS.get(launcher)
+    if extra is not None and find_spec(f"hydra_plugins.hydra_{extra}_launcher") is None:
         raise ConfigError(
             f"hydra/launcher={launcher} needs the extra {extra!r}: pip install -e '.[{extra}]'"
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, open_dict, read_write
 
-from experiments.runs.compute_once import Asked
+from experiments.runs.compute_once import Asked, short
 from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError, to_settings
 from experiments.sweeps import launchers, plan
@@ -99,7 +99,11 @@ def sweep(
             print("error: interrupted; the same command carries on", file=sys.stderr)
             code = 130
         except Exception as error:  # a worker was killed, a cluster is gone
-            print(f"error: {_broken_off(error)}", file=sys.stderr)
+            reason = short(error)[:200]
+            print(
+                f"error: the launcher broke off ({reason}); the same command carries on",
+                file=sys.stderr,
+            )
             code = 1
     if not all(_is_finished(cell) for cell in cells):
         code = code or 1
@@ -146,12 +150,6 @@ def _by_study(cells: Sequence[Cell]) -> dict[Path, list[Cell]]:
 
 def _is_finished(cell: Cell) -> bool:
     return look(Path(cell.study), cell.name, cell, probe=False).state is State.FINISHED
-
-
-def _broken_off(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = f": {lines[0][:160]}" if lines else ""
-    return f"the launcher broke off ({type(error).__name__}{said}); the same command carries on"
 
 
 def _opening(launcher: str, count: int, done: int, workers: int | None, threads: int | None) -> str:

@@ -60,7 +60,7 @@ class Tracker:
         self._measures = measures
         self._later = later
         self._patience = patience
-        self._step = 0
+        self.step = 0  # W&B's, of the last row
         self._wandb: Any = None  # the module
         if settings.mode == "disabled":
             return
@@ -97,20 +97,15 @@ class Tracker:
         """The folder of the files that belong to the W&B run. Only while it is active."""
         return Path(self._run.dir)
 
-    @property
-    def step(self) -> int:
-        """W&B's step of the last row."""
-        return self._step
-
     def log(self, row: dict[str, Any], *, step: int | None = None) -> None:
         """One history row, at any time while the run computes; missing values are left out.
 
         Args:
             step: W&B's, above that of the row before; None: where the row is on the axis.
         """
-        self._step = int(row[self._axis]) if step is None else step
+        self.step = int(row[self._axis]) if step is None else step
         known = {key: value for key, value in row.items() if value is not None}
-        self._attempt(lambda: self._run.log(known, step=self._step), "lost a row")
+        self._attempt(lambda: self._run.log(known, step=self.step), "lost a row")
 
     def summarize(self, values: dict[str, Any]) -> None:
         self._attempt(lambda: self._run.summary.update(values), "lost the summary")
@@ -133,7 +128,7 @@ class Tracker:
         self._show(key, lambda: self._wandb.plot.line_series(xs, ys, **options))
 
     def _show(self, key: str, make: Callable[[], object]) -> None:
-        step = self._step + 1
+        step = self.step + 1
         self._attempt(lambda: self._run.log({key: make()}, step=step), f"lost {key}")
 
     def keep_files(
@@ -177,7 +172,7 @@ class Tracker:
         self._wandb = wandb
         if self.online and not has_login():
             raise wandb.errors.UsageError(LOGIN)
-        in_sweep = bool(os.environ.get("WANDB_SWEEP_ID"))  # W&B names the runs of its own sweeps
+        in_sweep = "WANDB_SWEEP_ID" in os.environ  # W&B names the runs of its own sweeps
         longest = (INIT_SECONDS, FINISH_SECONDS) if self.online else (OFFLINE_SECONDS,) * 2
         run = wandb.init(
             **described,
@@ -218,12 +213,11 @@ class Tracker:
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             own = isinstance(error, OSError) and not isinstance(error, TimeoutError)
             if not self.online or own:
-                self._warn(f"W&B {consequence} ({reason}); the run folder is complete without it")
-            elif self._patience is not None:
-                self._warn(reason)
-            else:
+                reason = f"W&B {consequence} ({reason}); the run folder is complete without it"
+            elif self._patience is None:
                 Tracker.server_failed = True
-                self._warn(f"W&B goes on offline: {reason}; upload later with: {self._later}")
+                reason = f"W&B goes on offline: {reason}; upload later with: {self._later}"
+            self._warn(reason)
             return False
         return True
 

@@ -13,8 +13,7 @@ from experiments.sweeps.cells import Runner
 from experiments.train.settings import TrainSettings
 
 RUNNER = Runner(
-    module="experiments.train",
-    config="train",
+    name="train",
     settings=TrainSettings,
     compute="experiments.train.run:train",
 )

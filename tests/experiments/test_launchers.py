@@ -276,7 +276,7 @@ def test_a_killed_worker_ends_in_one_sentence_the_report_and_a_code(
 
 def test_a_launcher_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launchers, "find_spec", lambda name: None)
-    for launcher, (extra, _) in launchers.EXTRAS.items():
+    for launcher, extra in launchers.EXTRAS.items():
         with pytest.raises(ConfigError, match=rf"^hydra/launcher={launcher} .*\[{extra}\]'$"):
             launchers.check_installed(launcher)
 
