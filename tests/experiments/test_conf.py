@@ -128,7 +128,7 @@ def test_an_overlay_wins_over_the_groups_and_yields_to_the_command_line(name: st
     runner = command_in(name)[2].removeprefix("experiments.")
     config: Any = OmegaConf.to_container(compose(runner, overrides=[f"experiment={choice}"]))
     for section, values in content.items():
-        if section == "hydra":
+        if section in ("hydra", "defaults"):
             continue
         if isinstance(values, dict):
             for key, value in values.items():

@@ -56,7 +56,7 @@ def test_a_sweep_ends_with_all_runs_of_its_study_and_a_command_that_draws_them(
     )
     assert done.returncode == 0, done.stderr
     drawn = sorted(path.name for path in (tmp_path / "figures" / "s").glob("*.png"))
-    assert "convergence.png" in drawn
+    assert "headline.png" in drawn
     assert "Traceback" not in done.stderr
 
 

@@ -225,7 +225,7 @@ def test_the_last_depth_is_what_reading_from_left_to_right_says() -> None:
     accuracy = accuracy_by_depth(model, task, words=32, depth=6)
     assert accuracy[0] != accuracy[6], "feedback matters here"
     batch = test_batch(task, size=32, length=7)
-    reader = LeftToRight(model, HIDDEN_STATES, batch=32)
+    reader = LeftToRight(model, HIDDEN_STATES, batch=32, capacity=7)
     for position in range(7):
         reader.read(batch.tokens[:, position : position + 1])
         scores = [reader.score_next(torch.full((32,), answer)) for answer in range(task.vocab_size)]

@@ -142,7 +142,8 @@ def test_reading_to_the_end_is_the_full_recompute_pass_by_pass(
         )
         last = theirs.passes[0][-1]
         assert last.step_max is not None
-        assert last.step_max[0] <= 1e-12
+        # 16 roundings of a logit of order 100 are 4e-13, and its logsumexp moves along
+        assert last.step_max[0] <= 1e-11
         full = replace(full, outcomes=result.outcomes)
     assert_same(result, full)
     assert len(ours.passes[0]) == len(theirs.passes[0]) == iterations
