@@ -43,7 +43,7 @@ def change(folder: Path, by: float) -> None:
     values = table["log_prob"].to_numpy().copy()
     values[5] += by
     at = table.schema.get_field_index("log_prob")
-    column = pc.cast(pa.array(values), table.schema.field("log_prob").type)
+    column = pc.cast(pa.array(values, from_pandas=True), table.schema.field("log_prob").type)
     table = table.set_column(at, table.schema.field("log_prob"), column)
     pq.write_table(table, folder / "trajectory.parquet")
 
