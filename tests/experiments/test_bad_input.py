@@ -69,7 +69,10 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
             "feedback=nonsense",
             ["feedback/nonsense", "allowed: hidden_state, log_prob, logit, none, prob\n"],
         ),
-        ("experiment=nonsense", ["experiment/nonsense", "names_feedback, smollm2, strength_sweep\n"]),
+        (
+            "experiment=nonsense",
+            ["experiment/nonsense", "names_feedback, smollm2, strength_sweep\n"],
+        ),
         ("experiment=names", ["experiment=names is for python -m experiments.train", "kinds"]),
         ("feedback.kind=nonsense", ["feedback.kind", "log_prob, logit, prob", "'nonsense'"]),
         ("feedback.layers=[2]", ["feedback.layers", "from 0 to 1", "[2]"]),
