@@ -24,6 +24,7 @@ from experiments.sweeps.cells import Runner, overrides_of_the_job
 from experiments.sweeps.report import report
 from experiments.sweeps.study import survey
 from experiments.sweeps.sweep import Launch, Overrides, rehearse, sweep
+from stateful_gpt.console import run_command as steadily
 
 DRY_RUN = "--dry-run"
 
@@ -73,6 +74,13 @@ class Command:
 
 def run_command(runner: Runner) -> int:
     """Run a command with the words that it was given; its exit code."""
+    # β on any terminal, also from the workers of a launcher
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
+    return steadily(runner.name, lambda: _run(runner))
+
+
+def _run(runner: Runner) -> int:
     if answered(runner.name):
         return 0
     dry_run = DRY_RUN in sys.argv[1:] and runner.locate is not None

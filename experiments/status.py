@@ -11,9 +11,14 @@ from pathlib import Path
 
 from experiments.sweeps.report import report
 from experiments.sweeps.study import survey
+from stateful_gpt.console import run_command
 
 
 def main() -> int:
+    return run_command("status", _main)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.status",
         description="How a study stands, and the command that completes it.",

@@ -24,6 +24,7 @@ from experiments.converge.settings import ConvergeSettings
 from experiments.runs.compute_once import RunError
 from experiments.runs.folder import CONFIG, STATUS, TRACKER, TRAJECTORY, read_status
 from experiments.settings import ConfigError, parse
+from stateful_gpt.console import run_command
 
 # Largest difference in nats that still counts as the same result, by the precision of a run.
 # Another processor sums in another order, which changes the last bits of a pass, and the passes
@@ -189,6 +190,10 @@ def _changes(status: dict[str, Any]) -> str:
 
 
 def main() -> int:
+    return run_command("verify", _main)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.verify",
         description="Compute a saved run again: is its trajectory reproduced?",
