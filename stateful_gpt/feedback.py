@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, C n_embd, V vocabulary.
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
@@ -122,18 +122,20 @@ class Feedback:
         """
         if state is None or not self.active:
             return PLAIN  # skipped, not multiplied by 0: the plain model bit for bit
-        modulation = Modulation(layers=self.layers, hidden_strength=self.hidden_strength)
+        bias: Tensor | None = None
+        factor: Tensor | None = None
+        hidden: Tensor | None = None
         if self.of_hidden:
-            components = state[:, begin:, 1:] if self.of_tokens else state[:, begin:]
-            modulation = replace(modulation, hidden=components)
-        if not self.of_tokens:
-            return modulation
-        weighted = self.strength * (state[..., 0] if self.of_hidden else state)
-        if self.kind is FeedbackKind.PROB:
-            # finite, or 0 * inf would reach the positions before the token as NaN
-            most = math.log(torch.finfo(weighted.dtype).max) / 2
-            return replace(modulation, factor=weighted.clamp(max=most).exp())
-        return replace(modulation, bias=weighted)
+            hidden = state[:, begin:, 1:] if self.of_tokens else state[:, begin:]
+        if self.of_tokens:
+            weighted = self.strength * (state[..., 0] if self.of_hidden else state)
+            if self.kind is FeedbackKind.PROB:
+                # finite, or 0 * inf would reach the positions before the token as NaN
+                most = math.log(torch.finfo(weighted.dtype).max) / 2
+                factor = weighted.clamp(max=most).exp()
+            else:
+                bias = weighted
+        return Modulation(bias, factor, self.layers, hidden, self.hidden_strength)
 
     def state(self, scores: TokenScores, hidden: Tensor) -> Tensor:
         """What a pass over (B, T) whole texts hands on, from its scores and (B, T, C) output."""

@@ -100,7 +100,7 @@ class Generation:
     ended: list[bool]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -133,7 +133,7 @@ def generate(
             whatever prompts it is with.
         slide: how many tokens the window drops at once when it is full; 1 is nanoGPT's cropping.
             A window that has slid is recomputed whole, one that has grown is not.
-        watch: called before each recompute; what it returns sees the passes.
+        watch: called before each recompute; what it returns sees the passes, in inference mode.
         on_token: called with (row, id) as each token is drawn.
 
     Raises:
@@ -297,7 +297,8 @@ class _SoFar:
 
     def split(self, values: Tensor) -> list[Tensor]:
         """Of each text, on the CPU."""
-        return [values[row, : len(text)].cpu().clone() for row, text in enumerate(self.texts)]
+        with torch.inference_mode(False):  # the caller may do anything with them
+            return [values[row, : len(text)].cpu().clone() for row, text in enumerate(self.texts)]
 
     def _cut(
         self, rows: list[int], starts: list[int], lengths: list[int], values: Tensor

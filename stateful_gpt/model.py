@@ -9,7 +9,9 @@ D head size, L n_layer, V vocabulary.
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ from torch.nn import functional as F
 from stateful_gpt.attention import attend, score_mask
 from stateful_gpt.language_model import PLAIN, Cache, Modulation
 
+FEW = 64  # rows
+PARTS = 8  # of a matrix
+LARGE = 2**16  # weights that come from memory rather than from a cache
 ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
@@ -65,20 +70,39 @@ class KeyValueCache:
     """Keys and values of tokens already read (see ``language_model.Cache``)."""
 
     def __init__(self, config: GPTConfig, *, batch: int, capacity: int, like: Tensor) -> None:
-        head = config.n_embd // config.n_head
-        self._pairs = like.new_empty(config.n_layer, 2, batch, config.n_head, capacity, head)
+        shape = (batch, config.n_head, capacity, config.n_embd // config.n_head)
+        self._layers = [like.new_empty(2, *shape) for _ in range(config.n_layer)]
         self.length = 0
 
     def keep(self, rows: list[int]) -> None:
-        self._pairs = self._pairs[:, :, rows]
+        self._layers = [pairs[:, rows] for pairs in self._layers]
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, H, T, D) behind the cached tokens; return all of them, (B, H, S + T, D)."""
-        keys, values = self._pairs[layer]  # (B, H, capacity, D) each
-        end = self.length + k.size(2)
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+    def extend(self, layer: int, pairs: Tensor) -> Tensor:
+        """Write (2, B, H, T, D) behind the cached tokens; all of them, (2, B, H, S + T, D)."""
+        kept = self._layers[layer]  # (2, B, H, capacity, D)
+        kept.narrow(3, self.length, pairs.size(3)).copy_(pairs)
+        return kept.narrow(3, 0, self.length + pairs.size(3))
+
+
+def project(linear: nn.Linear, x: Tensor) -> Tensor:
+    """``linear(x)`` without the cost of a module's call, and as a CPU's BLAS does it best.
+
+    It shares few rows among threads only as W x^T, and a single one not at all: large weights are
+    cut into PARTS for it.
+    """
+    weight, bias = linear.weight, linear.bias
+    size, width = weight.shape
+    rows = x.numel() // width
+    small = rows == 1 and (size * width < LARGE or size % PARTS > 0)
+    if rows > FEW or small or x.dtype != torch.float32 or x.is_cuda or torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    if rows == 1:
+        parts = weight.view(PARTS, size // PARTS, width).transpose(1, 2)
+        out = torch.bmm(x.view(1, 1, width).expand(PARTS, 1, width), parts)
+        out = out.view(*x.shape[:-1], size)
+    else:
+        out = (weight @ x.reshape(rows, width).t()).t().reshape(*x.shape[:-1], size)
+    return out if bias is None else out + bias
 
 
 class LayerNorm(nn.Module):
@@ -86,11 +110,12 @@ class LayerNorm(nn.Module):
 
     def __init__(self, n_embd: int, *, bias: bool) -> None:
         super().__init__()
+        self.shape = (n_embd,)
         self.weight = nn.Parameter(torch.ones(n_embd))
         self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+        return torch.layer_norm(x, self.shape, self.weight, self.bias, 1e-5)
 
 
 class CausalSelfAttention(nn.Module):
@@ -111,25 +136,25 @@ class CausalSelfAttention(nn.Module):
         cache: KeyValueCache | None,
     ) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        if cache is not None:
-            k, v = cache.extend(layer, k, v)  # (B, H, S + T, D)
+        qkv = project(self.c_attn, x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        pairs = qkv[1:] if cache is None else cache.extend(layer, qkv[1:])
+        q, (k, v) = qkv[0], pairs.unbind(0)  # (B, H, T, D), (B, H, S + T, D) each
         y = attend(q, k, v, mask=mask, factor=factor)  # (B, H, T, D)
-        out: Tensor = self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
-        return out
+        out = project(self.c_proj, y.transpose(1, 2).reshape(B, T, C))
+        return self.resid_dropout.forward(out) if self.training else out
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.gelu = nn.GELU(approximate=ACTIVATIONS[config.activation])
+        self.approximate = ACTIVATIONS[config.activation]
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
-        return out
+        out = project(self.c_proj, F.gelu(project(self.c_fc, x), approximate=self.approximate))
+        return self.dropout.forward(out) if self.training else out
 
 
 class Block(nn.Module):
@@ -149,9 +174,10 @@ class Block(nn.Module):
         factor: Tensor | None,
         cache: KeyValueCache | None,
     ) -> Tensor:
-        x = x + self.attn(self.ln_1(x), layer=layer, mask=mask, factor=factor, cache=cache)
-        out: Tensor = x + self.mlp(self.ln_2(x))
-        return out
+        x = x + self.attn.forward(
+            self.ln_1.forward(x), layer=layer, mask=mask, factor=factor, cache=cache
+        )
+        return x + self.mlp.forward(self.ln_2.forward(x))
 
 
 class Transformer(nn.Module):
@@ -164,6 +190,9 @@ class Transformer(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, bias=config.bias)
+
+    def blocks(self) -> Iterator[Block]:
+        return cast(Iterator[Block], iter(self.h))
 
 
 class HiddenGate(nn.Module):
@@ -272,14 +301,12 @@ class GPT(nn.Module):
         return KeyValueCache(self.config, batch=batch, capacity=capacity, like=weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.lm_head(hidden)  # (N, V)
-        return logits
+        return project(self.lm_head, hidden)  # (N, V)
 
     def read(
         self, tokens: Tensor, *, modulation: Modulation = PLAIN, cache: Cache | None = None
     ) -> Tensor:
-        out: Tensor = self(tokens, modulation=modulation, cache=cache)
-        return out
+        return self.forward(tokens, modulation=modulation, cache=cache)
 
     def forward(
         self, tokens: Tensor, *, modulation: Modulation = PLAIN, cache: Cache | None = None
@@ -298,16 +325,18 @@ class GPT(nn.Module):
                 raise ValueError("the model has no gate to feed hidden states back through")
             enriched = self.gate(x, modulation.hidden.to(x.dtype))
             x = x + modulation.hidden_strength * enriched
-        x = self.transformer.drop(x + self.transformer.wpe.weight[start:end])
+        x = x + self.transformer.wpe.weight[start:end]
+        if self.training:
+            x = self.transformer.drop(x)
 
         T, layers = tokens.size(1), modulation.layers
         plain = score_mask(T, end, None, dtype=x.dtype, device=x.device)
         mask = plain
         if modulation.bias is not None:
             mask = score_mask(T, end, modulation.bias, dtype=x.dtype, device=x.device)
-        for i, block in enumerate(self.transformer.h):
+        for i, block in enumerate(self.transformer.blocks()):
             modulated = layers is None or i in layers
-            x = block(
+            x = block.forward(
                 x,
                 layer=i,
                 mask=mask if modulated else plain,
@@ -316,8 +345,7 @@ class GPT(nn.Module):
             )
         if cache is not None:
             cache.length = end
-        out: Tensor = self.transformer.ln_f(x)
-        return out
+        return self.transformer.ln_f.forward(x)
 
     def count_parameters(self) -> int:
         """Number of weights; a shared one counts once."""

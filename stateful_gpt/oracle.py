@@ -63,7 +63,7 @@ class LeftToRight:
             self._model, self._hidden[:, self._cache.length - 1], targets
         ).log_probs
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def read(self, tokens: Tensor, *, nudges: Tensor | None = None) -> Tensor:
         """Read (B, T) more tokens; returns the (B, S) log-probabilities of all.
 

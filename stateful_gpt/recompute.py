@@ -292,8 +292,14 @@ class _Loop:
             shape = (len(self.rows), max(self.lengths))
             blank = said.state.new_zeros(*shape, *said.state.shape[2:])
             self.now = (blank, said.log_probs.new_zeros(shape))
-        state, log_probs = (values.clone() for values in self.now)  # observers keep what they saw
         going = [row in self.running for row in self.rows]
+        if begin == end:  # the output of a last token alone, of which no estimate is made
+            for i, row in enumerate(self.rows):
+                if going[i]:
+                    self.fronts.advance(row, begin, 0, 0)
+            finite = self.now[0].isfinite().flatten(1).all(dim=1)
+            return self.now, finite.tolist(), [False] * len(going)
+        state, log_probs = (values.clone() for values in self.now)  # observers keep what they saw
         old = (state[:, begin:end], log_probs[:, begin:end])
         *new, still = self.fronts.merge(self.rows, going, begin, old, (said.state, said.log_probs))
         state[:, begin:end], log_probs[:, begin:end] = new
@@ -331,7 +337,8 @@ class _Loop:
         return self.ended
 
     def result(self) -> Recomputed:
-        state, log_probs = self._put_away()
+        assert self.now is not None
+        state, log_probs = self.now if self.ended is None else self._put_away()
         outcomes = [outcome or Outcome.ITERATION_LIMIT for outcome in self.outcomes]
         ends = zip(self.fronts.reach, self.goal, outcomes, strict=True)
         settled = [g if o is Outcome.SETTLED else min(r, g) for r, g, o in ends]

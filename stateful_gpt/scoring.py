@@ -54,6 +54,9 @@ def score_targets(
     model: LanguageModel, hidden: Tensor, targets: Tensor, *, chunk: int = CHUNK
 ) -> TokenScores:
     """Score targets (...) by the hidden states (..., C) that predict them."""
+    if targets.numel() == 0:
+        nothing = hidden.new_empty(targets.shape, dtype=wide(hidden.dtype))
+        return TokenScores(log_probs=nothing, logits=nothing)
     pieces = [
         score_logits(logits, wanted)
         for logits, wanted in zip(

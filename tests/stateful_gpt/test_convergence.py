@@ -79,7 +79,9 @@ def test_iterations_to_tolerance_is_the_first_pass_that_stays(
 def test_a_known_contraction_factor_is_recovered(factor: float, scale: float, count: int) -> None:
     errors = [scale * factor**n for n in range(count)]
     assume(abs(factor - 1) > 1e-6)  # an error that never moves is at rest from the outset
-    # at 0.01 a pass, five errors down to 1e-8 are three above four times the last
+    # what comes within four times the last error may be its plateau; three have to lie above
+    above = sum(error > 4 * errors[-1] for error in errors)
+    assume(above == 0 or above >= 3)
     assert contraction_rate(errors, floor=1e-14) == pytest.approx(factor, rel=1e-9)
 
 

@@ -440,7 +440,8 @@ def test_a_token_is_drawn_at_the_fixed_point_once_its_prefix_has_settled(
         hidden = passes[-1].hidden[0, -1]
         text = result.tokens[0][: length + step]
         _, logits = next_token_logits_at_the_fixed_point(written_out, model, text, feedback)
-        assert (hidden @ model.lm_head.weight.T - logits).abs().max() <= RECURSION
+        with torch.no_grad():
+            assert (hidden @ model.lm_head.weight.T - logits).abs().max() <= RECURSION
 
 
 def test_a_fixed_text_is_a_generation_of_no_tokens(
