@@ -11,6 +11,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+class KeyValueCache:
+    """Keys and values of tokens already read (see ``language_model.Cache``).
+
+    Args:
+        shape: (B, H, capacity, D) of each layer's keys, and of its values.
+        like: gives device and dtype.
+    """
+
+    def __init__(self, n_layer: int, shape: tuple[int, ...], *, like: Tensor) -> None:
+        self._layers = [like.new_empty(2, *shape) for _ in range(n_layer)]
+        self.length = 0
+
+    def keep(self, rows: list[int]) -> None:
+        self._layers = [pairs[:, rows] for pairs in self._layers]
+
+    def extend(self, layer: int, pairs: Tensor) -> Tensor:
+        """Write (2, B, H, T, D) behind the cached tokens; all of them, (2, B, H, S + T, D)."""
+        kept = self._layers[layer]  # (2, B, H, capacity, D)
+        kept.narrow(3, self.length, pairs.size(3)).copy_(pairs)
+        return kept.narrow(3, 0, self.length + pairs.size(3))
+
+
 def score_mask(
     queries: int, keys: int, bias: Tensor | None, *, dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stateful_gpt.attention import attend, score_mask
+from stateful_gpt.attention import KeyValueCache, attend, score_mask
 from stateful_gpt.language_model import PLAIN, Cache, Modulation
 
 FEW = 64  # rows
@@ -64,24 +64,6 @@ class GPTConfig:
             raise ValueError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
             )
-
-
-class KeyValueCache:
-    """Keys and values of tokens already read (see ``language_model.Cache``)."""
-
-    def __init__(self, config: GPTConfig, *, batch: int, capacity: int, like: Tensor) -> None:
-        shape = (batch, config.n_head, capacity, config.n_embd // config.n_head)
-        self._layers = [like.new_empty(2, *shape) for _ in range(config.n_layer)]
-        self.length = 0
-
-    def keep(self, rows: list[int]) -> None:
-        self._layers = [pairs[:, rows] for pairs in self._layers]
-
-    def extend(self, layer: int, pairs: Tensor) -> Tensor:
-        """Write (2, B, H, T, D) behind the cached tokens; all of them, (2, B, H, S + T, D)."""
-        kept = self._layers[layer]  # (2, B, H, capacity, D)
-        kept.narrow(3, self.length, pairs.size(3)).copy_(pairs)
-        return kept.narrow(3, 0, self.length + pairs.size(3))
 
 
 def project(linear: nn.Linear, x: Tensor) -> Tensor:
@@ -297,8 +279,9 @@ class GPT(nn.Module):
         return self if self.dtype == torch.float64 else copy.deepcopy(self).double()
 
     def new_cache(self, *, batch: int, capacity: int) -> KeyValueCache:
-        weight = self.transformer.wte.weight
-        return KeyValueCache(self.config, batch=batch, capacity=capacity, like=weight)
+        n_head, n_embd = self.config.n_head, self.config.n_embd
+        shape = (batch, n_head, capacity, n_embd // n_head)
+        return KeyValueCache(self.n_layer, shape, like=self.lm_head.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return project(self.lm_head, hidden)  # (N, V)
