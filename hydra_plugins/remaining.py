@@ -5,17 +5,18 @@ Hydra loads this file in every program of its environment: it imports nothing he
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 
 class Remaining(Sweeper):
@@ -35,11 +36,33 @@ class Remaining(Sweeper):
         loader = self._context.config_loader
         words = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-        jobs = [
-            (words, _of_the_job(loader.load_sweep_config(self._config, words)))
-            for words in cells(overrides)
-        ]
-        self._command.sweep(self._config, jobs, self._launch)
+        self._command.sweep(self._config, self._jobs(cells(overrides)), self._launch)
+
+    def _jobs(self, grid: list[list[str]]) -> list[tuple[list[str], DictConfig]]:
+        """The words of each cell, and what they compose to.
+
+        Composing takes as long as a short run: cells that differ in plain values share it.
+        """
+        loader = self._context.config_loader
+        parser = OverridesParser.create(config_loader=loader)
+        composed: dict[tuple[str, ...], DictConfig] = {}
+        jobs = []
+        for words in grid:
+            plain = {
+                word: override
+                for word, override in zip(words, parser.parse_overrides(words), strict=True)
+                if override.type is OverrideType.CHANGE
+                and not isinstance(override.value(), dict)  # would be merged with another cell's
+                and not loader.get_group_options(override.key_or_group)
+            }
+            choices = tuple(plain[word].key_or_group if word in plain else word for word in words)
+            if choices not in composed:
+                composed[choices] = _of_the_job(loader.load_sweep_config(self._config, words))
+            config = copy.deepcopy(composed[choices])
+            for override in plain.values():
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+            jobs.append((words, config))
+        return jobs
 
     def _launch(self, job: TaskFunction, batch: Sequence[Sequence[str]], first: int) -> None:
         launcher = Plugins.instance().instantiate_launcher(

@@ -21,14 +21,25 @@ class KeyValueCache:
 
     def __init__(self, n_layer: int, shape: tuple[int, ...], *, like: Tensor) -> None:
         self._layers = [like.new_empty(2, *shape) for _ in range(n_layer)]
+        self._batch = shape[0]
         self.length = 0
 
     def keep(self, rows: list[int]) -> None:
-        self._layers = [pairs[:, rows] for pairs in self._layers]
+        """Only rows that change their place are copied, while there is room for them."""
+        self._batch = len(rows)
+        if self._batch > self._layers[0].size(1):
+            self._layers = [pairs[:, rows] for pairs in self._layers]
+            return
+        moved = [(to, row) for to, row in enumerate(rows) if to != row]
+        if moved:
+            to, source = map(list, zip(*moved, strict=True))
+            for pairs in self._layers:
+                written = pairs.narrow(3, 0, self.length)
+                written[:, to] = written[:, source]
 
     def extend(self, layer: int, pairs: Tensor) -> Tensor:
         """Write (2, B, H, T, D) behind the cached tokens; all of them, (2, B, H, S + T, D)."""
-        kept = self._layers[layer]  # (2, B, H, capacity, D)
+        kept = self._layers[layer].narrow(1, 0, self._batch)
         kept.narrow(3, self.length, pairs.size(3)).copy_(pairs)
         return kept.narrow(3, 0, self.length + pairs.size(3))
 

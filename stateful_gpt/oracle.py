@@ -97,7 +97,7 @@ def lyapunov_exponents(
     model: LanguageModel, tokens: Tensor, feedback: Feedback, *, lengths: Sequence[int]
 ) -> list[float | None]:
     """The exponents of :func:`disturbed_reading`; None of feedback without a reading order."""
-    if not feedback.triangular:
+    if not feedback.triangular or not feedback.active:
         return [None] * len(lengths)
     return disturbed_reading(model, tokens, feedback, lengths=lengths)[1]
 
@@ -141,7 +141,9 @@ def disturbed_reading(
                 begun.setdefault(position, []).append(text)
     ends = {p + lengths[text] // 2 for p, those in begun.items() for text in those}
     responses: list[list[Tensor]] = [[] for _ in lengths]  # (distances,) each, a copy each
-    reader = LeftToRight(model, feedback, batch=texts, capacity=T)
+    most = texts + sum(map(len, begun.values()))
+    reader = LeftToRight(model, feedback, batch=most, capacity=T)  # with room for all copies
+    reader.keep(list(range(texts)))
     copies: list[tuple[int, int]] = []  # (text, position) of the rows behind the texts themselves
     here = 0
     for event in sorted({*begun, *ends, T}):
@@ -157,6 +159,12 @@ def disturbed_reading(
             log_probs = reader.log_probs[:, position + 1 : event]
             responses[text].append((log_probs[row] - log_probs[text]).abs().cpu())
         new = [(text, event) for text in begun.get(event, [])]
+        if len(going) < len(copies):  # the last ones fill the gaps: few rows are moved
+            there = set(going)
+            behind = [row for row in going if row >= texts + len(going)]
+            going = [
+                row if row in there else behind.pop() for row in range(texts, texts + len(going))
+            ]
         if new or len(going) < len(copies):
             reader.keep([*range(texts), *going, *(text for text, _ in new)])
         copies = [copies[row - texts] for row in going] + new

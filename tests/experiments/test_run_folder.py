@@ -301,7 +301,10 @@ def test_the_stored_numbers_of_a_float32_run_are_its_own(
     )
     wanted = np.stack([iteration.log_probs[0].numpy() for iteration in seen])
     assert trajectory["log_prob"].dtype == np.float32
-    np.testing.assert_array_equal(estimates_of(trajectory, tokens=12), wanted)
+    # a few roundings: matrices of another shape are summed in another order
+    np.testing.assert_allclose(
+        estimates_of(trajectory, tokens=12), wanted, rtol=16 * np.finfo(np.float32).eps
+    )
 
 
 # --- generation ---------------------------------------------------------------------------------

@@ -11,30 +11,36 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from tests.experiments.conftest import Converge
 
 
-def test_each_job_has_its_own_settings_and_is_composed_once(
+def test_each_job_has_its_own_settings_though_cells_share_their_composing(
     converge: Converge,
     runs: Callable[[], list[Path]],
     status: Callable[[Path], dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    composed: list[str] = []
+    composed: list[list[str]] = []
     compose = ConfigLoaderImpl.load_sweep_config
 
     def counted(self: Any, master: Any, overrides: list[str]) -> Any:
-        composed.append(next(word for word in overrides if word.startswith("feedback.strength")))
+        composed.append(overrides)
         return compose(self, master, overrides)
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
-    code, _, err = converge("feedback.strength=0.1,0.2,0.3", "-m")
+    words = ("feedback=log_prob,logit", "feedback.strength=0.1,0.2", "feedback.layers=[0],all")
+    code, _, err = converge(*words, "-m")
     assert (code, err) == (0, "")
-    assert composed == [f"feedback.strength=0.{number}" for number in (1, 2, 3)]
+    assert len(composed) == 2  # once for every choice of a group
     found = {}
     for folder in runs():
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        found[config["feedback"]["strength"]] = status(folder)["command_of_this_run"]
-    assert sorted(found) == [0.1, 0.2, 0.3]
-    for strength, command in found.items():
-        assert f"feedback.strength={strength} " in f"{command} "
+        feedback = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["feedback"]
+        cell = (feedback["kind"], feedback["strength"], str(feedback["layers"]))
+        found[cell] = status(folder)["command_of_this_run"]
+    assert len(found) == 8
+    for (kind, strength, layers), command in found.items():
+        assert f"feedback={kind} feedback.strength={strength} " in f"{command} "
+        assert f"feedback.layers={layers}" in command
+        # alone, it is the same run
+        words = (f"feedback={kind}", f"feedback.strength={strength}", f"feedback.layers={layers}")
+        assert "nothing to compute" in converge(*words)[1]
 
 
 def test_the_same_cell_twice_is_computed_once(
