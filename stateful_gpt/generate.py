@@ -304,6 +304,8 @@ class _SoFar:
         self, rows: list[int], starts: list[int], lengths: list[int], values: Tensor
     ) -> Tensor:
         """A copy of a window's part of (B, N, ...) values, zeros behind the shorter rows."""
+        if len(rows) == 1:
+            return values[rows[0], starts[0] : starts[0] + lengths[0]][None].clone()
         part = values.new_zeros(len(rows), max(lengths), *values.shape[2:])
         for i, (row, begin, length) in enumerate(zip(rows, starts, lengths, strict=True)):
             part[i, :length] = values[row, begin : begin + length]
