@@ -24,7 +24,7 @@ from analysis.__main__ import main
 from analysis.draw.figures import FIGURES
 from analysis.draw.settling import settling
 from analysis.draw.strength import headline
-from analysis.draw.style import png
+from analysis.draw.style import rendered
 from analysis.intervals import paired
 from analysis.read import run_folder
 
@@ -174,10 +174,10 @@ def test_the_headline_says_what_the_runs_needed_and_what_is_guaranteed(study: Pa
 def test_a_readers_own_settings_of_matplotlib_change_no_figure(study: Path) -> None:
     runs = load(str(study)).only(run_ids=[], prompt_ids=["list"])
     chosen = [draw for draw, fits in FIGURES.values() if fits(runs)]
-    before = [png(draw(runs)) for draw in chosen]
+    before = [rendered(draw(runs), "png") for draw in chosen]
     odd = {"axes.facecolor": "red", "font.size": 20.0, "lines.linewidth": 9.0, "savefig.dpi": 30}
     with matplotlib.rc_context(odd):
-        assert [png(draw(runs)) for draw in chosen] == before
+        assert [rendered(draw(runs), "png") for draw in chosen] == before
 
 
 def test_pyplot_is_never_imported(study: Path, tmp_path: Path) -> None:
@@ -193,18 +193,14 @@ def test_pyplot_is_never_imported(study: Path, tmp_path: Path) -> None:
 def test_every_parquet_file_is_read_once(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: Counter[str] = Counter()
+    opened: Counter[Path] = Counter()
+    read = run_folder.parquet
 
-    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(first: Any, *rest: Any, **named: Any) -> Any:
-            opened[str(getattr(first, "files", first))] += 1
-            return function(first, *rest, **named)
+    def counted(path: Path, **named: Any) -> Any:
+        opened[path] += 1
+        return read(path, **named)
 
-        return counted
-
-    read_table = run_folder._table
-    monkeypatch.setattr(run_folder, "_table", counting(read_table))
-    monkeypatch.setattr(run_folder, "parquet", counting(run_folder.parquet))
+    monkeypatch.setattr(run_folder, "parquet", counted)
     assert main(["figures", str(study), "--prompt", "list", "--out", str(tmp_path)]) == 0
     assert len(opened) == 2 * 6
     assert set(opened.values()) == {1}
