@@ -149,7 +149,7 @@ class Runs:
 
     def setting(self, name: str) -> pd.Series:
         """By run; missing where it was not recorded."""
-        return _column(self.runs, name)
+        return self.runs.reindex(columns=[name])[name]
 
     def only(self, *, run_ids: Sequence[str] = (), prompt_ids: Sequence[str] = ()) -> Runs:
         """The chosen runs and prompts; an empty choice means all. Unknown ids: SourceError.
@@ -238,14 +238,11 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     frame = frame.join(measures.drop(columns=["prompt_id", "text", *frame], errors="ignore"))
     frame = with_labels(frame, ("study", *settings), strength="strength")
     # strictly triangular and undamped: method.md, section 2
-    own = (frame["kind"] == "hidden_state") & (_column(frame, "shift") == 0)
-    frame["ends_by_theorem"] = ~own & _column(frame, "damping").isin([1.0, None, np.nan])
+    known = frame.reindex(columns=["shift", "damping"])
+    own = (frame["kind"] == "hidden_state") & (known["shift"] == 0)
+    frame["ends_by_theorem"] = ~own & known["damping"].fillna(1.0).eq(1.0)
     frame.index.name = "run"
     return frame, settings
-
-
-def _column(runs: pd.DataFrame, name: str) -> pd.Series:
-    return runs[name] if name in runs else pd.Series(index=runs.index, dtype=object)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

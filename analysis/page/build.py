@@ -70,7 +70,8 @@ def _texts(saved: Runs) -> list[Text]:
         still=set(still[["run", "prompt_id"]].itertuples(index=False, name=None)),
         cold=set(saved.runs.index[saved.setting("start") != "carried"]),
     )
-    return sorted(texts, key=lambda one: (one.run, saved.prompt_ids.index(one.prompt), one.step))
+    order = saved.prompt_ids
+    return sorted(texts, key=lambda text: (text.run, order.index(text.prompt), text.step))
 
 
 def _changes(saved: Runs) -> dict[int, Interval]:

@@ -50,13 +50,13 @@ def _effect(runs: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
     if not changes:
         return ""
     clear = {run: one for run, one in changes.items() if one.low > 0 or one.high < 0}
+    if not clear and len(changes) > 1:
+        none = f"In none of {len(changes)} runs with feedback"
+        return f"{none} does the model clearly predict worse or better."
     if not clear:
-        return (
-            f"In none of {len(changes)} runs with feedback does the model clearly predict worse or "
-            "better."
-            if len(changes) > 1
-            else "The model predicts neither clearly worse nor better."
-        )
+        (change,) = changes.values()
+        by = f"{change.mean:+.2f} ± {change.half:.2f} nats a token".replace("-", "−")
+        return f"The model predicts neither clearly worse nor better: by {by}."
     parts = []
     for word, sign in (("worse", 1), ("better", -1)):
         group = {run: abs(one.mean) for run, one in clear.items() if one.mean * sign > 0}

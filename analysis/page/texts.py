@@ -72,13 +72,9 @@ def texts_of(
 def _text(
     rows: pd.DataFrame, key: tuple[int, str, int], *, tolerance: float, still: bool, plain: bool
 ) -> Text:
-    passes, row = np.unique(rows["iteration"].to_numpy(), return_inverse=True)
-    positions, first, column = np.unique(
-        rows["position"].to_numpy(), return_index=True, return_inverse=True
-    )
-    exact = np.full((len(passes), len(positions)), np.nan)  # (P, T) nats
-    exact[row, column] = rows["log_prob"].to_numpy()
-    tokens = tuple(str(token) for token in rows["token"].iloc[first])
+    wide = rows.pivot(index="iteration", columns="position", values="log_prob")
+    exact, passes = wide.to_numpy(dtype=float), wide.index.to_numpy()  # (P, T) nats, (P,)
+    tokens = rows.drop_duplicates("position").set_index("position")["token"]
     numbers = np.isfinite(exact)
     scaled = np.clip(np.round(np.where(numbers, exact, 0.0) * PER_NAT), MISSING + 1, -MISSING - 1)
     values = np.where(numbers, scaled, MISSING).astype(np.int16)
@@ -96,8 +92,8 @@ def _text(
         run=int(key[0]),
         prompt=str(key[1]),
         step=int(key[2]),
-        first=int(positions[0]),
-        tokens=tokens,
+        first=int(wide.columns[0]),
+        tokens=tuple(map(str, tokens[wide.columns])),
         passes=passes[:end],
         values=values[:end],
         settles=settles,

@@ -54,15 +54,15 @@ def _read(source: str) -> Sequence[Saved | LeftOut]:
         # a W&B folder by itself, or all that is left of a study, is read where nothing else is
         found = list(_walk(path, TRACKER)) or list(_walk(path, None))
         if not found:
-            what = "no run folder, no trained model and no W&B run in it"
-            raise SourceError(f"{source}: there is {what}.")
+            what = "there is no run folder, no trained model and no W&B run in it"
+            raise SourceError(f"{source}: {what}.")
         return found
     if source.endswith(".wandb") and path.is_file():
         return [_attempt(wandb.read_log_file, path)]
+    what = "there is no such folder"
     if path.exists():
         what = "this is a file; give a run folder, a study folder or a .wandb file"
-        raise SourceError(f"{source}: {what}.")
-    raise SourceError(f"{source}: there is no such folder.")
+    raise SourceError(f"{source}: {what}.")
 
 
 def _walk(

@@ -38,6 +38,7 @@ MOST_ROWS = 100_000  # of a history; W&B samples where there are more
 AT_ONCE = 8
 PATIENCE: dict[str, Any] = {  # a server that is down is said to be so within half a minute
     "x_graphql_retry_max": 2,
+    "x_graphql_retry_wait_min_seconds": 0.5,
     "x_graphql_retry_wait_max_seconds": 2.0,
     "x_graphql_timeout_seconds": 20.0,
     "x_file_transfer_retry_max": 3,
