@@ -67,7 +67,7 @@ CHANGE = LinearSegmentedColormap.from_list(
 # Okabe and Ito, without the yellow that is lost on white: for what has no strength
 DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
 MOST_FACETS = 4
-CLOSE = 0.47  # inches: of strengths that are nearer to each other, one is marked
+CLOSE = 0.36  # inches: of strengths that are nearer to each other, one is marked
 FEW = 8  # of so many texts the whole range is shown, of more the middle 80 %
 
 
@@ -192,8 +192,7 @@ def strength_axis(axes: Axes, group: pd.DataFrame) -> None:
     places = scale.transform(strengths)
     reach = np.ptp(places) or 1.0
     axes.set_xlim(*scale.inverted().transform(places[[0, -1]] + [-0.05 * reach, 0.05 * reach]))
-    panel = axes.figure.get_figwidth() / axes.get_subplotspec().get_gridspec().ncols  # inches
-    gap = reach * CLOSE / panel
+    gap = reach * CLOSE * axes.figure.dpi / axes.bbox.width
     marked: list[int] = []
     for one in np.lexsort((-np.abs(strengths), strengths != 0)):  # zero, then the strongest first
         if all(abs(places[one] - places[other]) > gap for other in marked):
