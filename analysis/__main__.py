@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from analysis.output import write_whole
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = runs.only(run_ids=arguments.run, prompt_ids=arguments.prompt)
         for line in _news(runs):
             _complain(line)
-        COMMANDS[arguments.command](runs, arguments)
+        arguments.do(runs, arguments)
         if runs.damaged:
             _complain(left_out_line(runs.damaged))
         sys.stdout.flush()
@@ -63,7 +63,7 @@ def _news(runs: Runs) -> Iterator[str]:
     lacking = runs.runs[runs.runs["lacking"].notna()]
     if len(lacking):
         noun = "1 run has" if len(lacking) == 1 else f"{len(lacking)} runs have"
-        names = some([f"{row['run_id']} ({row['lacking']})" for _, row in lacking.iterrows()])
+        names = some([*(lacking["run_id"] + " (" + lacking["lacking"] + ")")])
         yield f"{noun} only W&B's history, with measures over all prompts: {names}."
 
 
@@ -77,25 +77,20 @@ def _figures(runs: Runs, arguments: argparse.Namespace) -> None:
 
 
 def _table(runs: Runs, arguments: argparse.Namespace) -> None:
-    names = list(dict.fromkeys(_ids(runs)))
-    if arguments.csv is not None:
-        for place, (kind, text) in enumerate(csv_tables(runs)):
-            path = arguments.csv
-            path = path if place == 0 else path.with_stem(f"{path.stem}_{kind}")
-            content = text.encode("utf-8")
-            about = {
-                "title": "A row per run and prompt, and one over all prompts of each run"
-                if kind == "runs"
-                else f"A row per model: {kind}",
-                "runs": names,
-                "redraw": _again(arguments, "--csv", "table.csv"),
-                "sha256": hashlib.sha256(content).hexdigest(),
-            }
-            write_whole(path, content)
-            beside = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-            write_whole(path.with_name(f"{path.name}.json"), beside.encode("utf-8"))
+    for place, (title, ending, text) in enumerate(csv_tables(runs) if arguments.csv else ()):
+        path = arguments.csv
+        path = path.with_stem(path.stem + ending) if place else path  # the first as it was named
+        about = {
+            "title": title,
+            "runs": runs.run_ids,
+            "redraw": _again(arguments, "--csv", "table.csv"),
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        }
+        write_whole(path, text.encode())
+        beside = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+        write_whole(path.with_name(f"{path.name}.json"), beside.encode())
     print(text_tables(runs))
-    _print(f"\nruns: {some(names)}; again: {_again(arguments)}", keep="\n")
+    _print(f"\nruns: {some(runs.run_ids)}; again: {_again(arguments)}", keep="\n")
 
 
 def _page(runs: Runs, arguments: argparse.Namespace) -> None:
@@ -103,13 +98,8 @@ def _page(runs: Runs, arguments: argparse.Namespace) -> None:
 
     if runs.runs.empty:
         raise SourceError("A page shows convergence runs, and there is none.")
-    write_whole(arguments.out, build(runs).encode("utf-8"))
+    write_whole(arguments.out, build(runs).encode())
     _print(str(arguments.out))
-
-
-def _ids(runs: Runs) -> Iterator[str]:
-    for rows in (runs.runs, runs.models.rows, runs.contests.rows):
-        yield from rows["run_id"]
 
 
 def _print(line: str, keep: str = "") -> None:
@@ -128,37 +118,31 @@ def _again(arguments: argparse.Namespace, *ending: str) -> str:
     return shlex.join(words)
 
 
-COMMANDS: dict[str, Callable[[Runs, argparse.Namespace], None]] = {
-    "figures": _figures,
-    "table": _table,
-    "page": _page,
-}
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis", description="Saved runs to figures, tables and pages."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE)
-    shared.add_argument(
-        "--run", action="append", default=[], metavar="RUN_ID", help="only this run (repeatable)"
-    )
-    shared.add_argument(
-        "--prompt", action="append", default=[], metavar="ID", help="only this prompt (repeatable)"
-    )
-    figures = commands.add_parser("figures", parents=[shared], help="draw PNG and SVG figures")
-    figures.add_argument("--out", type=Path, required=True, metavar="DIR", help="written here")
-    table = commands.add_parser("table", parents=[shared], help="print a table, and save it as CSV")
-    table.add_argument(
-        "--csv",
-        type=Path,
-        metavar="FILE",
-        help="every column, full precision; FILE.json says which runs and which command",
-    )
-    page = commands.add_parser("page", parents=[shared], help="one HTML file to explore a study in")
-    page.add_argument("--out", type=Path, required=True, metavar="FILE", help="written here")
+    for name, do, about, target, kind, what in (
+        ("figures", _figures, "draw PNG and SVG figures", "--out", "DIR", "written here"),
+        (
+            "table",
+            _table,
+            "print a table, and save it as CSV",
+            "--csv",
+            "FILE",
+            "every column, full precision; FILE.json says which runs and which command",
+        ),
+        ("page", _page, "one HTML file to explore a study in", "--out", "FILE", "written here"),
+    ):
+        command = commands.add_parser(name, help=about)
+        command.set_defaults(do=do)
+        command.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE)
+        for flag, value in (("--run", "RUN_ID"), ("--prompt", "ID")):
+            chosen = f"only this {flag[2:]} (repeatable)"
+            command.add_argument(flag, action="append", default=[], metavar=value, help=chosen)
+        required = target == "--out"
+        command.add_argument(target, type=Path, required=required, metavar=kind, help=what)
     return parser
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.frames import last_step
+
 RESAMPLES = 2000
 LEVEL = 95.0  # %
 LEAST_TEXTS = 8  # fewer texts say too little of texts: their tokens are resampled instead
@@ -36,33 +38,24 @@ def paired(estimates: pd.DataFrame) -> Interval | None:
     Args:
         estimates: of runs of one setting, as `Runs.estimates` has them; the last step counts.
     """
-    last = estimates[
-        estimates["step"]
-        == estimates.groupby(["run", "prompt_id"], observed=True)["step"].transform("max")
-    ]
-    pooled = (
-        -last.dropna(subset=["change"])
-        .groupby(["prompt_id", "position"], observed=True)["change"]
-        .mean()
-    ).astype(float)
-    texts = [group.to_numpy() for _, group in pooled.groupby(level=0, observed=True)]
-    if not texts or not np.isfinite(pooled).all():
+    known = last_step(estimates).dropna(subset=["change"]).astype({"change": float})
+    worse = -known.groupby(["prompt_id", "position"], observed=True)["change"].mean()
+    texts = [group.to_numpy() for _, group in worse.groupby(level=0, observed=True)]
+    if not texts or not np.isfinite(worse).all():
         return None
     rng = np.random.default_rng(0)
+    means = np.array([text.mean() for text in texts])
     if len(texts) >= LEAST_TEXTS:
-        means = np.array([text.mean() for text in texts])
         drawn = _resampled(means, rng)
     else:
         drawn = np.mean([_resampled(text, rng) for text in texts], axis=0)
     low, high = np.percentile(drawn, [50 - LEVEL / 2, 50 + LEVEL / 2])
-    over = f"{len(pooled)} tokens of {len(texts)} text{'s' if len(texts) > 1 else ''}"
-    return Interval(float(np.mean([text.mean() for text in texts])), float(low), float(high), over)
+    over = f"{len(worse)} tokens of {len(texts)} text{'s' if len(texts) > 1 else ''}"
+    return Interval(float(means.mean()), float(low), float(high), over)
 
 
 def _resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(RESAMPLES,) means of as many values drawn with replacement."""
-    many = len(values)
-    rows = max(2**20 // many, 1)  # at a time: texts may be long
-    counts = [min(rows, RESAMPLES - done) for done in range(0, RESAMPLES, rows)]
-    drawn = [values[rng.integers(many, size=(count, many))].mean(axis=1) for count in counts]
-    return np.concatenate(drawn)
+    parts = np.array_split(range(RESAMPLES), 1 + RESAMPLES * len(values) // 2**20)  # texts are long
+    sizes = [(len(part), len(values)) for part in parts]
+    return np.concatenate([values[rng.integers(size[1], size=size)].mean(axis=1) for size in sizes])

@@ -14,9 +14,9 @@ import pandas as pd
 
 from analysis.text import number, printable
 
-# settings by key or by its last part; a mapping spells the values that are no numbers
+# settings by key or by its last part; a mapping spells the values that do not speak for themselves
 WORDS: Mapping[str, str | Mapping[object, str]] = {
-    "kind": "{}",
+    "kind": {"none": ""},  # "no feedback" says it already
     "iterations_allowed": "{} iterations",
     "max_new_tokens": "new tokens {}",
     "top_k": "top-k {}",
@@ -56,34 +56,25 @@ def with_labels(
         strength: the one of them that `variant` leaves out.
     """
     seeds = [name for name in settings if name in SEEDS]
-    named = [
-        name
-        for name in differing(frame, settings)
-        if name != strength and name not in seeds and not _implied(frame, name)
+    named = [name for name in differing(frame, settings) if name not in (strength, *seeds)]
+    order = ["study", "kind", *named, *([strength] if strength else []), *seeds, "run_id"]
+    made = frame.sort_values(
+        [name for name in dict.fromkeys(order) if name in frame], key=_ranks, ignore_index=True
+    )
+    words = [
+        [spelt(name, row[name]) for name in named if said(row[name])]
+        for row in made[named].to_dict("records")
     ]
-    made = frame.copy()
-    made["variant"] = [
-        ", ".join(filter(None, (spelt(name, row[name]) for name in named if said(row[name]))))
-        for _, row in frame[named].iterrows()
-    ]
-    order = [_order(row, named, strength, seeds) for _, row in made.iterrows()]
-    made = made.iloc[sorted(range(len(made)), key=order.__getitem__)].reset_index(drop=True)
+    made["variant"] = list(map(_joined, words))
     labels = made["variant"]
-    if strength is not None:
-        strengths = [
-            strength_text(kind, value)
-            for kind, value in zip(made["kind"], made[strength], strict=True)
-        ]
-        plain = made["kind"] == "none"
-        if "kind" in named:  # "no feedback" says it already
-            labels = labels.mask(plain, labels.str.replace(r"^none(, )?", "", regex=True))
+    if strength:
+        strengths = map(strength_text, made["kind"], made[strength])
         labels = pd.Series(
-            [", ".join(filter(None, both)) for both in zip(strengths, labels, strict=True)],
-            index=made.index,
+            [_joined([one, *rest]) for one, rest in zip(strengths, words, strict=True)]
         )
-        made["variant"] = made["variant"].mask(plain, labels)  # without strength: one of its own
-    labels = labels.where(labels != "", made["run_id"] if strength is None else "run")
-    made["group"] = labels.groupby(labels, sort=False).ngroup()
+        made["variant"] = made["variant"].mask(made["kind"] == "none", labels)  # one of its own
+    labels = labels.where(labels != "", "run" if strength else made["run_id"])
+    made["group"] = pd.factorize(labels)[0]
     for name in differing(made, seeds):
         labels = labels + [f", {name.replace('.', ' ')} {value}" for value in made[name]]
     repeats = zip(labels.groupby(labels).cumcount(), made["run_id"], strict=True)
@@ -94,61 +85,59 @@ def with_labels(
 
 
 def differing(frame: pd.DataFrame, settings: Sequence[str]) -> list[str]:
-    """The settings that at least two rows recorded with different values."""
-    return [name for name in settings if len({_same(v) for v in frame[name] if said(v)}) > 1]
+    """The settings that rows recorded with different values, but for those the model implies."""
+
+    def implied(name: str) -> bool:
+        if name not in IMPLIED_BY_MODEL or "model" not in frame:
+            return False
+        per_model = frame.groupby(frame["model"].astype(str))[name].nunique()
+        return len(per_model) > 1 and per_model.max() <= 1
+
+    return [
+        name
+        for name in settings
+        if len({_natural(value) for value in frame[name] if said(value)}) > 1 and not implied(name)
+    ]
+
+
+def spelt(name: str, value: object) -> str:
+    """A setting in words: `16 iterations`, `start carried`."""
+    word = WORDS.get(name) or WORDS.get(name.rpartition(".")[2]) or f"{name} {{}}"
+    if isinstance(word, Mapping):
+        return word.get(value, str(value))
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    text = word.format(number(float(value)) if real else value)  # type: ignore[arg-type]
+    if text == "1× steps":
+        return ""
+    return text.removesuffix("s") if text.startswith("1 ") else text
+
+
+def strength_text(kind: str, strength: float) -> str:
+    """`β = 0.5`; a hidden state has a scale s instead; without feedback there is no strength."""
+    if pd.isna(strength):
+        return "no feedback" if kind == "none" else ""
+    return f"{'s' if kind == 'hidden_state' else 'β'} = {number(strength)}"
 
 
 def said(value: object) -> bool:
     return value is not None and value == value
 
 
-def spelt(name: str, value: object) -> str:
-    """A setting in words: `16 iterations`, `start carried`."""
-    word = WORDS.get(name) or WORDS.get(name.rpartition(".")[2])
-    if isinstance(word, Mapping):
-        return word.get(value, f"{name} {value}")
-    shown = (
-        number(float(value))
-        if isinstance(value, Real) and not isinstance(value, bool)
-        else str(value)
-    )
-    if word is None:
-        return f"{name} {shown}"
-    text = word.format(shown).replace("1× steps", "") if shown == "1" else word.format(shown)
-    return text.removesuffix("s") if text in ("1 layers", "1 steps", "1 iterations") else text
+def _joined(words: Sequence[str]) -> str:
+    return ", ".join(filter(None, words))
 
 
-def strength_text(kind: str, strength: float) -> str:
-    """`β = 0.5`; a hidden state has a scale s instead; without feedback there is no strength."""
-    if strength != strength:
-        return "no feedback" if kind == "none" else ""
-    return f"{'s' if kind == 'hidden_state' else 'β'} = {number(strength)}"
+def _ranks(column: pd.Series) -> pd.Series:
+    """Ranks by which numbers sort as numbers, also within text, and what is missing comes first."""
+    ranks = {key: rank for rank, key in enumerate(sorted(set(map(_natural, column))))}
+    return column.map(lambda value: ranks[_natural(value)])
 
 
-def natural(value: object) -> tuple[tuple[int, float, str], ...]:
-    """A key by which numbers sort as numbers, also within text."""
+def _natural(value: object) -> tuple[tuple[int, float, str], ...]:
+    """A key that is the same for 1 and 1.0."""
     if not said(value):
         return ()
     if isinstance(value, Real):
         return ((0, float(value), ""),)
     parts = re.split(r"(\d+)", str(value))
     return tuple((0, float(p), "") if p.isdigit() else (1, 0.0, p) for p in parts if p)
-
-
-def _same(value: object) -> object:
-    # 1 and 1.0 are one setting
-    return float(value) if isinstance(value, Real) else str(value)
-
-
-def _implied(frame: pd.DataFrame, name: str) -> bool:
-    if name not in IMPLIED_BY_MODEL or "model" not in frame:
-        return False
-    per_model = frame.groupby(frame["model"].astype(str))[name]
-    return frame["model"].nunique() > 1 and bool(per_model.nunique().max() <= 1)
-
-
-def _order(
-    row: pd.Series, named: Sequence[str], strength: str | None, seeds: Sequence[str]
-) -> tuple[object, ...]:
-    last = [*([strength] if strength else []), *seeds, "run_id"]
-    return tuple(natural(row.get(name)) for name in ("study", "kind", *named, *last))

@@ -6,7 +6,7 @@ Serves models of `experiments.train` and contestants of state tracking alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -31,12 +31,11 @@ class Models:
     curves: pd.DataFrame
 
     def only(self, run_ids: Sequence[str]) -> Models:
-        """The chosen ones; an empty choice means all."""
-        return self.where(self.rows["run_id"].isin(run_ids)) if run_ids else self
+        return self.where(self.rows["run_id"].isin(run_ids))
 
     def where(self, chosen: pd.Series) -> Models:
         rows = self.rows[chosen]
-        return replace(self, rows=rows, curves=self.curves[self.curves["model"].isin(rows.index)])
+        return Models(rows, self.curves[self.curves["model"].isin(rows.index)])
 
 
 def models_of(saved: Sequence[SavedModel], kind: str) -> Models:
@@ -44,44 +43,52 @@ def models_of(saved: Sequence[SavedModel], kind: str) -> Models:
     saved = [one for one in saved if one.kind == kind]
     if not saved:
         return Models(pd.DataFrame(columns=["run_id"]), pd.DataFrame(columns=["model", "depth"]))
+    contest = kind == "state_tracking"
     rows = pd.DataFrame(
-        [{"run_id": one.run_id, "place": one.place, **one.settings, **one.facts} for one in saved],
+        [{"run_id": one.run_id, **one.settings, **one.facts, "curve": one.curve} for one in saved],
         dtype=object,
     )
-    settings = list(dict.fromkeys(key for one in saved for key in one.settings))
-    # a question is a panel of its own, and of several rates the best stand for a contestant
-    settings = [key for key in settings if not key.startswith("task.") and key not in RATES] + (
-        [] if kind == "state_tracking" else [key for key in RATES if key in settings]
-    )
-    if kind == "state_tracking":
-        settings.insert(0, "stateful")
-    rows = with_labels(rows, settings)
+    settings = [
+        key
+        for key in dict.fromkeys(key for one in saved for key in one.settings)
+        # a question is a panel of its own, and of several rates the best stand for a contestant
+        if not (contest and (key.startswith("task.") or key in RATES))
+    ]
+    rows = with_labels(rows, ["stateful", *settings] if contest else settings)
     rows.index.name = "model"
-    curves = {one.place: one.curve for one in saved}
-    parts = [curves[place].assign(model=model) for model, place in enumerate(rows["place"])]
+    parts = [curve.assign(model=model) for model, curve in rows.pop("curve").items()]
     return Models(rows, pd.concat(parts, ignore_index=True))
 
 
+def setting_name(model: pd.Series) -> str:
+    """What a model is called beside those of other settings; stateful or plain if it is alone."""
+    return str(model["variant"]) or ("stateful" if model["stateful"] else "plain")
+
+
 def trained(models: Models) -> pd.DataFrame:
-    """Index model; the losses (nats/token) that tell a training, at the depths that matter.
+    """The rows with the losses (nats/token) that tell a training, at the depths that matter.
 
     first (one pass), second, last (the last trained pass), beyond (one more), generating (at the
-    depth that text is generated at). Missing where there is no such depth.
+    depth that text is generated at), best (the mean of the last over the seeds of a setting).
+    Missing where there is no such depth.
     """
-    nll = models.curves.pivot(index="model", columns="depth", values="nll")
-    depth = pd.to_numeric(models.rows["trained_depth"])
-    at = models.curves.assign(trained=models.curves["model"].map(depth)).set_index("model")
-    full = pd.to_numeric(models.rows["nll_full"])
-    second = nll[1] if 1 in nll else pd.Series(dtype=float)
-    return pd.DataFrame(
-        {
-            "first": nll[0],
-            "second": second,
-            "last": at["nll"][at["depth"] == at["trained"]],
-            "beyond": at["nll"][at["depth"] == at["trained"] + 1],
-            "generating": full.fillna(nll[0]),
-        },
-        index=models.rows.index,
+    rows = models.rows
+    nll = models.curves.set_index(["model", "depth"])["nll"]
+    depth = pd.to_numeric(rows["trained_depth"])
+
+    def at(depths: pd.Series | int) -> pd.Series:
+        places = rows.assign(depth=depths).set_index("depth", append=True).index
+        return pd.Series(nll.reindex(places).to_numpy(), index=rows.index)
+
+    first = at(0)
+    generating = pd.to_numeric(rows["nll_full"]).fillna(first)
+    return rows.assign(
+        first=first,
+        second=at(1),
+        last=at(depth),
+        beyond=at(depth + 1),
+        generating=generating,
+        best=generating.groupby(rows["group"]).transform("mean"),
     )
 
 
@@ -97,13 +104,11 @@ def at_best_rates(contests: Models) -> Models:
 
     Best is the largest mean accuracy at the trained level; no level beyond it has a say.
     """
-    rows = contests.rows
-    accuracy = at_full_depth(contests)
-    trained_level = zip(rows.index, rows["trained_level"], strict=True)
-    rates = [name for name in RATES if name in rows]
-    scored = rows.assign(
-        score=[float(str(accuracy.at[model, level])) for model, level in trained_level]
-    )
+    accuracy = at_full_depth(contests).stack()
+    places = contests.rows.set_index(contests.rows["trained_level"].astype(int), append=True).index
+    rows = contests.rows.assign(score=accuracy.reindex(places).to_numpy())
     question = [*QUESTION, "group"]
-    mean = scored.groupby([*question, *rates], dropna=False)["score"].transform("mean")
-    return contests.where(mean == mean.groupby([rows[name] for name in question]).transform("max"))
+    rates = [name for name in RATES if name in rows]
+    mean = rows.groupby([*question, *rates], dropna=False)["score"].transform("mean")
+    best = mean.groupby([rows[name] for name in question]).transform("max")
+    return contests.where(mean == best)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.read.saved import SourceError
@@ -11,25 +13,25 @@ from analysis.read.saved import SourceError
 
 def make_folder(folder: Path) -> None:
     """Raises SourceError, in a sentence, if it cannot be."""
-    try:
+    with _in_a_sentence(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SourceError(f"{folder} cannot be written: {error.strerror or error}.") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Replaces `path` in one move. Raises SourceError, in a sentence, if it cannot be written."""
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
+    make_folder(path.parent)
+    with (
+        _in_a_sentence(path),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part") as folder,
+    ):
+        temporary = Path(folder, "content")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
+
+
+@contextmanager
+def _in_a_sentence(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         raise SourceError(f"{path} cannot be written: {error.strerror or error}.") from error

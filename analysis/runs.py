@@ -5,23 +5,24 @@ Knows what the columns mean, not where the runs come from.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from analysis.labels import said, with_labels
+from analysis.labels import with_labels
 from analysis.models import Models, models_of
-from analysis.read.run_folder import read_run
+from analysis.read.run_folder import flat, read_run
 from analysis.read.saved import (
     MEASURES,
     PROMPT_COLUMNS,
-    TEXT_COLUMNS,
-    Found,
+    TRAJECTORY_COLUMNS,
     LeftOut,
     NotData,
     SavedModel,
@@ -51,9 +52,9 @@ SHORT_NAMES = {
     "generation.top_k": "top_k",
     "device.dtype": "dtype",
 }
-ITERATION_KEYS = ("run", "prompt_id", "step", "iteration")
-TEXT = pa.dictionary(pa.int32(), pa.string())
 STEP = ["run", "prompt_id", "step"]
+TYPES = dict.fromkeys(("prompt_id", "token"), pa.dictionary(pa.int32(), pa.string()))
+TYPES |= dict.fromkeys(("step", "iteration", "position"), pa.int32())
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,13 @@ class Runs:
         """
         frame = self.trajectory
         passes = frame.groupby(STEP, observed=True)["iteration"]
-        last = frame[frame["iteration"] == passes.transform("max")]
-        first = frame[frame["iteration"] == passes.transform("min")]
+        last, first = (frame[frame["iteration"] == passes.transform(end)] for end in ("max", "min"))
         keys = [*STEP, "position"]
-        made = last.merge(first[[*keys, "log_prob"]], on=keys, suffixes=("", "_first"))
-        made = made.rename(columns={"log_prob": "last", "log_prob_first": "first"})
-        start = self.runs.get("start", pd.Series(dtype=object)).reindex(self.runs.index)
-        carried = made["run"].map(start == "carried") & (made["step"] > 0)
+        made = last.rename(columns={"log_prob": "last"}).drop(columns="iteration")
+        made = made.merge(first.rename(columns={"log_prob": "first"})[[*keys, "first"]], on=keys)
+        carried = made["run"].map(self.setting("start") == "carried") & (made["step"] > 0)
         made["plain"] = made["first"].mask(carried)
-        return made.assign(change=made["last"] - made["plain"]).drop(columns="iteration")
+        return made.assign(change=made["last"] - made["plain"])
 
     @cached_property
     def _trajectories(self) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
@@ -129,8 +128,7 @@ class Runs:
                 why = " ".join(str(reason).split())
                 damaged.append(LeftOut(run_id=saved.run_id, place=saved.place, reason=why))
         if not tables:
-            columns = [*STEP, "iteration", "position", "token", "log_prob"]
-            return pd.DataFrame(columns=columns), tuple(damaged)
+            return pd.DataFrame(columns=["run", *TRAJECTORY_COLUMNS]), tuple(damaged)
         whole = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
         frame = whole.to_pandas(ignore_metadata=True)
         frame["log_prob"] = frame["log_prob"].mask(_begins(frame))
@@ -138,152 +136,139 @@ class Runs:
             frame = frame[frame["prompt_id"].isin(self.prompt_ids)].reset_index(drop=True)
         return frame, tuple(damaged)
 
-    @cached_property
+    @property
+    def run_ids(self) -> list[str]:
+        """Of runs, models and contestants."""
+        frames = (self.runs, self.models.rows, self.contests.rows)
+        return [run_id for frame in frames for run_id in frame["run_id"].unique()]
+
+    @property
     def prompt_ids(self) -> tuple[str, ...]:
         """In the order in which the runs list them."""
-        return tuple(self.prompts["prompt_id"].drop_duplicates())
+        return tuple(self.prompts["prompt_id"].unique())
 
-    def only(self, *, run_ids: Sequence[str], prompt_ids: Sequence[str]) -> Runs:
+    def setting(self, name: str) -> pd.Series:
+        """By run; missing where it was not recorded."""
+        return self.runs.reindex(columns=[name])[name]
+
+    def only(self, *, run_ids: Sequence[str] = (), prompt_ids: Sequence[str] = ()) -> Runs:
         """The chosen runs and prompts; an empty choice means all. Unknown ids: SourceError.
 
         With chosen prompts, `runs` keeps no measures: they are over all prompts.
         """
-        _check_known(
-            "run",
-            run_ids,
-            [*self.runs["run_id"], *self.models.rows["run_id"], *self.contests.rows["run_id"]],
-        )
-        runs = self.runs[self.runs["run_id"].isin(run_ids)] if run_ids else self.runs
-        prompts = self.prompts[self.prompts["run"].isin(runs.index)]
+        chosen = self
+        if run_ids:
+            _check_known("run", run_ids, self.run_ids)
+            chosen = chosen.where(self.runs.index[self.runs["run_id"].isin(run_ids)])
+            models, contests = self.models.only(run_ids), self.contests.only(run_ids)
+            chosen = replace(chosen, models=models, contests=contests)
         if prompt_ids:
-            _check_known("prompt", prompt_ids, [*prompts["prompt_id"]])
-            prompts = prompts[prompts["prompt_id"].isin(prompt_ids)]
-            runs = runs.loc[runs.index.isin(prompts["run"])]
-            measures = [name for name in PROMPT_COLUMNS if name in runs]
-            runs = runs.assign(**dict.fromkeys(measures, np.nan))
-        models, contests = (kind.only(run_ids) for kind in (self.models, self.contests))
-        chosen = replace(self, runs=runs, prompts=prompts, models=models, contests=contests)
-        kept = self.iterations["prompt_id"].isin(prompts["prompt_id"].unique())
-        return replace(chosen, iterations=self.iterations[kept]).where(runs.index)
+            _check_known("prompt", prompt_ids, chosen.prompt_ids)
+            prompts = chosen.prompts[chosen.prompts["prompt_id"].isin(prompt_ids)]
+            kept = chosen.iterations["prompt_id"].isin(prompt_ids)
+            measures = [name for name in PROMPT_COLUMNS if name in chosen.runs]
+            runs = chosen.runs.assign(**dict.fromkeys(measures, np.nan))
+            iterations = chosen.iterations[kept]
+            chosen = replace(chosen, runs=runs, prompts=prompts, iterations=iterations)
+            chosen = chosen.where(runs.index[runs.index.isin(prompts["run"])])
+        return chosen
 
     def where(self, runs: pd.Index) -> Runs:
         """The convergence runs with these keys."""
-        return replace(
-            self,
-            runs=self.runs.loc[runs],
-            prompts=self.prompts[self.prompts["run"].isin(runs)],
-            iterations=self.iterations[self.iterations["run"].isin(runs)],
+        prompts, iterations = (
+            frame[frame["run"].isin(runs)] for frame in (self.prompts, self.iterations)
         )
+        return replace(self, runs=self.runs.loc[runs], prompts=prompts, iterations=iterations)
 
 
 def runs_of(sources: Sequence[str]) -> Runs:
     """Everything finished in the sources. SourceError if one cannot be read or is empty."""
-    return _frames(read(sources))
+    return _frames(*read(sources))
 
 
 def unfinished(folder: Path) -> Runs:
     """One run folder whose files are whole, whatever its status says. Raises NotData."""
-    return _frames(Found((read_run(folder, finished=False),), ()))
+    return _frames([read_run(folder, finished=False)], ())
 
 
-def _frames(found: Found) -> Runs:
-    saved, repeated = _once([run for run in found.runs if isinstance(run, SavedRun)])
-    models = [run for run in found.runs if isinstance(run, SavedModel)]
-    runs, settings = _runs(saved)
-    by_key = {run: saved[int(place)] for run, place in enumerate(runs.pop("place"))}
+def _frames(found: Sequence[SavedRun | SavedModel], left_out: tuple[LeftOut, ...]) -> Runs:
+    models = [one for one in found if isinstance(one, SavedModel)]
+    runs = [one for one in found if isinstance(one, SavedRun)]
+    # of a run that lies in several places, the most complete counts
+    runs.sort(key=lambda run: run.lacking is None)
+    once = {(run.study, run.run_id): run for run in runs}
+    copies = Counter((run.study, run.run_id) for run in runs)
+    frame, settings = _runs(list(once.values()))
+    saved: dict[int, SavedRun] = dict(enumerate(frame.pop("saved")))
     return Runs(
-        runs=runs,
+        runs=frame,
         settings=settings,
-        prompts=_prompts(by_key),
-        iterations=_iterations(by_key),
+        prompts=_prompts(saved),
+        iterations=_iterations(saved),
         models=models_of(models, "training"),
         contests=models_of(models, "state_tracking"),
-        left_out=found.left_out,
-        repeated=repeated,
-        saved=by_key,
+        left_out=left_out,
+        repeated=tuple(run_id for (_, run_id), count in copies.items() if count > 1),
+        saved=saved,
     )
-
-
-def _once(runs: Sequence[SavedRun]) -> tuple[list[SavedRun], tuple[str, ...]]:
-    """A run that lies in several places, by study and id, as the most complete of them has it."""
-    kept: dict[tuple[str, str], SavedRun] = {}
-    repeated: dict[str, None] = {}
-    for run in runs:
-        known = kept.setdefault((run.study, run.run_id), run)
-        if known is not run:
-            repeated[run.run_id] = None
-            if known.lacking and not run.lacking:
-                kept[run.study, run.run_id] = run
-    return list(kept.values()), tuple(repeated)
 
 
 def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    flat = [_settings(run.config) for run in saved]
-    settings = tuple(dict.fromkeys(["kind", "strength", *(key for one in flat for key in one)]))
-    overall = [
+    chosen = [_settings(run.config) for run in saved]
+    settings = tuple(dict.fromkeys(["kind", "strength", *(key for one in chosen for key in one)]))
+    rows = [
         {
-            key: value
-            for key, value in _mapping(run.summary.get("overall")).items()
-            if key not in one
+            "run_id": run.run_id,
+            "study": run.study,
+            **one,
+            "commit": run.status.get("commit"),
+            "dirty": run.status.get("dirty"),
+            "off": _switched_off(run.config),
+            "lacking": run.lacking,
+            "saved": run,
         }
-        for run, one in zip(saved, flat, strict=True)
+        for run, one in zip(saved, chosen, strict=True)
     ]
-    frame = pd.DataFrame(
-        [
-            {
-                "run_id": run.run_id,
-                "study": run.study,
-                **one,
-                "commit": run.status.get("commit"),
-                "dirty": run.status.get("dirty"),
-                "off": ", ".join(
-                    k for k, v in _mapping(run.config.get("measures")).items() if v is False
-                ),
-                "lacking": run.lacking,
-                "place": place,
-            }
-            for place, (run, one) in enumerate(zip(saved, flat, strict=True))
-        ],
-        columns=["run_id", "study", *settings, "commit", "dirty", "off", "lacking", "place"],
-        dtype=object,
-    )
-    frame["kind"] = frame["kind"].map(lambda kind: str(kind) if said(kind) else "none")
+    columns = ["run_id", "study", *settings, "commit", "dirty", "off", "lacking", "saved"]
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    frame["kind"] = frame["kind"].where(frame["kind"].notna(), "none").astype(str)
     frame["strength"] = pd.to_numeric(frame["strength"], errors="coerce").astype(float)
     frame.loc[frame["kind"] == "none", "strength"] = np.nan  # without feedback it has no meaning
-    measures = _typed(pd.DataFrame(overall, index=frame.index))
-    frame = frame.join(
-        measures.drop(columns=[c for c in ("prompt_id", "text", *frame) if c in measures])
-    )
+    measures = _typed(pd.DataFrame([run.summary["overall"] for run in saved], index=frame.index))
+    frame = frame.join(measures.drop(columns=["prompt_id", "text", *frame], errors="ignore"))
     frame = with_labels(frame, ("study", *settings), strength="strength")
-    frame["ends_by_theorem"] = [_ends_by_theorem(row) for _, row in frame.iterrows()]
+    # strictly triangular and undamped: method.md, section 2
+    known = frame.reindex(columns=["shift", "damping"])
+    own = (frame["kind"] == "hidden_state") & (known["shift"] == 0)
+    frame["ends_by_theorem"] = ~own & known["damping"].fillna(1.0).eq(1.0)
     frame.index.name = "run"
     return frame, settings
 
 
-def _settings(config: Mapping[str, object]) -> dict[str, object]:
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Every recorded setting that can change a result, by its short name."""
-    kept = {name: config[name] for name in (*SECTIONS, "reporting_tolerance") if name in config}
-    dtype = _mapping(config.get("device")).get("dtype")
-    if dtype is not None:  # where it ran is not a setting, its precision is
-        kept["device.dtype"] = dtype
-    flat = pd.json_normalize(kept).iloc[0].to_dict() if kept else {}
+    kept = {
+        name: config[name]
+        for name in (*SECTIONS, "reporting_tolerance", "device")
+        if name in config
+    }
     return {
-        SHORT_NAMES.get(str(key), str(key)): ",".join(map(str, value))
-        if isinstance(value, list)
-        else value
-        for key, value in flat.items()
+        SHORT_NAMES.get(key, key): ",".join(map(str, value)) if isinstance(value, list) else value
+        for key, value in flat(kept).items()
+        if key == "device.dtype" or not key.startswith("device")  # where it ran is no setting
     }
 
 
-def _mapping(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, Mapping) else {}
+def _switched_off(config: Mapping[str, Any]) -> str:
+    off = [key for key, value in flat(config).items() if value is False]
+    return ", ".join(key.removeprefix("measures.") for key in off if key.startswith("measures."))
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     """Numbers as numbers, missing as missing; text stays text."""
     typed = frame.reindex(columns=list(dict.fromkeys((*PROMPT_COLUMNS, *frame.columns))))
-    for name in PROMPT_COLUMNS:
-        if name in TEXT_COLUMNS:
+    for name, kind in PROMPT_COLUMNS.items():
+        if kind is str:
             typed[name] = typed[name].map(lambda v: v if isinstance(v, str) else None)
         else:
             typed[name] = pd.to_numeric(typed[name], errors="coerce").astype(float)
@@ -292,36 +277,29 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _prompts(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
     rows = [
-        {**prompt, "run": run, "prompt_id": str(prompt["prompt_id"])}
+        {"run": run, **prompt, "prompt_id": str(prompt["prompt_id"])}
         for run, one in saved.items()
-        for prompt in one.summary["prompts"]  # type: ignore[attr-defined]
+        for prompt in one.summary["prompts"]
     ]
     frame = _typed(pd.DataFrame(rows, columns=None if rows else ["run"]))
     return frame[["run", *frame.columns.drop("run")]]
 
 
 def _iterations(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
+    columns = [*STEP, "iteration", *MEASURES]
     parts = [one.iterations.assign(run=run) for run, one in saved.items()]
-    columns = [*ITERATION_KEYS, *MEASURES]
     if not parts:
         return pd.DataFrame(columns=columns)
     frame = pd.concat(parts, ignore_index=True).reindex(columns=columns)
     frame = frame.astype({"prompt_id": str, **dict.fromkeys(MEASURES, float)})
-    return frame.sort_values(list(ITERATION_KEYS), kind="stable", ignore_index=True)
+    return frame.sort_values([*STEP, "iteration"], kind="stable", ignore_index=True)
 
 
 def _table(table: pa.Table, run: int) -> pa.Table:
     """The rows of one run in the types that all share."""
-    columns = {"run": pa.array(np.full(len(table), run, dtype=np.int32))}
-    for name in table.column_names:
-        column = table[name]
-        if name in ("prompt_id", "token"):
-            if not pa.types.is_dictionary(column.type):
-                column = column.cast(pa.string()).dictionary_encode()
-            columns[name] = column.cast(TEXT)
-        else:
-            columns[name] = column if name == "log_prob" else column.cast(pa.int32())
-    return pa.table(columns)
+    schema = pa.schema([(one.name, TYPES.get(one.name, one.type)) for one in table.schema])
+    numbers = pa.array(np.full(len(table), run, dtype=np.int32))
+    return table.cast(schema).add_column(0, "run", numbers)
 
 
 def _begins(frame: pd.DataFrame) -> pd.Series:
@@ -334,15 +312,7 @@ def _begins(frame: pd.DataFrame) -> pd.Series:
     return first
 
 
-def _ends_by_theorem(row: pd.Series) -> bool:
-    """Strictly triangular and undamped: method.md, section 2."""
-    same_position = row["kind"] == "hidden_state" and row.get("shift") == 0
-    damping = row.get("damping")
-    return not same_position and (not said(damping) or damping == 1.0)
-
-
 def _check_known(noun: str, wanted: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        there = some(list(dict.fromkeys(known)))
-        raise SourceError(f"There is no {noun} {', '.join(unknown)}; there are: {there}.")
+        raise SourceError(f"There is no {noun} {', '.join(unknown)}; there are: {some(known)}.")

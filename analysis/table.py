@@ -5,14 +5,13 @@ Draws nothing. Every text table is laid out by `tabulate`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 from tabulate import tabulate
 
 from analysis.intervals import paired
-from analysis.models import QUESTION, Models, at_best_rates, at_full_depth, trained
+from analysis.models import QUESTION, Models, at_best_rates, at_full_depth, setting_name, trained
 from analysis.read.model_folder import RATES
 from analysis.read.saved import ALL_PROMPTS
 from analysis.runs import Runs
@@ -20,6 +19,7 @@ from analysis.text import number, printable, short, visible
 
 MISSING = "–"
 COUNTS = ("prompt_tokens", "generated_tokens", "iterations", "iterations_to_tolerance")
+MEANS = ["tokens", "iterations_to_tolerance", "rate", "lyapunov", "nll", "nll_plain", "kl_effect"]
 LEFT_ALIGNED = frozenset({"prompt", "outcome"})
 LEGEND = (
     "iterations: until settled to the reporting tolerance; rate: contraction per pass; lyapunov: "
@@ -37,14 +37,16 @@ def text_tables(runs: Runs) -> str:
 def _run_tables(runs: Runs) -> Iterator[str]:
     if runs.runs.empty:
         return
+    rows = _prompts_and_overall(runs)
+    about = runs.runs[["study", "variant", "kind", "group", "strength"]]
+    rows = rows[["run", "prompt_id", "outcome", *MEANS]].join(about, on="run")
     many = bool(runs.runs["group"].duplicated().any())
-    for (study, variant), members in runs.runs.groupby(["study", "variant"], sort=False):
+    for (study, variant), members in rows.groupby(["study", "variant"], sort=False):
         kind = members["kind"].iloc[0]
         words = [f"study {study}", kind, *str(variant).split(", ")]
         heading = " · ".join(w for w in dict.fromkeys(words) if w not in ("", "no feedback"))
-        rows = [row for _, same in members.groupby("group") for row in _rows(runs, same, many=many)]
-        aligned = ["left" if name in LEFT_ALIGNED else "right" for name in rows[0]]
-        yield f"{heading}\n{_laid_out(rows, aligned)}"
+        pooled = members.groupby(["group", "prompt_id"], sort=False)
+        yield f"{heading}\n{_laid_out([_cells(runs, same, many) for _, same in pooled])}"
     notes = [LEGEND]
     for off, members in runs.runs[runs.runs["off"] != ""].groupby("off"):
         names = "all runs" if len(members) == len(runs.runs) else ", ".join(members["run_id"])
@@ -52,45 +54,47 @@ def _run_tables(runs: Runs) -> Iterator[str]:
     yield "\n".join(notes)
 
 
-def _rows(runs: Runs, same: pd.DataFrame, *, many: bool) -> Iterator[dict[str, str]]:
-    """A row a prompt and one over all, of runs that are repeats of one setting."""
-    prompts = single_prompts(runs)
-    prompts = prompts[prompts["run"].isin(same.index)]
-    estimates = runs.estimates[runs.estimates["run"].isin(same.index)]
+def _prompts_and_overall(runs: Runs) -> pd.DataFrame:
+    """A row per run and prompt, then one over all prompts of the run, named ALL_PROMPTS.
+
+    Where prompts were chosen, nothing is known of all of them, and there is no such row.
+    """
+    prompts = runs.prompts[runs.prompts["prompt_id"] != ALL_PROMPTS]
     tokens = prompts["prompt_tokens"] + prompts["generated_tokens"].fillna(0)
-    for prompt, group in prompts.assign(tokens=tokens).groupby("prompt_id", sort=False):
-        of_prompt = estimates[estimates["prompt_id"] == prompt]
-        yield _cells(same, short(visible(str(prompt), spaces=False), 24), group, of_prompt, many)
-    if prompts.empty or same["nll"].notna().any() or same["outcome"].notna().any():
-        yield _cells(
-            same,
-            "overall",
-            same.assign(tokens=tokens.groupby(prompts["run"]).sum()),
-            estimates,
-            many,
-        )
+    prompts = prompts.assign(tokens=tokens)
+    measures = [name for name in runs.prompts if name in runs.runs]
+    known = runs.runs[["outcome", "nll"]].notna().any(axis=1)
+    known |= ~runs.runs.index.isin(prompts["run"])
+    overall = runs.runs.loc[known, measures].assign(prompt_id=ALL_PROMPTS)
+    overall["tokens"] = prompts.groupby("run")["tokens"].sum()
+    overall = overall.rename_axis("run").reset_index().dropna(axis=1, how="all")
+    return pd.concat([prompts, overall]).sort_values("run", kind="stable", ignore_index=True)
 
 
-def _cells(
-    same: pd.DataFrame, name: str, values: pd.DataFrame, estimates: pd.DataFrame, many: bool
-) -> dict[str, str]:
-    strength = same["strength"].iloc[0]
-    outcomes = values["outcome"].dropna().value_counts()
-    counted = [f"{n} {outcome}" for outcome, n in outcomes.items()]
-    needed = values["iterations_to_tolerance"]
-    interval = paired(estimates) if len(estimates) else None
-    mean = values[["tokens", "rate", "lyapunov", "nll", "nll_plain", "kl_effect"]].mean()
+def _cells(runs: Runs, same: pd.DataFrame, many: bool) -> dict[str, str]:
+    """One prompt, or all, of runs that are repeats of one setting."""
+    first = same.iloc[0]
+    estimates = runs.estimates[runs.estimates["run"].isin(same["run"])]
+    name = "overall"
+    if first["prompt_id"] != ALL_PROMPTS:
+        estimates = estimates[estimates["prompt_id"] == first["prompt_id"]]
+        name = short(visible(first["prompt_id"], spaces=False), 24)
+    interval = paired(estimates)
+    outcomes = same["outcome"].dropna().value_counts()
+    counted = [f"{count} {outcome}" for outcome, count in outcomes.items()]
+    mean = same[MEANS].mean()
+    reached = same["iterations_to_tolerance"].notna().all()
     return {
-        "strength": MISSING if pd.isna(strength) else number(strength),
+        "strength": MISSING if pd.isna(first["strength"]) else number(first["strength"]),
         **({"runs": str(len(same))} if many else {}),
         "prompt": name,
         "tokens": _count(mean["tokens"]),
         "outcome": outcomes.index[0] if len(counted) == 1 else ", ".join(counted) or MISSING,
-        "iterations": MISSING if needed.isna().any() else _count(needed.mean()),
+        "iterations": _count(mean["iterations_to_tolerance"]) if reached else MISSING,
         "rate": _fixed(mean["rate"], 3),
-        "lyapunov": _fixed(mean["lyapunov"], 3, signed=True),
+        "lyapunov": _fixed(mean["lyapunov"], 3, sign="+"),
         "nll": _fixed(mean["nll"], 4),
-        "Δnll": _fixed(mean["nll"] - mean["nll_plain"], 4, signed=True),
+        "Δnll": _fixed(mean["nll"] - mean["nll_plain"], 4, sign="+"),
         "±": MISSING if interval is None else _fixed(interval.half, 4),
         "effect": _fixed(mean["kl_effect"], 4),
     }
@@ -100,38 +104,27 @@ def _training_tables(models: Models) -> Iterator[str]:
     """A row a setting; losses as mean and standard deviation over its seeds, best model last."""
     if models.rows.empty:
         return
-    rows = models.rows.join(trained(models))
-    best = rows["generating"].groupby(rows["group"]).transform("mean")
-    rows = rows.assign(best=best).sort_values(
-        ["stateful", "best"], ascending=[True, False], kind="stable"
-    )
+    rows = trained(models).sort_values(["stateful", "best"], ascending=[True, False], kind="stable")
     table = []
     for _, same in rows.groupby("group", sort=False):
-        stateful = bool(same["stateful"].iloc[0])
-        per_character = same["generating"] / pd.to_numeric(same["characters_per_token"])
+        first = same.iloc[0]
+        falls = f"{same['contracts'].sum()} of {len(same)}"
         table.append(
             {
-                "model": same["variant"].iloc[0] or ("stateful" if stateful else "plain"),
-                "seeds": str(len(same)),
-                "parameters": number(same["parameters"].iloc[0])
-                if len(str(same["parameters"].iloc[0])) < 4
-                else f"{same['parameters'].iloc[0]}",
+                "model": setting_name(first),
+                "seeds": len(same),
+                "parameters": first["parameters"],
                 "tokens read (M)": f"{same['tokens_read'].mean() / 1e6:.2f}",
                 "depth 0": spread(same["first"]),
-                **{
-                    heading: spread(same[name]) if stateful else MISSING
-                    for heading, name in (
-                        ("depth 1", "second"),
-                        ("depth D−1", "last"),
-                        ("depth D", "beyond"),
-                        ("depth T−1", "generating"),
-                    )
-                },
-                "nats/character": spread(per_character),
-                "KL falls": f"{same['contracts'].sum()} of {len(same)}" if stateful else MISSING,
+                "depth 1": spread(same["second"]),
+                "depth D−1": spread(same["last"]),
+                "depth D": spread(same["beyond"]),
+                "depth T−1": spread(same["generating"]) if first["stateful"] else MISSING,
+                "nats/character": spread(same["generating"] / same["characters_per_token"]),
+                "KL falls": falls if first["stateful"] else MISSING,
             }
         )
-    yield _laid_out(table, ["left"] * len(table[0]), "github")
+    yield _laid_out(table, "github")
 
 
 def _contest_tables(contests: Models) -> Iterator[str]:
@@ -140,33 +133,27 @@ def _contest_tables(contests: Models) -> Iterator[str]:
         return
     contests = at_best_rates(contests)
     accuracy = at_full_depth(contests)
-    for _, group in contests.rows.sort_values(
-        "target", key=lambda t: t != "state", kind="stable"
-    ).groupby(QUESTION, sort=False):
+    rows = contests.rows.sort_values("target", key=lambda name: name != "state", kind="stable")
+    for _, group in rows.groupby(QUESTION, sort=False):
         one = group.iloc[0]
-        last, most = int(one["trained_level"]), int(one["tested_level"])
+        last, most = one["trained_level"], one["tested_level"]
         levels = sorted({max(1, last // 2), last, (last + most) // 2, most})
-        table = []
-        for _, same in group.groupby("group", sort=False):
-            reached = accuracy.loc[same.index]
-            table.append(
-                {
-                    "contestant": same["variant"].iloc[0] or same["run_id"].iloc[0],
-                    "rates": " / ".join(
-                        f"{same[name].iloc[0]:g}" for name in RATES if name in same
-                    ),
-                    "seeds": str(len(same)),
-                    **{f"level {level}": spread(reached[level], ".2f") for level in levels},
-                    "solved to level": ", ".join(map(str, same["solved_level"])),
-                    "layer passes": f"{same['layer_passes'].mean():.0f}",
-                    "s": f"{same['seconds'].mean():.0f}",
-                }
-            )
-        title = (
+        table = [
+            {
+                "contestant": setting_name(same.iloc[0]),
+                "rates": " / ".join(f"{same[name].iloc[0]:g}" for name in RATES if name in same),
+                "seeds": len(same),
+                **{f"level {n}": spread(accuracy.loc[same.index, n], ".2f") for n in levels},
+                "solved to level": ", ".join(map(str, same["solved_level"])),
+                "layer passes": f"{same['layer_passes'].mean():.0f}",
+                "s": f"{same['seconds'].mean():.0f}",
+            }
+            for _, same in group.groupby("group", sort=False)
+        ]
+        yield (
             f"{one['task']}, target {one['target']}: accuracy at full depth, trained to level"
-            f" {last}, chance {one['chance']:.2f}"
+            f" {last}, chance {one['chance']:.2f}\n\n{_laid_out(table, 'github')}"
         )
-        yield f"{title}\n\n{_laid_out(table, ['left'] * len(table[0]), 'github')}"
 
 
 def spread(values: pd.Series, form: str = ".4f") -> str:
@@ -177,85 +164,65 @@ def spread(values: pd.Series, form: str = ".4f") -> str:
     return f"{values.mean():{form}}" + (f" ± {values.std():{form}}" if len(values) > 1 else "")
 
 
-def csv_tables(runs: Runs) -> Iterator[tuple[str, str]]:
-    """(what it holds, CSV) for each kind there is: every recorded column, in full precision."""
-    makers: tuple[tuple[str, Callable[[], pd.DataFrame], bool], ...] = (
-        ("runs", lambda: _run_rows(runs), runs.runs.empty),
-        ("trainings", lambda: _model_rows(runs.models), runs.models.rows.empty),
-        ("contests", lambda: _contest_rows(runs.contests), runs.contests.rows.empty),
-    )
-    for name, rows, empty in makers:
-        if not empty:
-            frame = rows()
-            for column in frame.select_dtypes(include=["object", "string"]):
-                frame[column] = frame[column].map(
-                    lambda value: printable(value, keep="\n\t") if isinstance(value, str) else value
-                )
-            yield name, frame.to_csv(index=False)
+def csv_tables(runs: Runs) -> Iterator[tuple[str, str, str]]:
+    """(title, ending, CSV) for each kind there is: every recorded column, in full precision."""
+    if len(runs.runs):
+        title = "A row per run and prompt, and one over all prompts of each run"
+        yield title, "_runs", _csv(_run_rows(runs))
+    if len(runs.models.rows):
+        wide = runs.models.curves.pivot(index="model", columns="depth", values=["nll", "kl"])
+        wide.columns = wide.columns.map("{0[0]}_{0[1]}".format)
+        rows = runs.models.rows.join(wide.dropna(axis=1, how="all"))
+        yield "A row per model: trainings", "_trainings", _csv(rows)
+    if len(runs.contests.rows):
+        rows = runs.contests.rows.join(at_full_depth(runs.contests).add_prefix("level_"))
+        yield "A row per model: contests", "_contests", _csv(rows)
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    def safe(value: object) -> object:
+        return printable(value, keep="\n\t") if isinstance(value, str) else value
+
+    derived = ["variant", "group", "ends_by_theorem", "lacking", "off"]
+    return frame.drop(columns=derived, errors="ignore").map(safe).to_csv(index=False)
 
 
 def _run_rows(runs: Runs) -> pd.DataFrame:
     """A row per run and prompt, and one over all prompts of each run."""
-    measures = [name for name in runs.prompts if name in runs.runs]
-    about = runs.runs.drop(
-        columns=[*measures, "variant", "group", "ends_by_theorem", "lacking", "off"]
-    )
-    overall = runs.runs[measures].assign(row="overall", run=runs.runs.index)
-    overall = overall[overall[measures].notna().any(axis=1)]
-    frame = pd.concat(
-        [single_prompts(runs).assign(row="prompt"), overall.dropna(axis=1, how="all")]
-    )
-    frame = frame.sort_values("run", kind="stable")
+    frame = _prompts_and_overall(runs).drop(columns="tokens")
+    overall = frame["prompt_id"] == ALL_PROMPTS
+    frame["row"] = overall.map({True: "overall", False: "prompt"})
+    frame["prompt_id"] = frame["prompt_id"].mask(overall)
     for name in COUNTS:
-        values = frame[name].dropna()
-        if (values % 1 == 0).all():  # 58, not 58.0
+        if (frame[name].dropna() % 1 == 0).all():  # 58, not 58.0
             frame[name] = frame[name].astype("Int64")
+    measures = [name for name in runs.prompts if name in runs.runs]
+    about = runs.runs.drop(columns=measures)
     frame = frame.rename(columns={name: f"{name}_recorded" for name in frame if name in about})
     full = about.join(frame.set_index("run"), how="right")
     first = ["run_id", "study", "commit", "dirty", "kind", "strength", "label", "row", "prompt_id"]
     return full[[*first, *(name for name in full if name not in first)]]
 
 
-def _model_rows(models: Models) -> pd.DataFrame:
-    wide = models.curves.pivot(index="model", columns="depth", values=["nll", "kl"])
-    wide.columns = pd.Index([f"{column[0]}_{column[1]}" for column in wide.columns])
-    return models.rows.drop(columns=["place", "variant", "group"]).join(
-        wide.dropna(axis=1, how="all")
-    )
-
-
-def _contest_rows(contests: Models) -> pd.DataFrame:
-    about = contests.rows.drop(columns=["place", "variant", "group"])
-    return about.join(at_full_depth(contests).add_prefix("level_"))
-
-
-def single_prompts(runs: Runs) -> pd.DataFrame:
-    """Without the stand-in for all prompts: the row over all prompts says the same."""
-    return runs.prompts[runs.prompts["prompt_id"] != ALL_PROMPTS]
-
-
-def _laid_out(rows: list[dict[str, str]], aligned: list[str], form: str = "simple") -> str:
+def _laid_out(rows: Sequence[Mapping[str, object]], form: str = "simple") -> str:
+    left = [form == "github" or name in LEFT_ALIGNED for name in rows[0]]
     text: str = tabulate(
-        rows, headers="keys", tablefmt=form, colalign=aligned, disable_numparse=True
+        rows,
+        headers="keys",
+        tablefmt=form,
+        colalign=["left" if one else "right" for one in left],
+        disable_numparse=True,
     )
     return text
 
 
 def _count(value: float) -> str:
-    if pd.isna(value):
-        return MISSING
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"  # a mean
+    return MISSING if pd.isna(value) else f"{value:.1f}".removesuffix(".0")  # a mean
 
 
-def _fixed(value: float, digits: int, *, signed: bool = False) -> str:
+def _fixed(value: float, digits: int, *, sign: str = "") -> str:
     if pd.isna(value):
         return MISSING
-    if not math.isfinite(value):
-        return str(value)
-    sign = "+" if signed else ""
-    small = value != 0 and abs(value) < 0.5 * 10**-digits
-    return (
-        f"{value:{sign}.0e}".replace("-", "−")
-        if small
-        else f"{value:{sign}.{digits}f}".replace("-", "−")
-    )
+    small = 0 < abs(value) < 0.5 * 10**-digits
+    shown = f"{value:{sign}.0e}" if small else f"{value:{sign}.{digits}f}"
+    return shown.replace("-", "−")

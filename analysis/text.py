@@ -6,6 +6,7 @@ Knows nothing of tokenizers and fonts.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 SHOWN_AS = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
 # control, format (bidi among them), surrogate, private, unassigned, line and paragraph separators
@@ -39,7 +40,7 @@ def short(text: str, length: int) -> str:
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
 
 
-def some(names: list[str] | tuple[str, ...], most: int = 20) -> str:
+def some(names: Sequence[str], most: int = 20) -> str:
     """The names, or the first of very many."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 

@@ -6,10 +6,11 @@ and a line in FIGURES.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.draw.recurrence import contests, feeds_hidden, recurrence, trainings
@@ -49,23 +50,24 @@ def write_figures(
         why = "only its measures over all prompts were kept, which do not compare with prompts"
         complain(f"Not drawn: {apart}: {why}.")
         runs = runs.where(runs.runs.index.difference(list(stand_in)))
-    jobs: list[tuple[str, Callable[[], Figure], list[str]]] = []
-    if len(runs.runs):
-        ids = list(runs.runs["run_id"])
-        for name, (draw, fits) in FIGURES.items():
-            if fits(runs):
-                jobs.append((name, partial(draw, runs), ids))
-    if len(runs.models.rows):
-        ids = list(runs.models.rows["run_id"])
-        jobs.append(("recurrence_trained", partial(trainings, runs.models), ids))
-    for target, rows in runs.contests.rows.groupby("target") if len(runs.contests.rows) else ():
-        chosen = runs.contests.where(runs.contests.rows["target"] == target)
-        jobs.append((f"recurrence_{target}", partial(contests, chosen), list(rows["run_id"])))
-    for name, make, ids in jobs:
+    for name, draw, rows in _jobs(runs):
         try:
-            figure = make()
+            figure = draw()
         except NotDrawn as reason:
             complain(f"Not drawn: {name}: {reason}.")
             continue
-        for path in save(figure, folder / name, run_ids=ids, command=command):
+        for path in save(figure, folder / name, run_ids=list(rows["run_id"]), command=command):
             tell(str(path))
+
+
+def _jobs(runs: Runs) -> Iterator[tuple[str, Callable[[], Figure], pd.DataFrame]]:
+    """Name of a figure, what draws it, and the rows of the runs that it shows."""
+    for name, (draw, fits) in FIGURES.items():
+        if len(runs.runs) and fits(runs):
+            yield name, partial(draw, runs), runs.runs
+    if len(runs.models.rows):
+        yield "recurrence_trained", partial(trainings, runs.models), runs.models.rows
+    if len(runs.contests.rows):
+        for target, rows in runs.contests.rows.groupby("target"):
+            chosen = runs.contests.only(list(rows["run_id"]))
+            yield f"recurrence_{target}", partial(contests, chosen), rows

@@ -7,14 +7,13 @@ drawn. Figures are made without pyplot, so that no backend and no matplotlibrc o
 from __future__ import annotations
 
 import io
-import math
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from analysis.output import write_whole
 from analysis.runs import Runs
@@ -39,7 +38,6 @@ SETTINGS: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#555555",
-    "axes.labelcolor": "#222222",
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.grid": True,
@@ -69,8 +67,8 @@ CHANGE = LinearSegmentedColormap.from_list(
 # Okabe and Ito, without the yellow that is lost on white: for what has no strength
 DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
 MOST_FACETS = 4
+CLOSE = 0.36  # inches: of strengths that are nearer to each other, one is marked
 FEW = 8  # of so many texts the whole range is shown, of more the middle 80 %
-P = ParamSpec("P")
 
 
 class NotDrawn(Exception):
@@ -78,53 +76,38 @@ class NotDrawn(Exception):
 
 
 @contextmanager
-def _house_style() -> Iterator[None]:
+def house_style() -> Iterator[None]:
+    """As a decorator of what draws: a reader's own matplotlibrc must not change the bytes."""
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the bytes
+        matplotlib.rcdefaults()
         matplotlib.rcParams.update(SETTINGS)
         yield
 
 
-def in_house_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """The same figure, whatever settings of matplotlib the reader has."""
-
-    @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with _house_style():
-            return draw(*args, **kwargs)
-
-    return drawn
-
-
 def sheet(
-    *,
-    title: str,
-    caption: str,
-    width: float,
-    height: float,
-    rows: int = 1,
-    columns: int = 1,
-    **grid: Any,
+    *, title: str, caption: str, width: float, height: float, shape: tuple[int, int], **grid: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with title above, caption below, and (rows, columns) axes; sizes in inches."""
+    """A figure (inches) with title above, caption below, and axes of the shape (rows, columns)."""
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.03, hspace=0.03)
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
-    lines = wrap(drawable(title), width, size=14.0)
-    figure.suptitle(lines, x=0.012, ha="left", fontsize=14.0, fontweight="bold", color=INK)
-    lines = wrap(drawable(caption), width, size=9.0)
-    figure.supxlabel(lines, x=0.012, ha="left", fontsize=9.0, color=QUIET)
-    return figure, figure.subplots(rows, columns, squeeze=False, **grid)
+    for write, text, size, letter, style in (
+        (figure.suptitle, title, 14.0, 0.62, {"fontweight": "bold", "color": INK}),
+        (figure.supxlabel, caption, 9.0, 0.54, {"color": QUIET}),
+    ):
+        characters = int((width - 0.3) * 72 / (size * letter))
+        lines = textwrap.fill(drawable(text), characters)
+        write(lines, x=0.012, ha="left", fontsize=size, **style)
+    return figure, figure.subplots(*shape, squeeze=False, **grid)
 
 
-def wrap(text: str, width: float, *, size: float) -> str:
-    """Breaks lines so that text of this size (points) stays within a width (inches)."""
-    characters = int((width - 0.3) * 72 / (size * (0.62 if size > 10 else 0.54)))
-    return "\n".join(textwrap.wrap(text, max(characters, 20), break_long_words=True))
-
-
-def png(figure: Figure, metadata: dict[str, str] | None = None) -> bytes:
-    return _saved(figure, "png", metadata or {})
+@house_style()
+def rendered(figure: Figure, kind: str, metadata: dict[str, str | None] | None = None) -> bytes:
+    """The figure as `png` or `svg`."""
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, metadata=metadata or {})
+    figure.set_layout_engine("none")  # laid out once: the next format takes it as it is
+    return content.getvalue()
 
 
 def save(figure: Figure, path: Path, *, run_ids: Sequence[str], command: str) -> list[Path]:
@@ -132,31 +115,16 @@ def save(figure: Figure, path: Path, *, run_ids: Sequence[str], command: str) ->
     title = " ".join(figure.get_suptitle().split())
     runs = printable("runs: " + ", ".join(dict.fromkeys(run_ids)))
     redraw = printable(f"redraw: {command}")
-    software = "stateful_gpt analysis"
-    kinds: dict[str, dict[str, str | None]] = {
-        "png": {"Title": title, "Description": runs, "Comment": redraw, "Software": software},
+    maker = "stateful_gpt analysis"
+    about: dict[str, dict[str, str | None]] = {
+        "png": {"Title": title, "Description": runs, "Comment": redraw, "Software": maker},
         # no date: the same runs give the same bytes on any day
-        "svg": {
-            "Title": title,
-            "Description": f"{runs}; {redraw}",
-            "Creator": software,
-            "Date": None,
-        },
+        "svg": {"Title": title, "Description": f"{runs}; {redraw}", "Creator": maker, "Date": None},
     }
-    paths = []
-    for kind, metadata in kinds.items():
-        target = path.with_name(f"{path.name}.{kind}")
-        write_whole(target, _saved(figure, kind, metadata))
-        figure.set_layout_engine("none")  # laid out once: the next format takes it as it is
-        paths.append(target)
-    return paths
-
-
-def _saved(figure: Figure, kind: str, metadata: dict[str, str | None] | dict[str, str]) -> bytes:
-    content = io.BytesIO()
-    with _house_style():
-        figure.savefig(content, format=kind, metadata=metadata)
-    return content.getvalue()
+    paths = {kind: path.with_name(f"{path.name}.{kind}") for kind in about}
+    for kind, metadata in about.items():
+        write_whole(paths[kind], rendered(figure, kind, metadata))
+    return list(paths.values())
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -164,8 +132,8 @@ def _saved(figure: Figure, kind: str, metadata: dict[str, str | None] | dict[str
 
 @cache
 def _glyphs() -> frozenset[int]:
-    mono = FT2Font(findfont("DejaVu Sans Mono")).get_charmap()
-    return frozenset(FT2Font(findfont("DejaVu Sans")).get_charmap()) & frozenset(mono)
+    fonts = (FT2Font(findfont(name)).get_charmap() for name in ("DejaVu Sans", "DejaVu Sans Mono"))
+    return frozenset.intersection(*map(frozenset, fonts))
 
 
 def drawable(text: str) -> str:
@@ -176,13 +144,8 @@ def drawable(text: str) -> str:
     )
 
 
-def token_text(token: str, length: int = 14) -> str:
-    """`"\\n the"` as `↵␣the`."""
-    return drawable(short(visible(token), length))
-
-
-def name_of(prompt_id: str, length: int = 30) -> str:
-    return drawable(short(visible(prompt_id, spaces=False), length))
+def name_of(prompt_id: str) -> str:
+    return drawable(short(visible(prompt_id, spaces=False), 30))
 
 
 # --- strengths ----------------------------------------------------------------------------------
@@ -205,20 +168,14 @@ def facets(runs: Runs, *, least: int = 1) -> tuple[dict[str, pd.DataFrame], str]
     return shown, f" {left} more kinds of run are not shown; --run chooses." if left else ""
 
 
-def colours(strengths: Sequence[float]) -> dict[float, str]:
+def colours(strengths: pd.Series) -> dict[float, str]:
     """A colour a strength: the stronger, the darker; zero is grey."""
     made = {0.0: ZERO}
     for side, scale in ((-1.0, BELOW_ZERO), (1.0, ABOVE_ZERO)):
         sizes = sorted({abs(strength) for strength in strengths if strength * side > 0})
-        for rank, size in enumerate(sizes):
-            made[side * size] = to_hex(scale(1.0 if len(sizes) == 1 else rank / (len(sizes) - 1)))
+        ranks = np.linspace(0, 1, len(sizes)) if len(sizes) > 1 else [1.0]
+        made |= {side * size: to_hex(scale(rank)) for size, rank in zip(sizes, ranks, strict=False)}
     return made
-
-
-def by_strength(frame: pd.DataFrame) -> Iterator[tuple[float, pd.DataFrame]]:
-    """The rows of each strength, weakest first."""
-    for strength, same in frame.groupby("strength"):
-        yield float(str(strength)), same
 
 
 def symbol(group: pd.DataFrame) -> str:
@@ -226,36 +183,44 @@ def symbol(group: pd.DataFrame) -> str:
     return "s" if (group["kind"] == "hidden_state").all() else "β"
 
 
-def strength_axis(axes: Axes, strengths: Sequence[float], *, label: str, gap: float = 0.06) -> None:
-    """Strengths at their distances: logarithmic on both sides, linear about zero.
-
-    Args:
-        gap: between two strengths that are both marked, as a part of the axis.
-    """
-    ordered = sorted(set(strengths))
-    sizes = [abs(strength) for strength in ordered if strength]
-    axes.set_xscale("symlog", linthresh=min(sizes, default=1.0), linscale=0.6)
-    scale = axes.xaxis.get_transform().transform
-    reach = float(np.ptp(scale(np.array(ordered)))) or 1.0
-    edges = scale(np.array([ordered[0], ordered[-1]])) + np.array([-0.05, 0.05]) * reach
-    axes.set_xlim(*axes.xaxis.get_transform().inverted().transform(edges))
-    marked: list[float] = []
-    for strength in sorted(ordered, key=lambda one: (one != 0, -abs(one))):
-        if all(
-            abs(float(np.diff(scale(np.array([strength, other])))[0])) > gap * reach
-            for other in marked
-        ):
-            marked.append(strength)
-    axes.xaxis.set_major_locator(FixedLocator(sorted(marked)))
+def strength_axis(axes: Axes, group: pd.DataFrame) -> None:
+    """Strengths at their distances: logarithmic on both sides, linear about zero."""
+    strengths = np.unique(group["strength"].astype(float))
+    sizes = np.abs(strengths[strengths != 0])
+    axes.set_xscale("symlog", linthresh=sizes.min() if len(sizes) else 1.0, linscale=0.6)
+    scale = axes.xaxis.get_transform()
+    places = scale.transform(strengths)
+    reach = np.ptp(places) or 1.0
+    axes.set_xlim(*scale.inverted().transform(places[[0, -1]] + [-0.05 * reach, 0.05 * reach]))
+    gap = reach * CLOSE * axes.figure.dpi / axes.bbox.width
+    marked: list[int] = []
+    for one in np.lexsort((-np.abs(strengths), strengths != 0)):  # zero, then the strongest first
+        if all(abs(places[one] - places[other]) > gap for other in marked):
+            marked.append(one)
+    axes.set_xticks(strengths[marked], [number(strength) for strength in strengths[marked]])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axes.set_xlabel(label)
+    axes.set_xlabel(f"Feedback strength {symbol(group)}")
+
+
+# --- values -------------------------------------------------------------------------------------
 
 
 def pass_axis(axes: Axes, first: float, last: float, *, label: str) -> None:
     axes.set_xlim(first - 0.5, max(last, first + 1) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel(label)
+
+
+def log_axis(axes: Axes) -> None:
+    """Logarithmic, with powers as plain text: mathtext is off, because tokens may hold a $."""
+
+    def spelt(value: float, _: object) -> str:
+        digits = str(round(np.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{value:g}" if 1e-3 < value < 1e4 else f"10{digits}"
+
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(spelt)
 
 
 def whisker(
@@ -267,9 +232,27 @@ def whisker(
     axes.errorbar(x, at, yerr=reach, fmt=mark, color=colour, capsize=3)
 
 
-def mean_and_range(values: pd.Series) -> tuple[float, float, float]:
-    numbers = values.astype(float)
-    return float(numbers.mean()), float(numbers.min()), float(numbers.max())
+def band(
+    axes: Axes,
+    ends: pd.DataFrame,
+    colour: str,
+    *,
+    dash: Any = "solid",
+    label: str | None = None,
+    mark: int | None = None,
+) -> None:
+    """A line through the first column, shaded from the second to the third; a circle at `mark`."""
+    line, low, high = (ends[name].astype(float) for name in ends)
+    axes.fill_between(ends.index, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(ends.index, line, color=colour, linestyle=dash, label=label)
+    if mark is not None and mark in ends.index:
+        axes.plot(mark, line[mark], "o", color=colour)
+
+
+def evenly(rows: pd.DataFrame, most: int) -> pd.DataFrame:
+    """At most so many rows: first and last, and others evenly between."""
+    places = np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)
+    return rows.iloc[places]
 
 
 def quantiles(count: int) -> tuple[float, float]:
@@ -279,16 +262,8 @@ def quantiles(count: int) -> tuple[float, float]:
 
 def middle(values: pd.Series) -> tuple[float, float, float]:
     """Median, and the values at both `quantiles`."""
-    low, high = (float(values.quantile(edge)) for edge in quantiles(len(values)))
-    return float(values.median()), low, high
-
-
-def power_text(value: float, _: object = None) -> str:
-    """10⁻³ as plain text: mathtext is off, because tokens may hold a $."""
-    exponent = round(math.log10(value))
-    if -3 < exponent < 4:
-        return f"{10.0**exponent:g}"
-    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    low, high = values.quantile(list(quantiles(len(values))))
+    return float(values.median()), float(low), float(high)
 
 
 def spread_words(count: int) -> str:

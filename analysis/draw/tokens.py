@@ -10,23 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
-from analysis.draw.style import (
-    ABSENT,
-    CHANGE,
-    INK,
-    NotDrawn,
-    drawable,
-    facets,
-    in_house_style,
-    name_of,
-    sheet,
-    token_text,
-)
+from analysis.draw import style
+from analysis.frames import last_step
 from analysis.labels import strength_text
 from analysis.runs import Runs
-from analysis.text import visible
+from analysis.text import short, visible
 
 MOST_ROWS = 11
 MOST_TOKENS = 48
@@ -34,48 +23,54 @@ MOST_SHOWN = 110  # tokens of a text that is written out
 LINE = 112  # characters
 SURPRISED = 8.0  # nats: the darkest colour of a token
 SURPRISE = LinearSegmentedColormap.from_list("surprise", ["#ffffff", "#d9c9e6", "#9a79bd"])
+MONO: dict[str, Any] = {"family": "DejaVu Sans Mono", "fontsize": 8.5}
 
 
-@in_house_style
+@style.house_style()
 def tokens(runs: Runs) -> Figure:
-    """Change of each token's estimate from the plain model, and the text before and after."""
+    """Change of each token's estimate from the plain model, and the text before and after.
+
+    By strength, or of a single run by pass; of the text, and the run, that change most.
+    """
     if runs.estimates.empty:
-        raise NotDrawn("no trajectory was kept, so no single tokens")
-    last = _last_step(runs.estimates)
-    facet = next(iter(facets(runs, least=2)[0].values()), None)
-    if facet is None or last["change"].isna().all():
+        raise style.NotDrawn("no trajectory was kept, so no single tokens")
+    last = last_step(runs.estimates)
+    facet = next(iter(style.facets(runs, least=2)[0].values()), None)
+    if facet is not None:
+        last = last[last["run"].isin(facet.index)]
+    if last["change"].isna().all():  # no pass of the plain model: since the first one then
         facet = None
         last = last.assign(change=last["last"] - last["first"], plain=last["first"])
-    else:
-        last = last[last["run"].isin(facet.index)]
-    distance = last["change"].abs()
-    moved = distance.groupby(last["prompt_id"].astype(str)).mean()
+    moved = last["change"].abs().groupby([last["prompt_id"].astype(str), last["run"]]).mean()
     if moved.dropna().empty:
-        raise NotDrawn("no estimate of a token is a number from its first pass to its last")
-    prompt_id = str(moved.idxmax())
-    last = last[last["prompt_id"] == prompt_id]
-    run = int(str(distance[last.index].groupby(last["run"]).mean().idxmax()))
+        raise style.NotDrawn("no estimate of a token is a number from its first pass to its last")
+    prompt_id = str(moved.groupby(level=0).mean().idxmax())
+    run = int(str(moved[prompt_id].idxmax()))
     label = str(runs.runs.at[run, "label"])
+    last = last[last["prompt_id"] == prompt_id].sort_values("position")
+    after = last[last["run"] == run]
     if facet is None:
-        rows = _by_pass(runs, run, prompt_id)
-        what = f"since the first pass, after each later one ({label})"
         origin = "the first pass"
+        what = f"since the first pass, after each later one ({label})"
+        rows = _by_pass(runs, run, prompt_id)
     else:
-        rows = _by_strength(last, facet)
         origin = "the plain model"
         what = f"from {origin}, at each strength"
-        if facet["variant"].iloc[0]:
-            what += f" ({facet['variant'].iloc[0]})"
-    after = last[last["run"] == run].sort_values("position")
-    before = _before(runs, last, after)
-    names = after.set_index("position")["token"].astype(str)
+        what += f" ({facet['variant'].iloc[0]})" if facet["variant"].iloc[0] else ""
+        rows = _by_strength(last, facet)
+    # the text that the plain model reads, or wrote
+    without = runs.runs.index[runs.runs["strength"].fillna(0) == 0]
+    plain = last[last["run"].isin(without)]
+    plain = plain[plain["run"] == plain["run"].min()]
+    before = plain if len(plain) else after.assign(last=after["plain"])
     window, cut = _window(rows)
-    shown = rows[window]
-    texts = (before, after)
-    lines = [_lines(text) for text in texts]
-    heights = [0.34 * len(shown) + 1.0, *(0.27 * len(block) + 0.3 for block in lines)]
-    figure, grid = sheet(
-        title=f"How feedback changes what the model thinks of each token: “{name_of(prompt_id)}”",
+    blocks = [_lines(before), _lines(after)]
+    heights = [0.34 * len(rows) + 1.0, *(0.27 * len(block) + 0.3 for block in blocks)]
+    figure, grid = style.sheet(
+        title=(
+            "How feedback changes what the model thinks of each token: "
+            f"“{style.name_of(prompt_id)}”"
+        ),
         caption=(
             f"Top: change of a token's log-probability {what}; warm: more expected, blue: less."
             f"{cut} Below: the text as {origin} sees it, and as {label} "
@@ -84,97 +79,62 @@ def tokens(runs: Runs) -> Figure:
         ),
         width=11.0,
         height=1.3 + sum(heights),
-        rows=3,
-        columns=1,
+        shape=(3, 1),
         height_ratios=heights,
     )
-    _heat_map(figure, grid[0, 0], shown, [token_text(names[place], 12) for place in window])
-    titles = (f"Before: {origin}", f"After: {drawable(label)}")
-    for axes, block, title in zip(grid[1:, 0], lines, titles, strict=True):
+    _heat_map(grid[0, 0], rows[window], after.set_index("position")["token"])
+    titles = (f"Before: {origin}", f"After: {style.drawable(label)}")
+    for axes, block, title in zip(grid[1:, 0], blocks, titles, strict=True):
         axes.set_title(title)
         _write(axes, block)
     return figure
 
 
-def _last_step(estimates: pd.DataFrame) -> pd.DataFrame:
-    steps = estimates.groupby(["run", "prompt_id"], observed=True)["step"]
-    return estimates[estimates["step"] == steps.transform("max")]
-
-
 def _by_strength(last: pd.DataFrame, facet: pd.DataFrame) -> pd.DataFrame:
     """(strengths, positions) changes, the mean over repeats, where all read the same token."""
-    same = (
-        last.groupby("position")["token"].transform(lambda names: names.astype(str).nunique()) == 1
-    )
+    same = last.groupby("position")["token"].transform("nunique") == 1
     strength = last["run"].map(facet["strength"]).rename("strength")
     wide = last[same].pivot_table(index=strength, columns="position", values="change")
-    places = np.linspace(0, len(wide) - 1, min(len(wide), MOST_ROWS)).round().astype(int)
-    wide = wide.iloc[places[::-1]]
-    kind = str(facet["kind"].iloc[0])
-    wide.index = pd.Index([strength_text(kind, float(value)) for value in wide.index], name=None)
-    return wide.dropna(axis=1, how="all")
+    wide = style.evenly(wide.iloc[::-1], MOST_ROWS).dropna(axis=1, how="all")
+    return wide.rename(index=lambda value: strength_text(facet["kind"].iloc[0], value))
 
 
 def _by_pass(runs: Runs, run: int, prompt_id: str) -> pd.DataFrame:
     """(passes, positions) changes since the first pass, until nothing moves that can be seen."""
     frame = runs.trajectory
-    frame = frame[(frame["run"] == run) & (frame["prompt_id"] == prompt_id)]
-    frame = frame[frame["step"] == frame["step"].max()]
-    wide = frame.pivot(index="iteration", columns="position", values="log_prob").dropna(
-        axis=1, how="all"
-    )
+    frame = last_step(frame[(frame["run"] == run) & (frame["prompt_id"] == prompt_id)])
+    wide = frame.pivot(index="iteration", columns="position", values="log_prob")
+    wide = wide.dropna(axis=1, how="all")
     far = np.flatnonzero(((wide - wide.iloc[-1]).abs() > 0.01).any(axis=1))
-    wide = wide.iloc[: max(int(far[-1]) + 2 if len(far) else 2, 2)]
-    change: pd.DataFrame = (wide - wide.iloc[0]).iloc[1:]
+    change = (wide - wide.iloc[0]).iloc[1 : max(far.max(initial=0) + 2, 2)]
     if change.empty:
-        raise NotDrawn("there is one pass, and nothing to set it against")
-    places = np.linspace(0, len(change) - 1, min(len(change), MOST_ROWS)).round().astype(int)
-    change = change.iloc[np.unique(places)]
-    change.index = pd.Index([f"pass {number}" for number in change.index])
-    return change
+        raise style.NotDrawn("there is one pass, and nothing to set it against")
+    return style.evenly(change, MOST_ROWS).rename(index=lambda number: f"pass {number}")
 
 
-def _before(runs: Runs, last: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """The text that the plain model reads, or wrote: token, position, last."""
-    without = runs.runs.index[(runs.runs["strength"] == 0) | (runs.runs["kind"] == "none")]
-    plain = last[last["run"].isin(without)]
-    if len(plain):
-        plain = plain[plain["run"] == plain["run"].iloc[0]]
-        return pd.DataFrame(plain.sort_values("position"))
-    return after.assign(last=after["plain"])
-
-
-def _window(rows: pd.DataFrame) -> tuple[list[int], str]:
+def _window(rows: pd.DataFrame) -> tuple[pd.Index, str]:
     """The positions that are drawn: of a long text, the stretch that changes most."""
-    places = [int(str(place)) for place in rows.columns]
-    if len(places) <= MOST_TOKENS:
-        return places, ""
-    moved = rows.abs().sum().rolling(MOST_TOKENS).sum().to_numpy()
-    end = int(np.nanargmax(moved)) + 1
-    cut = f" Of {len(places)} tokens, the {MOST_TOKENS} in a row that change most."
-    return places[end - MOST_TOKENS : end], cut
+    if len(rows.columns) <= MOST_TOKENS:
+        return rows.columns, ""
+    end = int(np.nanargmax(rows.abs().sum().rolling(MOST_TOKENS).sum())) + 1
+    cut = f" Of {len(rows.columns)} tokens, the {MOST_TOKENS} in a row that change most."
+    return rows.columns[end - MOST_TOKENS : end], cut
 
 
-def _heat_map(figure: Figure, axes: Axes, rows: pd.DataFrame, names: list[str]) -> None:
+def _heat_map(axes: Axes, rows: pd.DataFrame, tokens: pd.Series) -> None:
+    """(rows, positions) changes; tokens are named by their position."""
     values = rows.to_numpy(dtype=float)
     finite = np.abs(values[np.isfinite(values)])
     # one shared scale, that a single token far out does not wash out
-    widest = max(float(np.quantile(finite, 0.98)) if len(finite) else 0.0, 1e-6)
+    widest = max(np.quantile(finite, 0.98) if len(finite) else 0.0, 1e-6)
     axes.grid(False)
-    axes.set_facecolor(ABSENT)
-    image = axes.imshow(
-        np.ma.masked_invalid(values),
-        aspect="auto",
-        interpolation="nearest",
-        cmap=CHANGE,
-        vmin=-widest,
-        vmax=widest,
-    )
-    axes.set_yticks(range(len(rows)), list(rows.index))
-    size = 8.5 if len(names) > 30 else 9.5
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size, family="DejaVu Sans Mono")
+    axes.set_facecolor(style.ABSENT)
+    image = axes.imshow(values, aspect="auto", cmap=style.CHANGE, vmin=-widest, vmax=widest)
+    axes.set_yticks(range(len(rows)), rows.index)
+    names = [style.drawable(short(visible(str(tokens[place])), 12)) for place in rows.columns]
+    axes.set_xticks(range(len(names)), names, rotation=90, **MONO)
     axes.tick_params(length=0)
-    bar = figure.colorbar(image, ax=axes, extend="both", aspect=18, pad=0.01)
+    bar = axes.figure.colorbar(image, ax=axes, extend="both", aspect=18, pad=0.01)
     bar.set_label("Change of the log-\nprobability (nats)")
     bar.outline.set_visible(False)
 
@@ -182,16 +142,13 @@ def _heat_map(figure: Figure, axes: Axes, rows: pd.DataFrame, names: list[str]) 
 def _lines(text: pd.DataFrame) -> list[list[tuple[str, float]]]:
     """Lines of tokens with their log-probabilities, at most LINE characters each."""
     lines: list[list[tuple[str, float]]] = [[]]
-    room = LINE
     for token, value in zip(text["token"].iloc[:MOST_SHOWN], text["last"], strict=False):
-        shown = drawable(visible(str(token), spaces=False))[:40]
-        if len(shown) > room:
+        shown = style.drawable(visible(str(token), spaces=False))[:40]
+        if sum(len(one) for one, _ in lines[-1]) + len(shown) > LINE:
             lines.append([])
-            room = LINE
-        lines[-1].append((shown, float(value)))
-        room -= len(shown)
+        lines[-1].append((shown, value))
     if len(text) > MOST_SHOWN:
-        lines[-1].append((" …", float("nan")))
+        lines[-1].append((" …", np.nan))
     return lines
 
 
@@ -201,65 +158,55 @@ def _write(axes: Axes, lines: list[list[tuple[str, float]]]) -> None:
     for row, line in enumerate(lines):
         at = 0
         for shown, value in line:
-            colour = SURPRISE(min(-value / SURPRISED, 1.0)) if value == value else "#ffffff"
-            axes.add_patch(
-                Rectangle(
-                    (at + 0.06, row + 0.06), len(shown) - 0.12, 0.88, color=colour, linewidth=0
-                )
-            )
-            style: dict[str, Any] = {"fontsize": 8.5, "family": "DejaVu Sans Mono", "color": INK}
-            axes.text(at + len(shown) / 2, row + 0.54, shown, ha="center", va="center", **style)
+            colour = SURPRISE(np.nan_to_num(-value / SURPRISED))
+            place = (at + 0.06, row + 0.06)
+            axes.add_patch(Rectangle(place, len(shown) - 0.12, 0.88, color=colour, linewidth=0))
+            middle = at + len(shown) / 2
+            axes.text(middle, row + 0.54, shown, ha="center", va="center", color=style.INK, **MONO)
             at += len(shown)
 
 
-@in_house_style
+@style.house_style()
 def generation(runs: Runs) -> Figure:
     """Token by generation step: the change of each estimate since the token's first one."""
-    frame = runs.estimates[
-        runs.estimates.groupby(["run", "prompt_id"], observed=True)["step"].transform("max") > 0
-    ]
+    text = ["run", "prompt_id"]
+    frame = runs.estimates
+    frame = frame[frame.groupby(text, observed=True)["step"].transform("max") > 0]
     if frame.empty:
-        raise NotDrawn("no run with a trajectory generated a token")
-    best: tuple[float, int, str, pd.DataFrame] | None = None
-    for (run, prompt), part in frame.groupby(["run", "prompt_id"], observed=True):
-        values = part.pivot(index="position", columns="step", values="last").dropna(how="all")
-        if values.empty:
-            continue
-        change = values.sub(values.bfill(axis=1).iloc[:, 0], axis=0)
-        moved = float(np.nanmean(np.abs(change.to_numpy(dtype=float))))
-        if best is None or moved > best[0]:
-            best = moved, int(run), str(prompt), change  # type: ignore[call-overload]
-    if best is None:
-        raise NotDrawn("no estimate of a generated text was recorded")
-    _, run, prompt, change = best
-    label = str(runs.runs.at[run, "label"])
-    part = frame[(frame["run"] == run) & (frame["prompt_id"] == prompt)]
-    names = (
-        part.sort_values("step")
-        .drop_duplicates("position", keep="last")
-        .set_index("position")["token"]
+        raise style.NotDrawn("no run with a trajectory generated a token")
+    frame = frame.astype({"prompt_id": str, "last": float}).sort_values("step")
+    first = frame.groupby([*text, "position"])["last"].transform("first")
+    frame = frame.assign(change=frame["last"] - first)
+    moved = frame.groupby(text)["change"].agg(lambda change: change.abs().mean())
+    if moved.isna().all():
+        raise style.NotDrawn("no estimate of a generated text was recorded")
+    most: Any = moved.idxmax()
+    run, prompt_id = most
+    shown = frame[(frame["run"] == run) & (frame["prompt_id"] == prompt_id)]
+    change = shown.pivot(index="step", columns="position", values="change").dropna(
+        axis=1, how="all"
     )
-    texts = frame.groupby(["run", "prompt_id"], observed=True).ngroups
-    dropped = max(len(change) - MOST_TOKENS, 0)  # the last tokens are the generated ones
-    change = change.iloc[dropped:]
-    figure, grid = sheet(
-        title=f"Estimates of a token go on changing as the text grows: “{name_of(prompt)}”",
+    count = len(change.columns)
+    change = change.iloc[:, -MOST_TOKENS:]  # the last tokens are the generated ones
+    figure, grid = style.sheet(
+        title=(
+            f"Estimates of a token go on changing as the text grows: “{style.name_of(prompt_id)}”"
+        ),
         caption=(
             "Change of a token's log-probability after a step's last pass since its first one; "
             "warm: more expected than then, blue: less; grey: not yet written. "
-            f"{label}: of {texts} runs and texts, what changes most."
-            + (f" The last {len(change)} of {len(change) + dropped} tokens." if dropped else "")
+            f"{runs.runs['label'][run]}: of {len(moved)} runs and texts, what changes most."
+            + (f" The last {MOST_TOKENS} of {count} tokens." if count > MOST_TOKENS else "")
         ),
         width=11.0,
         height=6.0,
+        shape=(1, 1),
     )
-    axes = grid[0, 0]
-    labels = [token_text(str(names[place]), 12) for place in change.index]
-    _heat_map(figure, axes, change.T, labels)
-    axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
-    steps = list(change.columns)
-    axes.yaxis.set_major_formatter(
-        lambda at, _: f"{steps[int(at)]}" if at == int(at) and 0 <= at < len(steps) else ""
+    (axes,) = grid[0]
+    _heat_map(
+        axes, change, shown.drop_duplicates("position", keep="last").set_index("position")["token"]
     )
+    places = np.unique(np.linspace(0, len(change) - 1, 8).round().astype(int))
+    axes.set_yticks(places, change.index[places])
     axes.set_ylabel("Generation step (tokens written)")
     return figure

@@ -11,12 +11,15 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from analysis.frames import grouped
 from analysis.intervals import Interval, paired
+from analysis.labels import differing, said
 from analysis.page.finding import finding
 from analysis.page.texts import Text, packed, texts_of, thinned
 from analysis.runs import Runs, unfinished
@@ -27,7 +30,6 @@ STUDY_LIMIT = 1_000_000  # bytes
 RUN_LIMIT = 300_000  # bytes: a page beside each run in a tracker
 # what every study may vary, by its place in the selects; any other setting follows
 FAMILIAR = ("model", "kind", "layers", "start", "seed")
-IMPLIED_BY_MODEL = ("model.path", "model.tokenizer")
 COLUMNS = (
     ("outcome", "outcome", "How the passes ended"),
     ("iterations_to_tolerance", "passes", "Passes until every estimate is as good as final"),
@@ -60,56 +62,49 @@ def page_of_run(folder: Path) -> str:
 def _texts(saved: Runs) -> list[Text]:
     if saved.trajectory.empty:
         return []
-    runs = saved.runs
-    tolerance = _numbers(runs, "reporting_tolerance").fillna(TOLERANCE)
-    start = runs["start"] if "start" in runs else pd.Series("cold", index=runs.index)
+    tolerance = pd.to_numeric(saved.setting("reporting_tolerance"), errors="coerce")
     still = saved.prompts[saved.prompts["outcome"] == "settled"]
     texts = texts_of(
         saved.trajectory,
-        tolerance=dict(zip(map(int, runs.index), tolerance, strict=True)),
-        still={(int(run), str(p)) for run, p in zip(still["run"], still["prompt_id"], strict=True)},
-        cold={int(run) for run in runs.index[start != "carried"]},
+        tolerance=tolerance.fillna(TOLERANCE).to_dict(),
+        still=set(still[["run", "prompt_id"]].itertuples(index=False, name=None)),
+        cold=set(saved.runs.index[saved.setting("start") != "carried"]),
     )
-    places = {prompt: place for place, prompt in enumerate(saved.prompt_ids)}
-    return sorted(texts, key=lambda text: (text.run, places[text.prompt], text.step))
+    order = saved.prompt_ids
+    return sorted(texts, key=lambda text: (text.run, order.index(text.prompt), text.step))
 
 
 def _changes(saved: Runs) -> dict[int, Interval]:
     """By run: what feedback did to the loss of a token, where that can be said."""
-    fed = saved.runs.index[saved.runs["strength"].notna() & (saved.runs["strength"] != 0)]
-    if saved.trajectory.empty:
-        return {}
-    groups = saved.estimates.groupby("run")
-    changes = {int(run): paired(groups.get_group(run)) for run in fed if run in groups.groups}
+    fed = saved.runs["strength"].fillna(0) != 0
+    changes = {run: paired(rows) for run, rows in grouped(saved.estimates, "run") if fed[run]}
     return {run: change for run, change in changes.items() if change is not None}
 
 
 def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
-    change = _numbers(saved.runs, "nll") - _numbers(saved.runs, "nll_plain")
-    runs = saved.runs.assign(change=change)
+    runs = saved.runs.assign(change=saved.runs["nll"] - saved.runs["nll_plain"])
     left_out = (*saved.left_out, *saved.damaged)
     longest = max((len(text.tokens) for text in texts), default=0)
-    differing = _differing(runs, saved.settings)
-    keys = [key for key, *_ in COLUMNS]
-    rows = [
-        {
-            "id": str(row["run_id"]),
-            "study": str(row["study"]),
-            "strength": _plain(row["strength"]),
-            "settings": [_said(row[name]) for name in differing],
-            "measures": [_plain(row.get(key)) for key in keys],
-        }
-        for _, row in runs.iterrows()
-    ]
+    settings = [name for name in differing(runs, ("study", *saved.settings)) if name != "strength"]
+    settings.sort(key=lambda name: (*FAMILIAR, name).index(name))
     return {
-        "title": ", ".join(dict.fromkeys(runs["study"].astype(str))),
+        "title": ", ".join(runs["study"].unique()),
         "finding": finding(runs, _changes(saved), longest=longest, left_out=len(left_out)),
-        "settings": differing,
-        "kind": _said(runs["kind"].iloc[0]),
+        "settings": settings,
+        "kind": runs["kind"].iloc[0],
         "columns": [{"key": key, "name": name, "about": about} for key, name, about in COLUMNS],
-        "runs": rows,
+        "runs": [
+            {
+                "id": row["run_id"],
+                "study": row["study"],
+                "strength": _plain(row["strength"]),
+                "settings": [_spelt(row[name]) for name in settings],
+                "measures": [_plain(row[key]) for key, *_ in COLUMNS],
+            }
+            for row in runs.to_dict("records")
+        ],
         "leftOut": [{"id": one.run_id, "reason": one.reason} for one in left_out],
-        "provenance": _provenance([saved.saved[int(run)].status for run in runs.index]),
+        "provenance": _provenance([saved.saved[run].status for run in runs.index]),
     }
 
 
@@ -120,15 +115,19 @@ def _stored(texts: Sequence[Text], runs: pd.DataFrame) -> dict[str, object]:
     names = [(models[text.run], text.prompt, text.step, text.first, text.tokens) for text in texts]
     plain = {name: place for place, name in reversed([*enumerate(names)]) if texts[place].plain}
     prompts = list(dict.fromkeys(text.prompt for text in texts))
-    longest: dict[tuple[str, ...], None] = {}
+    passes = list(dict.fromkeys(tuple(text.passes.tolist()) for text in texts))
+    longest: list[tuple[str, ...]] = []  # a text that grows is the beginning of what it becomes
+
+    def beginning(tokens: tuple[str, ...]) -> int | None:
+        found = (n for n, known in enumerate(longest) if known[: len(tokens)] == tokens)
+        return next(found, None)
+
     for text in sorted(texts, key=lambda text: -len(text.tokens)):
-        if _beginning(text.tokens, longest) is None:
-            longest[text.tokens] = None
-    tokens = list(longest)
-    passes = list(dict.fromkeys(tuple(map(int, text.passes)) for text in texts))
+        if beginning(text.tokens) is None:
+            longest.append(text.tokens)
     return {
         "prompts": prompts,
-        "tokens": tokens,
+        "tokens": longest,
         "passes": passes,
         "texts": [
             [
@@ -137,8 +136,8 @@ def _stored(texts: Sequence[Text], runs: pd.DataFrame) -> dict[str, object]:
                 text.step,
                 text.first,
                 len(text.tokens),
-                _beginning(text.tokens, longest),
-                passes.index(tuple(map(int, text.passes))),
+                beginning(text.tokens),
+                passes.index(tuple(text.passes.tolist())),
                 place if text.plain else plain.get(names[place]),
             ]
             for place, text in enumerate(texts)
@@ -147,62 +146,30 @@ def _stored(texts: Sequence[Text], runs: pd.DataFrame) -> dict[str, object]:
     }
 
 
-def _beginning(tokens: tuple[str, ...], longest: Mapping[tuple[str, ...], None]) -> int | None:
-    """The number of the first list that begins with these tokens."""
-    for number, known in enumerate(longest):
-        if known[: len(tokens)] == tokens:
-            return number
-    return None
-
-
-def _differing(runs: pd.DataFrame, settings: Sequence[str]) -> list[str]:
-    """The settings, strength apart, in which the runs differ; the familiar ones first."""
-    names = [name for name in ("study", *settings) if name != "strength" and name in runs]
-    differing = [name for name in names if runs[name].map(_said).nunique() > 1]
-    if "model" in differing:  # these only repeat it, unless they say more
-        per_model = runs.astype({name: str for name in differing}).groupby("model")
-        differing = [
-            name
-            for name in differing
-            if name not in IMPLIED_BY_MODEL or per_model[name].nunique().max() > 1
-        ]
-    return sorted(differing, key=lambda name: (*FAMILIAR, name).index(name))
-
-
 def _provenance(recorded: Sequence[Mapping[str, object]]) -> list[list[object]]:
     """What was recorded of how the runs were made: a name, and its different values."""
+    chosen = {"started": slice(1), "finished": slice(-1, None)}  # of the first, of the last
     found: list[list[object]] = []
     for name in ("commit", "device", "command", "started", "finished"):
         values = sorted({str(one[name]) for one in recorded if one.get(name) is not None})
-        if name in ("started", "finished"):  # of the first, of the last
-            values = values[:1] if name == "started" else values[-1:]
-        if values:
-            found.append([name, values])
+        found += [[name, values[chosen.get(name, slice(None))]]] if values else []
     dirty = sum(one.get("dirty") is True for one in recorded)
     if dirty:
         found.append(["changes", [f"{dirty} of {len(recorded)} with changes that no commit holds"]])
     return found
 
 
-def _numbers(runs: pd.DataFrame, name: str) -> pd.Series:
-    empty = pd.Series(math.nan, index=runs.index)
-    return pd.to_numeric(runs.get(name, empty), errors="coerce").astype(float)
-
-
-def _said(value: object) -> str:
-    plain = _plain(value)
-    return "" if plain is None else f"{plain:g}" if isinstance(plain, float) else str(plain)
-
-
 def _plain(value: object) -> object:
     """As JSON can hold it: nothing for what is missing, words for what is no finite number."""
-    if value is None or value is pd.NaT or value is pd.NA:
+    if not said(value):
         return None
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value if isinstance(value, str | int | float | bool) else str(value)
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
+    return value if isinstance(value, str | int | float) else str(value)
+
+
+def _spelt(value: object) -> str:
+    return "" if not said(value) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _html(content: Mapping[str, object]) -> str:
@@ -213,19 +180,15 @@ def _html(content: Mapping[str, object]) -> str:
         f"default-src 'none'; script-src {_hashes(scripts)}; style-src {_hashes(styles)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    data = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    data = json.dumps(content, separators=(",", ":"), allow_nan=False)
     parts = {
         "policy": policy,
         "styles": "\n".join(f"<style>{style}</style>" for style in styles),
         "data": data.replace("<", "\\u003c"),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
-    page = _read("template.html")
-    pieces = [page]
-    for name, part in parts.items():  # each mark once, and never inside what was put in
-        before, _, after = pieces.pop().partition(f"<!-- {name} -->")
-        pieces += [before, part, after]
-    return "".join(pieces)
+    # in one go: nothing is looked for in what was put in
+    return re.sub(r"<!-- (\w+) -->", lambda mark: parts[mark[1]], _read("template.html"))
 
 
 def _script() -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from analysis.intervals import Interval
+from analysis.labels import strength_text
 
 AT_REST = ("settled", "within_tolerance")
 
@@ -28,22 +29,17 @@ def finding(
 def _rest(runs: pd.DataFrame, longest: int) -> str:
     if runs["outcome"].isna().all():  # only some prompts were chosen
         return ""
+    needed = runs["iterations_to_tolerance"].astype(float)
     # out of passes, and yet as near to the end as was asked for
-    near = pd.to_numeric(runs["iterations_to_tolerance"], errors="coerce").notna()
-    resting = runs[runs["outcome"].isin(AT_REST) | near]
-    all_rest = len(resting) == len(runs)
-    if len(runs) == 1:
-        sentence = "Fed back, the model's estimates came to rest"
-        if not all_rest:
-            return "Fed back, the model's estimates did not come to rest in the passes given."
-    else:
-        share = f"all {len(runs)}" if all_rest else f"{len(resting)} of {len(runs)}"
-        sentence = f"Fed back, the model's estimates came to rest in {share} runs"
-    needed = pd.to_numeric(resting["iterations_to_tolerance"], errors="coerce").dropna()
-    if len(needed):
-        most = int(needed.max())
-        limit = "at most " if len(needed) > 1 else ""
-        sentence += f", after {limit}{most} {'pass' if most == 1 else 'passes'}"
+    resting = runs[runs["outcome"].isin(AT_REST) | needed.notna()]
+    if resting.empty:
+        return "Fed back, the model's estimates did not come to rest in the passes given."
+    share = f"{'all' if len(resting) == len(runs) else f'{len(resting)} of'} {len(runs)} runs"
+    sentence = "Fed back, the model's estimates came to rest"
+    sentence += f" in {share}" if len(runs) > 1 else ""
+    most = needed.max()
+    if most > 0:
+        sentence += f", after at most {most:.0f} {'pass' if most == 1 else 'passes'}"
         if longest - 1 > most and resting["ends_by_theorem"].all():
             sentence += f" ({longest - 1} are guaranteed)"
     return f"{sentence}."
@@ -53,41 +49,26 @@ def _effect(runs: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
     """How much worse or better tokens are predicted, each paired with the plain model."""
     if not changes:
         return ""
-    worse = {run: one for run, one in changes.items() if _clear(one) and one.mean > 0}
-    better = {run: one for run, one in changes.items() if _clear(one) and one.mean < 0}
-    unclear = len(changes) - len(worse) - len(better)
-    if len(changes) == 1:
-        (change,) = changes.values()
-        if unclear:
-            by = _nats(change, signed=True)
-            return f"The model predicts neither clearly worse nor better: by {by}."
-        return f"The model predicts {'worse' if worse else 'better'}, by {_nats(change)}."
-    if unclear == len(changes):
-        none = f"In none of {unclear} runs with feedback"
+    clear = {run: one for run, one in changes.items() if one.low > 0 or one.high < 0}
+    if not clear and len(changes) > 1:
+        none = f"In none of {len(changes)} runs with feedback"
         return f"{none} does the model clearly predict worse or better."
-    parts = [
-        f"{word} in {len(group)} of {len(changes)} runs, by up to {_largest(group, runs)}"
-        for word, group in (("worse", worse), ("better", better))
-        if group
-    ]
-    if unclear:
-        parts.append(f"neither clearly in {unclear}")
+    if not clear:
+        (change,) = changes.values()
+        by = f"{change.mean:+.2f} ± {change.half:.2f} nats a token".replace("-", "−")
+        return f"The model predicts neither clearly worse nor better: by {by}."
+    parts = []
+    for word, sign in (("worse", 1), ("better", -1)):
+        group = {run: abs(one.mean) for run, one in clear.items() if one.mean * sign > 0}
+        if group:
+            run = max(group, key=lambda one: group[one])
+            kind, strength = str(runs["kind"].at[run]), float(str(runs["strength"].at[run]))
+            named = f"{kind}, " if runs["kind"].nunique() > 1 else ""
+            where = f" in {len(group)} of {len(changes)} runs" if len(changes) > 1 else ""
+            parts.append(
+                f"{word}{where}, by up to {group[run]:.2f} ± {clear[run].half:.2f} nats a token "
+                f"({named}{strength_text(kind, strength)})"
+            )
+    if len(changes) > len(clear):
+        parts.append(f"neither clearly in {len(changes) - len(clear)}")
     return f"With feedback the model predicts {', '.join(parts)}."
-
-
-def _largest(group: Mapping[int, Interval], runs: pd.DataFrame) -> str:
-    run = max(group, key=lambda one: abs(group[one].mean))
-    kind = str(runs["kind"].at[run])
-    strength = f"{runs['strength'].astype(float).at[run]:g}"
-    symbol = "s" if kind == "hidden_state" else "β"
-    named = f"{kind}, " if runs["kind"].nunique() > 1 else ""
-    return f"{_nats(group[run])} ({named}{symbol} = {strength})".replace("-", "−")
-
-
-def _clear(change: Interval) -> bool:
-    return change.low > 0 or change.high < 0
-
-
-def _nats(change: Interval, *, signed: bool = False) -> str:
-    mean = f"{change.mean:+.2f}" if signed else f"{abs(change.mean):.2f}"
-    return f"{mean} ± {change.half:.2f} nats a token".replace("-", "−")

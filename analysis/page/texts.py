@@ -6,40 +6,30 @@ Knows nothing of runs' settings, of HTML, or of what the estimates mean.
 from __future__ import annotations
 
 import base64
+import itertools
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.frames import grouped
+
 PER_NAT = 100  # stored values are hundredths of a nat
 MISSING = np.iinfo(np.int16).min  # an estimate that is no number
-# what a larger study gives up, in this order, until it fits
-THINNING = (
-    ("passes", 32),
-    ("steps", 16),
-    ("prompts", 16),
-    ("passes", 16),
-    ("steps", 8),
-    ("prompts", 4),
-    ("runs", 64),
-    ("passes", 10),
-    ("prompts", 2),
-    ("runs", 32),
-    ("prompts", 1),
-    ("steps", 2),
-    ("runs", 12),
-    ("passes", 6),
-    ("runs", 4),
-    ("steps", 1),
-    ("runs", 1),
-    ("passes", 2),
-)
+# what a larger study gives up: how it is said, and how many are kept at each of the LEVELS
+GIVEN_UP = {
+    "passes": ("at most {} of the passes of each text, the early ones all", 1),
+    "steps": ("at most {} of the generation steps of each text, evenly spread", 0.5),
+    "prompts": ("the first {} of the texts", 0.5),
+    "runs": ("texts of {} of the runs, evenly spread", 2),
+}
+LEVELS = (32, 16, 8, 4, 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Text:
     """What one run estimated about one prompt at one generation step."""
 
@@ -57,7 +47,7 @@ class Text:
 def texts_of(
     trajectory: pd.DataFrame,
     *,
-    tolerance: Mapping[int, float],
+    tolerance: Mapping[Any, float],
     still: Collection[tuple[int, str]],
     cold: Collection[int],
 ) -> list[Text]:
@@ -67,40 +57,24 @@ def texts_of(
     (run, prompt) whose estimates had come to rest, so that a change in the last pass is the last;
     `cold` the runs of which every step begins with a plain pass, not the first alone.
     """
-    texts = []
-    for key, rows in trajectory.groupby(["run", "prompt_id", "step"], observed=True):
-        run, prompt, step = cast(tuple[int, str, int], key)
-        texts.append(
-            _text(
-                rows,
-                run=run,
-                prompt=prompt,
-                step=step,
-                tolerance=tolerance[run],
-                still=(run, prompt) in still,
-                plain=step == 0 or run in cold,
-            )
+    return [
+        _text(
+            rows,
+            (run, prompt, step),
+            tolerance=tolerance[run],
+            still=(run, prompt) in still,
+            plain=step == 0 or run in cold,
         )
-    return texts
+        for (run, prompt, step), rows in grouped(trajectory, ["run", "prompt_id", "step"])
+    ]
 
 
 def _text(
-    rows: pd.DataFrame,
-    *,
-    run: int,
-    prompt: str,
-    step: int,
-    tolerance: float,
-    still: bool,
-    plain: bool,
+    rows: pd.DataFrame, key: tuple[int, str, int], *, tolerance: float, still: bool, plain: bool
 ) -> Text:
-    passes, row = np.unique(rows["iteration"].to_numpy(), return_inverse=True)
-    positions, first, column = np.unique(
-        rows["position"].to_numpy(), return_index=True, return_inverse=True
-    )
-    exact = np.full((len(passes), len(positions)), np.nan)  # (P, T) nats
-    exact[row, column] = rows["log_prob"].to_numpy()
-    tokens = tuple(str(token) for token in rows["token"].iloc[first])
+    wide = rows.pivot(index="iteration", columns="position", values="log_prob")
+    exact, passes = wide.to_numpy(dtype=float), wide.index.to_numpy()  # (P, T) nats, (P,)
+    tokens = rows.drop_duplicates("position").set_index("position")["token"]
     numbers = np.isfinite(exact)
     scaled = np.clip(np.round(np.where(numbers, exact, 0.0) * PER_NAT), MISSING + 1, -MISSING - 1)
     values = np.where(numbers, scaled, MISSING).astype(np.int16)
@@ -115,11 +89,11 @@ def _text(
     changes = np.flatnonzero((values != values[-1]).any(axis=1))
     end = changes[-1] + 2 if len(changes) else 1
     return Text(
-        run=int(run),
-        prompt=str(prompt),
-        step=int(step),
-        first=int(positions[0]),
-        tokens=tokens,
+        run=int(key[0]),
+        prompt=str(key[1]),
+        step=int(key[2]),
+        first=int(wide.columns[0]),
+        tokens=tuple(map(str, tokens[wide.columns])),
         passes=passes[:end],
         values=values[:end],
         settles=settles,
@@ -131,54 +105,35 @@ def thinned(texts: Sequence[Text]) -> Iterator[tuple[list[Text], list[str]]]:
     """The texts, then ever fewer of them, each time with a sentence per thing given up."""
     kept, said = list(texts), dict[str, str]()
     yield kept, []
-    for what, most in THINNING if kept else ():
+    for level, (what, (sentence, share)) in itertools.product(LEVELS, GIVEN_UP.items()):
+        most = int(level * share)
         fewer = _thin(kept, what, most)
-        if fewer is not None:
-            kept, said[what] = fewer
+        if fewer != kept:
+            kept, said[what] = fewer, sentence.format(most)
             yield kept, list(said.values())
 
 
-def _thin(texts: list[Text], what: str, most: int) -> tuple[list[Text], str] | None:
-    """At most so many passes, steps, prompts or runs; None if there are no more than that."""
+def _thin(texts: list[Text], what: str, most: int) -> list[Text]:
+    """At most so many passes and steps of each text, prompts, or runs."""
     if what == "passes":
-        longest = max(len(text.passes) for text in texts)
-        if longest <= most:
-            return None
-        fewer = [_fewer_passes(text, most) for text in texts]
-        return fewer, f"at most {most} passes of each text, the early ones all"
-    if what == "steps":
-        last: dict[tuple[int, str], set[int]] = {}
-        for text in texts:
-            last.setdefault((text.run, text.prompt), set()).add(text.step)
-        if max(map(len, last.values())) <= most:
-            return None
-        chosen = {key: _spread(sorted(steps), most) for key, steps in last.items()}
-        fewer = [text for text in texts if text.step in chosen[text.run, text.prompt]]
-        return (
-            fewer,
-            f"at most {most} generation step{'s' * (most > 1)} of each text, evenly spread",
-        )
+        return [_fewer_passes(text, most) for text in texts]
     if what == "prompts":
-        prompts = list(dict.fromkeys(text.prompt for text in texts))
-        if len(prompts) <= most:
-            return None
-        fewer = [text for text in texts if text.prompt in prompts[:most]]
-        return fewer, "the first text" if most == 1 else f"the first {most} texts"
-    runs = list(dict.fromkeys(text.run for text in texts))
-    if len(runs) <= most:
-        return None
-    wanted = _spread(runs, most)
-    fewer = [text for text in texts if text.run in wanted]
-    return (
-        fewer,
-        "the texts of one run" if most == 1 else f"the texts of {most} runs, evenly spread",
-    )
+        first = list(dict.fromkeys(text.prompt for text in texts))[:most]
+        return [text for text in texts if text.prompt in first]
+    if what == "runs":
+        runs = _spread([text.run for text in texts], most)
+        return [text for text in texts if text.run in runs]
+    steps: dict[tuple[int, str], list[int]] = {}
+    for text in texts:
+        steps.setdefault((text.run, text.prompt), []).append(text.step)
+    return [text for text in texts if text.step in _spread(steps[text.run, text.prompt], most)]
 
 
 def _spread(items: list[int], most: int) -> set[int]:
-    """First and last, and others evenly between; of one alone the last."""
-    places = np.linspace(len(items) - 1, 0, min(most, len(items))).round().astype(int)
-    return {items[place] for place in places}
+    """First and last, and others evenly between."""
+    unique = sorted({*items})
+    places = np.linspace(0, len(unique) - 1, min(most, len(unique))).round().astype(int)
+    return {unique[place] for place in places}
 
 
 def _fewer_passes(text: Text, most: int) -> Text:

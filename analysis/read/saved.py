@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -21,26 +22,25 @@ MEASURES = (
     "kl_effect",
     "hidden_step_norm",
 )
-PROMPT_COLUMNS = (
-    "prompt_id",
-    "text",
-    "prompt_tokens",
-    "generated_tokens",
-    "generated_text",
-    "outcome",
-    "iterations",
-    "iterations_to_tolerance",
-    "reporting_tolerance",
-    "rate",
-    "lyapunov",
-    "nll",
-    "nll_plain",
-    "kl_effect",
-    "oracle_error_max",
-    "seconds",
-)
-TEXT_COLUMNS = frozenset({"prompt_id", "text", "generated_text", "outcome"})
-TRAJECTORY_COLUMNS = ("prompt_id", "step", "iteration", "position", "token", "log_prob")
+PROMPT_COLUMNS = {
+    "prompt_id": str,
+    "text": str,
+    "prompt_tokens": float,
+    "generated_tokens": float,
+    "generated_text": str,
+    "outcome": str,
+    "iterations": float,
+    "iterations_to_tolerance": float,
+    "reporting_tolerance": float,
+    "rate": float,
+    "lyapunov": float,
+    "nll": float,
+    "nll_plain": float,
+    "kl_effect": float,
+    "oracle_error_max": float,
+    "seconds": float,
+}
+TRAJECTORY_COLUMNS = ["prompt_id", "step", "iteration", "position", "token", "log_prob"]
 # where only values over all prompts were kept, they stand in for the prompts under this name
 ALL_PROMPTS = "(all prompts)"
 
@@ -60,9 +60,9 @@ class SavedRun:
     run_id: str
     study: str
     place: str  # where it is kept; two sources that share a place hold the same run
-    config: Mapping[str, object]
-    status: Mapping[str, object]
-    summary: Mapping[str, object]
+    config: Mapping[str, Any]
+    status: Mapping[str, Any]
+    summary: Mapping[str, Any]
     iterations: pd.DataFrame  # prompt_id, step, iteration and whichever MEASURES were recorded
     trajectory: Callable[[], pa.Table] | None  # TRAJECTORY_COLUMNS, or NotData; None: not kept
     lacking: str | None = None  # what was not kept, in a few words; None: the run is complete
@@ -75,8 +75,8 @@ class SavedModel:
     run_id: str
     place: str
     kind: str  # "training" or "state_tracking"
-    settings: Mapping[str, object]  # by dotted key
-    facts: Mapping[str, object]  # what is said of it as a whole
+    settings: Mapping[str, Any]  # by dotted key
+    facts: Mapping[str, Any]  # what is said of it as a whole
     curve: pd.DataFrame  # depth, and nll and kl, or level and accuracy
 
 
@@ -87,11 +87,3 @@ class LeftOut:
     run_id: str
     place: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Found:
-    """Everything one source holds."""
-
-    runs: tuple[SavedRun | SavedModel, ...]
-    left_out: tuple[LeftOut, ...]

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from analysis.read import model_folder, run_folder, wandb
-from analysis.read.saved import Found, LeftOut, NotData, SavedModel, SavedRun, SourceError
+from analysis.read.saved import LeftOut, NotData, SavedModel, SavedRun, SourceError
 
+Saved = SavedRun | SavedModel
 TRACKER = "wandb"  # beside or in a run folder, it repeats the run
-Read = Callable[[Path], SavedRun | SavedModel]
-FOLDERS: tuple[tuple[Callable[[Path], bool], Read], ...] = (
+FOLDERS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Saved]], ...] = (
     (model_folder.accepts_training, model_folder.read_training),
     (model_folder.accepts_contest, model_folder.read_contest),
     (run_folder.accepts, run_folder.read_run),
@@ -23,18 +23,18 @@ FOLDERS: tuple[tuple[Callable[[Path], bool], Read], ...] = (
 )
 
 
-def read(sources: Sequence[str]) -> Found:
-    """Everything finished in all sources. SourceError if one cannot be read, or all hold nothing.
+def read(sources: Sequence[str]) -> tuple[list[Saved], tuple[LeftOut, ...]]:
+    """Everything finished in all sources, and what is not. What lies in several counts once.
 
-    What lies in several sources counts once.
+    SourceError if a source cannot be read, or all hold nothing.
     """
-    found = [_read(source) for source in sources]
-    runs = {(run.place, run.run_id): run for one in found for run in one.runs}
-    left_out = {item.place: item for one in found for item in one.left_out}
-    if not runs:
-        reasons = left_out_line(tuple(left_out.values()))
+    found = {(one.place, one.run_id): one for source in sources for one in _read(source)}
+    saved = [one for one in found.values() if not isinstance(one, LeftOut)]
+    left_out = tuple(one for one in found.values() if isinstance(one, LeftOut))
+    if not saved:
+        reasons = left_out_line(left_out)
         raise SourceError(f"{', '.join(sources)}: there is no finished run. {reasons}".strip())
-    return Found(tuple(runs.values()), tuple(left_out.values()))
+    return saved, left_out
 
 
 def left_out_line(left_out: Sequence[LeftOut]) -> str:
@@ -46,64 +46,48 @@ def left_out_line(left_out: Sequence[LeftOut]) -> str:
     return f"Left out {len(left_out)} {noun} not finished and whole: {names}."
 
 
-def _read(source: str) -> Found:
-    if wandb.accepts_address(source):
-        return wandb.read_address(source)
+def _read(source: str) -> Sequence[Saved | LeftOut]:
     path = Path(source)
+    if source.startswith(wandb.PREFIX):
+        return wandb.read_address(source)
     if path.is_dir():
-        return _read_folder(source)
+        # a W&B folder by itself, or all that is left of a study, is read where nothing else is
+        found = list(_walk(path, TRACKER)) or list(_walk(path, None))
+        if not found:
+            what = "there is no run folder, no trained model and no W&B run in it"
+            raise SourceError(f"{source}: {what}.")
+        return found
     if source.endswith(".wandb") and path.is_file():
-        return _all([path], lambda log: wandb.read_folder(log.parent, log=log))
+        return [_attempt(wandb.read_log_file, path)]
+    what = "there is no such folder"
     if path.exists():
-        raise SourceError(
-            f"{source}: this is a file; give a run folder, a study folder or a .wandb file."
-        )
-    raise SourceError(f"{source}: there is no such folder.")
+        what = "this is a file; give a run folder, a study folder or a .wandb file"
+    raise SourceError(f"{source}: {what}.")
 
 
-def _read_folder(source: str) -> Found:
-    """Everything at and below a folder. SourceError when there is nothing, whole or not."""
-    places = list(_places(Path(source), enter_tracker=False))
-    # a W&B folder by itself, or all that is left of a study
-    places = places or list(_places(Path(source), enter_tracker=True))
-    if not places:
-        raise SourceError(
-            f"{source}: there is no run folder, no trained model and no W&B run in it."
-        )
-    return _all(places, lambda place: _reader(place)(place))  # type: ignore[misc]
-
-
-def _all(places: Sequence[Path], read: Read) -> Found:
-    runs: list[SavedRun | SavedModel] = []
-    left_out: list[LeftOut] = []
-    for place in places:
-        try:
-            runs.append(read(place))
-        except NotData as reason:
-            real = place.resolve()
-            name = real.stem if real.suffix == ".wandb" else real.name
-            left_out.append(LeftOut(run_id=name, place=str(real), reason=str(reason)))
-    return Found(tuple(runs), tuple(left_out))
-
-
-def _reader(folder: Path) -> Read | None:
-    return next((read for accepts, read in FOLDERS if accepts(folder)), None)
-
-
-def _places(
-    folder: Path, *, enter_tracker: bool, seen: frozenset[Path] = frozenset()
-) -> Iterator[Path]:
-    """By name; does not look inside a run."""
+def _walk(
+    folder: Path, skipped: str | None, above: frozenset[Path] = frozenset()
+) -> Iterator[Saved | LeftOut]:
+    """What lies at and below a folder, by name; does not look inside a run."""
     real = folder.resolve()
-    if real in seen:  # a link back to a folder above
+    reader = next((read for accepts, read in FOLDERS if accepts(folder)), None)
+    if real in above:  # a link back
         return
-    if _reader(folder) is not None:
-        yield folder
+    if reader is not None:
+        yield _attempt(reader, folder)
         return
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError:
         return
     for name in names:
-        if not name.startswith(".") and (enter_tracker or name != TRACKER):
-            yield from _places(folder / name, enter_tracker=enter_tracker, seen=seen | {real})
+        if not name.startswith(".") and name != skipped:
+            yield from _walk(folder / name, skipped, above | {real})
+
+
+def _attempt(read: Callable[[Path], Saved], path: Path) -> Saved | LeftOut:
+    try:
+        return read(path)
+    except NotData as reason:
+        real = path.resolve()
+        return LeftOut(real.name.removesuffix(".wandb"), str(real), str(reason))

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,6 @@ from analysis.read.saved import (
     ALL_PROMPTS,
     MEASURES,
     PROMPT_COLUMNS,
-    Found,
     LeftOut,
     NotData,
     SavedRun,
@@ -36,7 +32,7 @@ from analysis.read.wandb_log import Log, NotALog, read_log
 
 PREFIX = "wandb:"
 COPY = "run_folder"
-FILES = tuple(f"{COPY}/{name}" for name in run_folder.MARKS)
+FILES = [f"{COPY}/{name}" for name in run_folder.MARKS]
 PAGE = 100  # runs a request
 MOST_ROWS = 100_000  # of a history; W&B samples where there are more
 AT_ONCE = 8
@@ -46,11 +42,8 @@ PATIENCE: dict[str, Any] = {  # a server that is down is said to be so within ha
     "x_graphql_retry_wait_max_seconds": 2.0,
     "x_graphql_timeout_seconds": 20.0,
     "x_file_transfer_retry_max": 3,
-    "x_file_transfer_retry_wait_max_seconds": 2.0,
     "x_file_transfer_timeout_seconds": 120.0,
 }
-LOCAL_COPY = Path("files", COPY)
-HISTORY_COLUMNS = ("iteration", *MEASURES)
 MOST_ITERATIONS = 2**31
 
 
@@ -59,118 +52,110 @@ def accepts_folder(folder: Path) -> bool:
     return next(folder.glob("*.wandb"), None) is not None
 
 
-def read_folder(folder: Path, *, log: Path | None = None) -> SavedRun:
+def read_folder(folder: Path) -> SavedRun:
     """One W&B run. Raises NotData where even the log holds no measures, or those of a failure."""
+    return read_log_file(min(folder.glob("*.wandb")))
+
+
+def read_log_file(path: Path) -> SavedRun:
+    """The W&B run that this log belongs to."""
+    copy = path.parent / "files" / COPY
     try:
-        return run_folder.read_run(folder / LOCAL_COPY)
+        return run_folder.read_run(copy)
     except NotData as reason:
-        problem = str(reason)
-    path = log or min(folder.glob("*.wandb"))
+        lacking = str(reason) if copy.exists() else f"no files/{COPY}"
     try:
-        said = read_log(path)
+        log = read_log(path)
     except NotALog as reason:
         raise NotData(str(reason)) from None
-    if said.run_id is None:
+    if log.run_id is None:
         raise NotData("its W&B log breaks off before the run begins")
-    if said.exit_code:
+    if log.exit_code:
         raise NotData("failed")
-    return _from_history(
-        run_id=said.run_id,
-        study=said.group,
-        place=str(folder.resolve()),
-        config=said.config,
-        summary=said.summary,
-        history=said.history,
-        lacking=_lacking(said, problem if (folder / LOCAL_COPY).exists() else f"no {LOCAL_COPY}"),
-    )
+    if log.exit_code is None:
+        lacking += ", and its W&B log breaks off"
+    return _from_history(log, place=str(path.parent.resolve()), lacking=lacking)
 
 
-def _lacking(said: Log, problem: str) -> str:
-    if said.exit_code is None:
-        return f"{problem}, and its W&B log breaks off"
-    return problem
+def read_address(source: str) -> list[SavedRun | LeftOut]:
+    """Every run of a project or group. SourceError if the server does not give them."""
+    parts = source.removeprefix(PREFIX).split("/", 2)
+    if len(parts) < 2 or not all(parts):
+        raise SourceError(f"{source}: give wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/GROUP.")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    stdin = sys.stdin
+    try:
+        with open(os.devnull, encoding="utf-8") as nobody, ThreadPoolExecutor(AT_ONCE) as pool:
+            sys.stdin = nobody  # W&B is to ask nobody for a key
+            import wandb  # takes a second: only where it is used
 
-
-def accepts_address(source: str) -> bool:
-    return source.startswith(PREFIX)
-
-
-def read_address(source: str) -> Found:
-    """Every finished run of a project or group. SourceError if the server does not give them."""
-    entity, project, group = _address(source)
-    with _wandb_said(source):
-        listed = list(
-            _connect(entity, project).runs(
-                f"{entity}/{project}",
-                filters={"group": group} if group else {},
+            wandb.setup(settings=wandb.Settings(**PATIENCE))
+            runs = wandb.Api(timeout=30, overrides={"entity": parts[0], "project": parts[1]}).runs(
+                "/".join(parts[:2]),
+                filters={"group": parts[2]} if len(parts) == 3 else {},
                 per_page=PAGE,
                 lazy=False,  # with the configuration and the summary
             )
-        )
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            read_runs = list(pool.map(lambda run: _read_or_leave_out(run, source), listed))
-    if not listed:
+            found = list(pool.map(_read_or_leave_out, runs))
+    except Exception as error:  # W&B raises many kinds
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise SourceError(f"{source}: W&B says: {said[:300].rstrip('.')}.") from error
+    finally:
+        sys.stdin = stdin
+    if not found:
         raise SourceError(f"{source}: there is no run in it.")
-    return Found(
-        tuple(one for one in read_runs if isinstance(one, SavedRun)),
-        tuple(one for one in read_runs if isinstance(one, LeftOut)),
-    )
+    return found
 
 
-def _read_run(run: Any, *, place: str) -> SavedRun:
-    """A run of W&B's public API. Raises NotData if it holds no measures or is not finished."""
+def _read_or_leave_out(run: Any) -> SavedRun | LeftOut:
+    """A run of W&B's public API, which is data if it is finished and holds measures."""
+    place = f"{PREFIX}{'/'.join(run.path)}"
+    try:
+        return _read_run(run, place)
+    except NotData as reason:
+        return LeftOut(run_id=run.id, place=place, reason=str(reason))
+
+
+def _read_run(run: Any, place: str) -> SavedRun:
     if run.state != "finished":
         raise NotData(str(run.state))
     try:
         return run_folder.read_run(_fetch(run) / COPY)
     except NotData as reason:
-        problem = str(reason)
-    return _from_history(
+        lacking = str(reason)
+    log = Log(
         run_id=run.id,
-        study=run.group or "",
-        place=place,
+        group=run.group or "",
         config=run.config,
         summary=dict(run.summary),
         history=run.history(samples=MOST_ROWS, pandas=False),
-        lacking=problem,
-        commit=run.commit,
     )
-
-
-def _read_or_leave_out(run: Any, source: str) -> SavedRun | LeftOut:
-    place = f"{PREFIX}{'/'.join(run.path)}"
-    try:
-        return _read_run(run, place=place)
-    except NotData as reason:
-        return LeftOut(run_id=run.id, place=place, reason=str(reason))
+    return _from_history(log, place=place, lacking=lacking, commit=run.commit)
 
 
 def _fetch(run: Any) -> Path:
     """The folder that holds the run's files, fetched whole or not at all. Raises NotData."""
-    files = {file.name: file for file in run.files(names=list(FILES)) if file.name in FILES}
-    lacking = [name for name in FILES if name not in files]
-    if lacking:
-        raise NotData(f"no {lacking[0] if len(lacking) < len(FILES) else COPY} among its files")
+    files = {file.name: file for file in run.files(names=FILES) if file.name in FILES}
+    absent = [name for name in FILES if name not in files]
+    if absent:
+        raise NotData(f"no {absent[0] if files else COPY} among its files")
     content = [(name, files[name].md5, files[name].size) for name in FILES]
     key = repr((os.environ.get("WANDB_BASE_URL"), run.path, content))  # new files, new place
     folder = _cache() / hashlib.sha256(key.encode()).hexdigest()[:32]
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".fetching-", dir=folder.parent))
-    try:
-        for name, file in files.items():
-            file.download(root=str(partial), replace=True).close()
-            size = (partial / name).stat().st_size
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder.parent) as name:
+        for file in files.values():
+            file.download(root=name, replace=True).close()
+            size = Path(name, file.name).stat().st_size
             if size != file.size:
-                raise NotData(f"{name} is {size} bytes instead of {file.size}")
+                raise NotData(f"{file.name} is {size} bytes instead of {file.size}")
         try:
-            os.rename(partial, folder)
+            os.rename(name, folder)
         except OSError:
             if not folder.is_dir():  # another process may have been quicker
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -182,85 +167,27 @@ def _cache() -> Path:
     return Path(base) / "stateful_gpt" / "wandb"
 
 
-def _address(source: str) -> tuple[str, str, str | None]:
-    parts = source.removeprefix(PREFIX).split("/", 2)
-    if len(parts) < 2 or not all(parts):
-        raise SourceError(f"{source}: give wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/GROUP.")
-    return parts[0], parts[1], parts[2] if len(parts) == 3 else None
-
-
-def _connect(entity: str, project: str) -> Any:
-    """The one way in: W&B's own client, with the user's login."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb  # takes a second: only where it is used
-
-    wandb.setup(settings=wandb.Settings(**PATIENCE))
-    return wandb.Api(timeout=30, overrides={"entity": entity, "project": project})
-
-
-@contextmanager
-def _wandb_said(source: str) -> Iterator[None]:
-    """Whatever W&B has to complain about becomes one sentence, and it asks nobody for a key."""
-    stdin = sys.stdin
-    try:
-        with open(os.devnull, encoding="utf-8") as nobody:
-            sys.stdin = nobody
-            yield
-    except SourceError:
-        raise
-    except Exception as error:  # W&B raises many kinds
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise SourceError(f"{source}: W&B says: {said[:300].rstrip('.')}.") from error
-    finally:
-        sys.stdin = stdin
-
-
-def _from_history(
-    *,
-    run_id: str,
-    study: str,
-    place: str,
-    config: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]],
-    lacking: str,
-    commit: str | None = None,
-) -> SavedRun:
+def _from_history(log: Log, *, place: str, lacking: str, commit: str | None = None) -> SavedRun:
     """As much of a run as its history tells. Raises NotData where there is no row to tell it."""
-    frame = pd.DataFrame([{name: row.get(name) for name in HISTORY_COLUMNS} for row in history])
-    frame = frame.reindex(columns=list(HISTORY_COLUMNS)).apply(_numbers)
+    frame = pd.DataFrame(log.history).reindex(columns=["iteration", *MEASURES])
+    frame = frame.apply(pd.to_numeric, errors="coerce")  # a log may hold what it likes
     frame = frame[frame["iteration"].between(1, MOST_ITERATIONS)]
     if frame.empty:
         raise NotData(f"{lacking}, and no history of iterations")
     # a run that was resumed logs again what it had logged before
     frame = frame.drop_duplicates("iteration", keep="last").sort_values("iteration")
-    ended = "outcome" in summary  # until then, W&B's summary repeats the last row of the history
-    overall = {key: summary[key] for key in PROMPT_COLUMNS if ended and _is_plain(summary.get(key))}
-    tolerance = config.get("reporting_tolerance")
-    told = {"reporting_tolerance": tolerance if _is_plain(tolerance) else None, **overall}
+    ended = "outcome" in log.summary  # until then, it repeats the last row of the history
+    overall = {key: log.summary[key] for key in PROMPT_COLUMNS if ended and key in log.summary}
+    tolerance = {"reporting_tolerance": log.config.get("reporting_tolerance")}
+    prompts = [{**tolerance, **overall, "prompt_id": ALL_PROMPTS}]
     return SavedRun(
-        run_id=run_id,
-        study=str(config.get("study") or study or "unknown"),
+        run_id=str(log.run_id),
+        study=str(log.config.get("study") or log.group or "unknown"),
         place=place,
-        config={key: value for key, value in config.items() if not key.startswith("_")},
+        config=log.config,
         status={"commit": commit},
-        summary={
-            "run_id": run_id,
-            "overall": overall,
-            "prompts": [{**told, "prompt_id": ALL_PROMPTS}],
-        },
+        summary={"overall": overall, "prompts": prompts},
         iterations=frame.astype({"iteration": int}).assign(prompt_id=ALL_PROMPTS, step=0),
         trajectory=None,
         lacking=lacking,
     )
-
-
-def _numbers(column: pd.Series) -> pd.Series:
-    """Anything that is no number is missing: a log may hold what it likes."""
-    return pd.Series(
-        [value if isinstance(value, int | float) else None for value in column], dtype=float
-    )
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float)

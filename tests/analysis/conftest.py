@@ -95,7 +95,6 @@ def write_run(
     prompts: dict[str, str] | None = None,
     steps: int = 0,
     state: str = "finished",
-    partitioned: bool = False,
     drop_measures: tuple[str, ...] = (),
     **changes: object,
 ) -> Path:
@@ -153,12 +152,7 @@ def write_run(
     frame = pd.concat(measures, ignore_index=True).drop(columns=list(drop_measures))
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), folder / "iterations.parquet")
     table = pa.Table.from_pandas(pd.concat(trajectory, ignore_index=True), preserve_index=False)
-    if partitioned:
-        pq.write_to_dataset(
-            table, folder / "trajectory.parquet", partition_cols=["prompt_id", "step"]
-        )
-    else:
-        pq.write_table(table, folder / "trajectory.parquet")
+    pq.write_table(table, folder / "trajectory.parquet")
     status = {"state": state, "commit": "0a1b2c3", "dirty": False, "finished": "2024-01-01"}
     (folder / "status.json").write_text(json.dumps(status), encoding="utf-8")
     return folder

@@ -24,7 +24,7 @@ from analysis.__main__ import main
 from analysis.draw.figures import FIGURES
 from analysis.draw.settling import settling
 from analysis.draw.strength import headline
-from analysis.draw.style import png
+from analysis.draw.style import rendered
 from analysis.intervals import paired
 from analysis.read import run_folder
 
@@ -48,19 +48,21 @@ def stems(folder: Path) -> set[str]:
     return pictures
 
 
-def test_torch_is_never_imported(study: Path, tmp_path: Path) -> None:
+def test_neither_torch_nor_pyplot_is_ever_imported(study: Path, tmp_path: Path) -> None:
     script = (
         "import runpy, sys\n"
         "try:\n"
         "    runpy.run_module('analysis', run_name='__main__', alter_sys=True)\n"
         "except SystemExit as end:\n"
         "    assert end.code == 0, end.code\n"
-        "print([name for name in ('torch', 'stateful_gpt', 'wandb') if name in sys.modules])\n"
+        "never = ('torch', 'stateful_gpt', 'wandb', 'matplotlib.pyplot')\n"
+        "print([name for name in never if name in sys.modules])\n"
     )
     words = ["figures", str(study / "run_0p5"), "--prompt", "list", "--out", str(tmp_path)]
     ran = subprocess.run(
         [sys.executable, "-c", script, *words],
         cwd=ROOT,
+        env={**os.environ, "MPLBACKEND": "module://nobody_has_this.backend"},
         capture_output=True,
         text=True,
         check=True,
@@ -174,38 +176,24 @@ def test_the_headline_says_what_the_runs_needed_and_what_is_guaranteed(study: Pa
 def test_a_readers_own_settings_of_matplotlib_change_no_figure(study: Path) -> None:
     runs = load(str(study)).only(run_ids=[], prompt_ids=["list"])
     chosen = [draw for draw, fits in FIGURES.values() if fits(runs)]
-    before = [png(draw(runs)) for draw in chosen]
+    before = [rendered(draw(runs), "png") for draw in chosen]
     odd = {"axes.facecolor": "red", "font.size": 20.0, "lines.linewidth": 9.0, "savefig.dpi": 30}
     with matplotlib.rc_context(odd):
-        assert [png(draw(runs)) for draw in chosen] == before
-
-
-def test_pyplot_is_never_imported(study: Path, tmp_path: Path) -> None:
-    words = ["figures", str(study / "run_0p5"), "--prompt", "list", "--out", str(tmp_path)]
-    script = (
-        "import sys\nfrom analysis.__main__ import main\n"
-        f"assert main({words!r}) == 0\nassert 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    odd = {**os.environ, "MPLBACKEND": "module://nobody_has_this.backend"}
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60, env=odd)
+        assert [rendered(draw(runs), "png") for draw in chosen] == before
 
 
 def test_every_parquet_file_is_read_once(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: Counter[str] = Counter()
+    opened: Counter[Path] = Counter()
+    read = run_folder.parquet
 
-    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(first: Any, *rest: Any, **named: Any) -> Any:
-            opened[str(getattr(first, "files", first))] += 1
-            return function(first, *rest, **named)
+    def counted(path: Path, **named: Any) -> Any:
+        opened[path] += 1
+        return read(path, **named)
 
-        return counted
-
-    read_table = run_folder._table
-    monkeypatch.setattr(run_folder, "_table", counting(read_table))
-    monkeypatch.setattr(run_folder, "parquet", counting(run_folder.parquet))
-    assert main(["figures", str(study), "--prompt", "list", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(run_folder, "parquet", counted)
+    assert main(["page", str(study), "--prompt", "list", "--out", str(tmp_path / "p.html")]) == 0
     assert len(opened) == 2 * 6
     assert set(opened.values()) == {1}
 

@@ -90,24 +90,6 @@ def test_a_source_that_is_no_good_is_one_sentence(
     assert source in str(caught.value)
 
 
-def test_a_partitioned_trajectory_reads_like_a_single_file(
-    make_run: MakeRun, tmp_path: Path
-) -> None:
-    text = {"007": "one two three four five six"}
-    make_run(tmp_path / "file" / "a", prompts=text, steps=2, feedback__strength=0.5)
-    make_run(
-        tmp_path / "parts" / "a", prompts=text, steps=2, feedback__strength=0.5, partitioned=True
-    )
-    one, other = (
-        load(str(tmp_path / name)).trajectory.astype({"prompt_id": str, "token": str})
-        for name in ("file", "parts")
-    )
-    last = one[(one["step"] == 2) & (one["iteration"] == 1)]
-    assert list(last["token"]) == ["one", " two", " three", " four", " five", " six"]
-    assert set(one["prompt_id"]) == {"007"}
-    pd.testing.assert_frame_equal(one, other)
-
-
 def test_lacking_and_null_measures_are_missing(make_run: MakeRun, tmp_path: Path) -> None:
     make_run(tmp_path / "old", prompts=ONE, drop_measures=("oracle_error_max", "kl_step"))
     new = make_run(tmp_path / "new", prompts=ONE, feedback__strength=0.5)

@@ -120,7 +120,7 @@ def write_offline(
 
 def test_a_log_gives_configuration_history_and_summary(tmp_path: Path) -> None:
     log = read_log(write_log(tmp_path / "run-abc.wandb", *whole_log()))
-    assert (log.run_id, log.project, log.group, log.exit_code) == ("abc", "stateful_gpt", "g", 0)
+    assert (log.run_id, log.group, log.exit_code) == ("abc", "g", 0)
     assert log.config == CONFIG
     assert log.summary == SUMMARY
     assert log.history == HISTORY
