@@ -138,7 +138,8 @@ def generate(
 
     Raises:
         ValueError: an empty prompt, ids outside the model's embedding, ``previous`` of other
-            lengths than the prompts, or a recompute that the feedback does not allow.
+            lengths than the prompts, another number of ``generators``, a ``slide`` below 1, or a
+            recompute that the feedback does not allow.
     """
     sampling = sampling or Sampling()
     texts = [list(prompt) for prompt in prompts]
@@ -148,6 +149,10 @@ def generate(
             " of hidden states must be 1, got 0"
         )
     _check(texts, previous, model.vocab_size)
+    if slide < 1:
+        raise ValueError(f"slide must be at least 1, got {slide}")
+    if isinstance(generators, Sequence) and len(generators) != len(texts):
+        raise ValueError(f"{len(texts)} prompts need as many generators, got {len(generators)}")
     so_far = _SoFar(texts, model, feedback, max_new_tokens=max_new_tokens, previous=previous)
     longest = min(model.block_size, so_far.tokens.size(1))
     passes = Passes(

@@ -804,3 +804,22 @@ def test_impossible_prompts_are_refused(
             config=ONE_PASS,
             previous=previous,
         )
+
+
+def test_a_window_slides_by_a_token_at_least(make_gpt: Make) -> None:
+    with pytest.raises(ValueError, match="slide must be at least 1, got 0"):
+        generate(
+            make_gpt(1), [[1]], max_new_tokens=1, feedback=Feedback(), config=ONE_PASS, slide=0
+        )
+
+
+def test_every_prompt_has_a_generator_where_there_are_several(make_gpt: Make) -> None:
+    with pytest.raises(ValueError, match="2 prompts need as many generators, got 1"):
+        generate(
+            make_gpt(1),
+            [[1], [2]],
+            max_new_tokens=1,
+            feedback=Feedback(),
+            config=ONE_PASS,
+            generators=[torch.Generator()],
+        )
