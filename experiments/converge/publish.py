@@ -177,8 +177,9 @@ def publish(
     if live is None or not live.told_all:
         for row in history_rows(folder):
             tracker.log(row, step=row["iteration"] + (live.behind if live is not None else 0))
-    tracker.html("page", lambda: pkgutil.resolve_name(PAGE)(folder))
-    tracker.lines("token_trajectories", **_moving_tokens(folder))
+    tracker.show("page", lambda wandb: wandb.Html(pkgutil.resolve_name(PAGE)(folder), inject=False))
+    curves = _moving_tokens(folder)
+    tracker.show("token_trajectories", lambda wandb: wandb.plot.line_series(**curves))
     tracker.summarize(summary["overall"])  # last: a row overwrites what it shares with it
     tables = (TRAJECTORY, ITERATIONS, SUMMARY)
     tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place), artifact=tables)
@@ -186,8 +187,8 @@ def publish(
 
 def _moving_tokens(folder: Path) -> dict[str, Any]:
     """The curves of the tokens whose estimates move most at the last generation step of their
-    prompt: iterations, log-probability at each (nats; missing where it is not a number or the
-    prompt ended earlier), names and a title.
+    prompt, as W&B draws them: iterations, log-probability at each (nats; missing where it is not a
+    number or the prompt ended earlier), names and a title.
     """
     columns = ["prompt_id", "step", "iteration", "position", "token", "log_prob"]
     frame = _last_step(pq.read_table(folder / TRAJECTORY, columns=columns).to_pandas())
@@ -200,8 +201,9 @@ def _moving_tokens(folder: Path) -> dict[str, Any]:
     return {
         "xs": [int(x) for x in chosen.columns],
         "ys": [[float(y) if np.isfinite(y) else None for y in row] for row in values],
-        "names": [f"{token!r} {position} of {prompt}" for prompt, position, token in chosen.index],
+        "keys": [f"{token!r} {position} of {prompt}" for prompt, position, token in chosen.index],
         "title": f"log_prob of the {len(chosen)} of {len(curves)} tokens that move most",
+        "xname": "iteration",
     }
 
 
