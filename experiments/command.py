@@ -105,7 +105,7 @@ def run_command(runner: Runner) -> int:
 
 def _run(runner: Runner) -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_of(runner.name))
+        print(help_of(runner.name, sys.argv[1:]))
         return 0
     dry_run = DRY_RUN in sys.argv[1:] and runner.locate is not None
     if dry_run:
@@ -143,16 +143,20 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-def help_of(command: str) -> str:
-    """What ``--help`` prints: the files of ``conf/`` with all settings and their comments."""
+def help_of(command: str, words: Sequence[str] = ()) -> str:
+    """What ``--help`` prints: the files of ``conf/`` with all settings and their comments, of each
+    group the one that the words choose, or its default.
+    """
+    chosen = dict(word.split("=", 1) for word in words if "=" in word)
     own = (CONF / f"{command}.yaml").read_text("utf-8").partition("\nhydra:")[0]
     parts = [f"python -m experiments.{command} [KEY=VALUE ...] [-m]\n\n{own}"]
     for group, default in re.findall(r"^  - (\w+): (\w+)", own, re.MULTILINE):
-        path = CONF / group / f"{default}.yaml"
-        if path.exists():
+        choice = chosen.get(group, default)
+        path = CONF / group / f"{choice}.yaml"
+        if group != "experiment" and path.exists():
             others = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
             text = path.read_text("utf-8").rstrip().replace("\n", "\n  ")
-            parts.append(f"{group}: # {group}={default} of {others}\n  {text}\n")
+            parts.append(f"{group}: # {group}={choice} of {others}\n  {text}\n")
     parts.append(f"experiment= is one of {', '.join(overlays(command))}")
     parts.append("--cfg job prints the settings as they come out, --hydra-help Hydra's options.")
     return "\n".join(parts)

@@ -5,15 +5,22 @@ Knows no setting by name, and imports no torch.
 
 import difflib
 import re
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator
+from typing import Annotated, Any, Self, TypeVar
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 LARGEST_SEED = 2**32 - 1  # numbers made from several seeds must fit into PyTorch's 64 bits
-UNSET = "???"  # OmegaConf's word for a value that the user must give
 
 
 class ConfigError(ValueError):
@@ -24,11 +31,22 @@ class Settings(BaseModel):
     """A group of settings: typed, frozen, without unknown keys.
 
     A field's ``description`` says in the sentences about it what it must be; without one, pydantic
-    does. Raise ``ConfigError`` in a validator of the model for what fields forbid each other.
+    does. ``conflicts`` says what fields forbid each other.
     """
 
     # a study may be called 2024
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    def conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Whether fields forbid each other, and the sentence about it if they do."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _refuse_conflicts(self) -> Self:
+        for found, said in self.conflicts():
+            if found:
+                raise ConfigError(said)
+        return self
 
     def plain(self) -> dict[str, Any]:
         """The settings as JSON and YAML have them."""
@@ -59,11 +77,12 @@ def to_settings(config: DictConfig, schema: type[S]) -> S:
     """
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True)
+        missing = OmegaConf.missing_keys(config)
     except OmegaConfBaseException as error:
         raise ConfigError(sentence(error)) from None
-    settings = parse(plain, schema)
-    _refuse_missing(plain, schema)
-    return settings
+    if missing:
+        raise ConfigError(_missing(min(missing)))
+    return parse(plain, schema)
 
 
 def parse(plain: dict[str, Any], schema: type[S]) -> S:
@@ -73,7 +92,7 @@ def parse(plain: dict[str, Any], schema: type[S]) -> S:
         ConfigError: as above.
     """
     try:
-        return schema.model_validate(_given(plain))
+        return schema.model_validate(plain)
     except ValidationError as error:
         raise ConfigError(_mistake(error, plain, schema)) from None
 
@@ -110,21 +129,6 @@ def sentence(error: BaseException, *, options: list[str] | None = None) -> str:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _given(plain: Any) -> Any:
-    if not isinstance(plain, dict):
-        return plain
-    return {key: _given(value) for key, value in plain.items() if value != UNSET}
-
-
-def _refuse_missing(plain: dict[str, Any], schema: type[Settings], prefix: str = "") -> None:
-    for name, field in schema.model_fields.items():
-        key, inner = f"{prefix}{name}", field.annotation
-        if plain.get(name, UNSET) == UNSET:
-            raise ConfigError(_missing(key))
-        if isinstance(inner, type) and issubclass(inner, Settings):
-            _refuse_missing(plain[name], inner, f"{key}.")
 
 
 def _missing(key: str) -> str:

@@ -28,7 +28,7 @@ from experiments.runs.folder import (
     now,
     read_status,
 )
-from experiments.sweeps import report
+from experiments.sweeps.report import name_of
 from experiments.tracking import terminal_view
 from experiments.tracking.tracker import Tracker
 
@@ -67,7 +67,7 @@ def open_tracker(
     Raises:
         KeyError, TypeError: the configuration is not that of a convergence run.
     """
-    name = report.name_of(config)
+    name = name_of(config)
     tracker = Tracker(
         tracking,
         run_id=run_id,
@@ -105,22 +105,16 @@ class Live:
         self._batches = self._done = 0  # batches, prompts
 
     @property
-    def told_all(self) -> bool:
-        """Whether the rows were those of ``history_rows``: of one batch, of fixed texts, and of
-        prefixes that settle to what was known beforehand.
-        """
-        return self._one_for_all and self._last is not None
-
-    @property
     def behind(self) -> int:
-        """W&B's step behind which the rows of the whole run follow."""
-        return 0 if self._one_for_all else self._done * passes_of(self._settings)
-
-    @property
-    def _one_for_all(self) -> bool:
+        """W&B's step behind which the rows of the whole run follow: 0 where they are those that
+        were told, of one batch, of fixed texts, and of prefixes that settle to what was known
+        beforehand.
+        """
         settings = self._settings
         known = settings.measures.oracle and settings.feedback.shift == 1
-        return self._batches == 1 and settings.generation.max_new_tokens == 0 and known
+        if known and self._batches == 1 and settings.generation.max_new_tokens == 0:
+            return 0
+        return self._done * passes_of(settings)
 
     def end_batch(self, done: int) -> None:
         """``done``: how many prompts are."""
@@ -174,9 +168,10 @@ def publish(
     """
     if not tracker.active:
         return
-    if live is None or not live.told_all:
-        for row in history_rows(folder):
-            tracker.log(row, step=row["iteration"] + (live.behind if live is not None else 0))
+    behind, told = (live.behind if live is not None else 0), tracker.step
+    for row in history_rows(folder):
+        if row["iteration"] + behind > told:
+            tracker.log(row, step=row["iteration"] + behind)
     tracker.show("page", lambda wandb: wandb.Html(pkgutil.resolve_name(PAGE)(folder), inject=False))
     curves = _moving_tokens(folder)
     tracker.show("token_trajectories", lambda wandb: wandb.plot.line_series(**curves))

@@ -115,8 +115,14 @@ def table(study: Study) -> str:
     Finished runs come first, in the order of their strength, then all that failed; of many that are
     finished or wait, the first.
     """
+
+    def order(pair: tuple[Run, str]) -> tuple[float, str]:
+        feedback = (pair[0].config or {}).get("feedback")
+        strength = feedback.get("strength") if isinstance(feedback, dict) else None
+        return strength if isinstance(strength, (int, float)) else 0.0, pair[1]
+
     names = names_of([run.config for run in study.runs])
-    named = sorted(zip(study.runs, names, strict=True), key=lambda pair: _order(*pair))
+    named = sorted(zip(study.runs, names, strict=True), key=order)
     finished = [pair for pair in named if pair[0].state is State.FINISHED]
     failed = [pair for pair in named if pair[0].state is State.FAILED]
     waiting = [pair for pair in named if pair[0].state not in (State.FINISHED, State.FAILED)]
@@ -148,14 +154,6 @@ def outcome_of(run: Run) -> str:
     if run.state is State.FINISHED:
         return str((run.overall or {}).get("outcome", run.state))
     return f"{run.state}: {run.error}" if run.error else str(run.state)
-
-
-def _order(run: Run, name: str) -> tuple[float, str]:
-    try:
-        strength = float((run.config or {})["feedback"]["strength"])
-    except (KeyError, TypeError, ValueError):
-        strength = 0.0
-    return strength, name
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -189,9 +189,15 @@ def sweep(
     finished = {n for n in distinct if _is_finished(cells[n])}
     for number in finished:  # which no job will look at
         RunFolder(Path(cells[number].study, cells[number].name), cells[number].config).tidy()
-    print(_opening(launcher, len(first), len(finished), workers, threads), flush=True)
     left = [n for n in distinct if n not in finished and cells[n].problem is None]
     ended = len(first) - len(left)
+    words = [f"{len(first)} run{'' if len(first) == 1 else 's'}"]
+    if finished:
+        words.append(f"{len(finished)} finished already")
+    if left and launcher != launchers.BASIC:
+        many = {"runs at a time": workers, "threads of each": threads}
+        words += [f"launcher {launcher}", *(f"{what}: {n}" for what, n in many.items() if n)]
+    print(", ".join(words), flush=True)
     asked = Asked(command, bar=launcher == launchers.BASIC)
     job = CellJob(runner, asked, os.getcwd(), threads, ended, len(first))
     code = 0
@@ -226,15 +232,20 @@ def _progress(cells: Sequence[Cell], done: int, total: int) -> Iterator[None]:
     another machine, with no way to the terminal.
     """
     names = names_of([cell.config for cell in cells])
-    left = [(cell, name, _written(cell)) for cell, name in zip(cells, names, strict=True)]
     ended = threading.Event()
+
+    def written(cell: Cell) -> int:
+        status = Path(cell.study, cell.name, STATUS)
+        return status.stat().st_mtime_ns if status.exists() else 0
+
+    left = [(cell, name, written(cell)) for cell, name in zip(cells, names, strict=True)]
 
     def say() -> None:
         nonlocal left, done
         still = []
         for cell, name, before in left:
             run = None
-            if cell.problem is not None or _written(cell) != before:
+            if cell.problem is not None or written(cell) != before:
                 run = look(Path(cell.study), cell.name, cell, probe=False)
             if run is None or run.state not in (State.FINISHED, State.FAILED):
                 still.append((cell, name, before))
@@ -261,14 +272,6 @@ def _progress(cells: Sequence[Cell], done: int, total: int) -> Iterator[None]:
         ended.set()
         thread.join()
         say()
-
-
-def _written(cell: Cell) -> int:
-    """When the run last said what became of it."""
-    try:
-        return Path(cell.study, cell.name, STATUS).stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 @contextmanager
@@ -306,16 +309,3 @@ def _by_study(cells: Sequence[Cell]) -> list[tuple[Path, list[Cell]]]:
 
 def _is_finished(cell: Cell) -> bool:
     return look(Path(cell.study), cell.name, cell, probe=False).state is State.FINISHED
-
-
-def _opening(launcher: str, count: int, done: int, workers: int | None, threads: int | None) -> str:
-    words = [f"{count} run{'' if count == 1 else 's'}"]
-    if done:
-        words.append(f"{done} finished already" if done < count else "all finished already")
-    if done < count and launcher != launchers.BASIC:
-        words.append(f"launcher {launcher}")
-        if workers is not None:
-            words.append(f"{workers} at a time")
-        if threads is not None:
-            words.append(f"{threads} thread{'' if threads == 1 else 's'} each")
-    return ", ".join(words)

@@ -127,13 +127,10 @@ def _train(
         )
         length = held_out.characters_per_prediction
         depths = {  # losses in nats per token
+            **asdict(profile),
             "trained_passes": settings.training.passes,
-            "nll": profile.nll,
-            "kl": profile.kl,
-            "nll_full": profile.nll_full,
             "contracts": profile.broken_at is None,
             "broken_at": profile.broken_at,
-            "tokens": profile.tokens,
             "characters_per_token": length,
         }
         write_json(output / DEPTHS, depths)

@@ -64,7 +64,6 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         ("+nonsense=1", ["nonsense", "study, runs_dir"]),
         ("+feedback.nonsense=1", ["feedback.nonsense", "kind, strength, layers"]),
         ("+recompute.iteration=3", ["recompute.iteration", "did you mean iterations?"]),
-        ("~feedback.strength", ["feedback.strength"]),
         (
             "feedback=nonsense",
             ["feedback/nonsense", "allowed: hidden_state, log_prob, logit, none, prob\n"],

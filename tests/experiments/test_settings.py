@@ -136,9 +136,9 @@ def test_a_value_from_a_shell_is_read_as_what_it_is(monkeypatch: pytest.MonkeyPa
     assert (settings.feedback.strength, settings.study) == (0.25, "2024")
 
 
-def test_a_key_that_conf_names_may_not_be_deleted() -> None:
-    with pytest.raises(ConfigError, match=r"^feedback\.strength must be given"):
-        settings_of("~feedback.strength")
+def test_what_only_the_user_knows_must_be_given() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.path must be given"):
+        settings_of("model=checkpoint")
 
 
 def choices(schema: Any, name: str) -> tuple[Any, ...]:
