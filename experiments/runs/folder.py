@@ -95,10 +95,9 @@ class RunFolder:
         return error
 
     def refuse(self, error: str, *, traceback: str | None = None) -> None:
-        """Record why the run could not begin, unless its last attempt has said so itself."""
+        """Record why the run could not begin, or again why its last attempt broke off."""
         self._status = {"started": None} | read_status(self.path)
-        if (self._status.get("state"), self._status.get("error")) != ("failed", error):
-            self.fail(error, traceback=traceback)
+        self.fail(error, traceback=traceback)
 
     def finish(self) -> None:
         self._end("finished", None)

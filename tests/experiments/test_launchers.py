@@ -99,7 +99,7 @@ def kill_in_the_midst(process: "subprocess.Popen[str]", study: Path, chance: ran
     def progress() -> int:
         return sum(len(names) for _, _, names in os.walk(study))  # at ease with vanishing ones
 
-    before, wanted = progress(), chance.randint(1, 25)
+    before, wanted = progress(), chance.randint(1, 12)  # of about 20 files of four cells
     deadline = time.monotonic() + DEADLINE
     while abs(progress() - before) < wanted and process.poll() is None:
         assert time.monotonic() < deadline, "it neither got there nor ended"
