@@ -4,6 +4,7 @@ Exit codes: 0 all done, 1 a run failed, 2 the settings are wrong, 130 interrupte
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +17,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.help import CONF, answered, overlays, refuse_overlay
 from experiments.runs.compute_once import Asked, RunError
 from experiments.settings import ConfigError, sentence, to_settings
 from experiments.sweeps import launchers
-from experiments.sweeps.cells import Runner, overrides_of_the_job
 from experiments.sweeps.report import report
 from experiments.sweeps.study import survey
-from experiments.sweeps.sweep import Launch, Overrides, rehearse, sweep
+from experiments.sweeps.sweep import (
+    Launch,
+    Overrides,
+    Runner,
+    overrides_of_the_job,
+    rehearse,
+    sweep,
+)
 from stateful_gpt.console import run_command as steadily
 
+CONF = Path(__file__).resolve().parent.parent / "conf"
 DRY_RUN = "--dry-run"
 
 
@@ -45,7 +52,7 @@ class Command:
         task = HydraConfig.get()
         asked = Asked(self.typed, self.runner.command_of_run(overrides_of_the_job()))
         try:
-            refuse_overlay(self.runner.name, task.runtime.choices.get("experiment"))
+            self._refuse_overlay(task)
             if self.dry_run:
                 self.code = rehearse(self.runner, [config])
                 return
@@ -65,11 +72,21 @@ class Command:
     ) -> None:
         """For the sweeper in ``hydra_plugins``."""
         self.began = True
-        refuse_overlay(self.runner.name, config.hydra.runtime.choices.get("experiment"))
+        self._refuse_overlay(config.hydra)
         if self.dry_run:
             self.code = rehearse(self.runner, [job for _, job in jobs])
         else:
             self.code = sweep(self.runner, self.typed, config, jobs, launch)
+
+    def _refuse_overlay(self, task: Any) -> None:
+        """Raises ConfigError if an overlay is for another command."""
+        name, overlay = self.runner.name, task.runtime.choices.get("experiment")
+        other = _commands().get(overlay, name)
+        if other != name:
+            raise ConfigError(
+                f"experiment={overlay} is for python -m experiments.{other}; python -m experiments."
+                f"{name} has {', '.join(overlays(name))}"
+            )
 
 
 def run_command(runner: Runner) -> int:
@@ -87,7 +104,8 @@ def run_command(runner: Runner) -> int:
 
 
 def _run(runner: Runner) -> int:
-    if answered(runner.name):
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_of(runner.name, sys.argv[1:]))
         return 0
     dry_run = DRY_RUN in sys.argv[1:] and runner.locate is not None
     if dry_run:
@@ -123,3 +141,37 @@ def _say_why(error: BaseException) -> int:
 def _say(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code
+
+
+def help_of(command: str, words: Sequence[str] = ()) -> str:
+    """What ``--help`` prints: the files of ``conf/`` with all settings and their comments, of each
+    group the one that the words choose, or its default.
+    """
+    chosen = dict(word.split("=", 1) for word in words if "=" in word)
+    own = (CONF / f"{command}.yaml").read_text("utf-8").partition("\nhydra:")[0]
+    parts = [f"python -m experiments.{command} [KEY=VALUE ...] [-m]\n\n{own}"]
+    for group, default in re.findall(r"^  - (\w+): (\w+)", own, re.MULTILINE):
+        choice = chosen.get(group, default)
+        path = CONF / group / f"{choice}.yaml"
+        if group != "experiment" and path.exists():
+            others = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+            text = path.read_text("utf-8").rstrip().replace("\n", "\n  ")
+            parts.append(f"{group}: # {group}={choice} of {others}\n  {text}\n")
+    parts.append(f"experiment= is one of {', '.join(overlays(command))}")
+    parts.append("--cfg job prints the settings as they come out, --hydra-help Hydra's options.")
+    return "\n".join(parts)
+
+
+def overlays(command: str) -> list[str]:
+    """The choices of ``experiment=`` that are for a command."""
+    return [overlay for overlay, name in _commands().items() if name == command]
+
+
+def _commands() -> dict[str, str]:
+    """The command that each overlay is for, as its first lines show it."""
+    texts = {path.stem: path.read_text("utf-8") for path in (CONF / "experiment").glob("*.yaml")}
+    shown = {
+        name: re.search(r"^# python -m experiments\.(\w+)", texts[name], re.MULTILINE)
+        for name in sorted(texts)
+    }
+    return {name: found[1] for name, found in shown.items() if found}

@@ -4,16 +4,23 @@ Knows no setting by name, and imports no torch.
 """
 
 import difflib
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Self, TypeVar
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 LARGEST_SEED = 2**32 - 1  # numbers made from several seeds must fit into PyTorch's 64 bits
-UNSET = "???"  # OmegaConf's word for a value that the user must give
 
 
 class ConfigError(ValueError):
@@ -23,13 +30,23 @@ class ConfigError(ValueError):
 class Settings(BaseModel):
     """A group of settings: typed, frozen, without unknown keys.
 
-    A field's ``description`` says in the sentences about it what it must be; without one, its type
-    and bounds do. Raise ``ConfigError`` in a validator of the model for what fields forbid
-    each other.
+    A field's ``description`` says in the sentences about it what it must be; without one, pydantic
+    does. ``conflicts`` says what fields forbid each other.
     """
 
     # a study may be called 2024
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    def conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Whether fields forbid each other, and the sentence about it if they do."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _refuse_conflicts(self) -> Self:
+        for found, said in self.conflicts():
+            if found:
+                raise ConfigError(said)
+        return self
 
     def plain(self) -> dict[str, Any]:
         """The settings as JSON and YAML have them."""
@@ -41,7 +58,7 @@ S = TypeVar("S", bound=Settings)
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("true and false are no numbers")
+        raise ValueError("a number")
     return value
 
 
@@ -60,11 +77,12 @@ def to_settings(config: DictConfig, schema: type[S]) -> S:
     """
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True)
+        missing = OmegaConf.missing_keys(config)
     except OmegaConfBaseException as error:
         raise ConfigError(sentence(error)) from None
-    settings = parse(plain, schema)
-    _refuse_missing(plain, schema)
-    return settings
+    if missing:
+        raise ConfigError(_missing(min(missing)))
+    return parse(plain, schema)
 
 
 def parse(plain: dict[str, Any], schema: type[S]) -> S:
@@ -74,7 +92,7 @@ def parse(plain: dict[str, Any], schema: type[S]) -> S:
         ConfigError: as above.
     """
     try:
-        return schema.model_validate(_given(plain))
+        return schema.model_validate(plain)
     except ValidationError as error:
         raise ConfigError(_mistake(error, plain, schema)) from None
 
@@ -97,36 +115,20 @@ def sentence(error: BaseException, *, options: list[str] | None = None) -> str:
     key, place = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
     if isinstance(place, DictConfig) and "is not in struct" in str(cause):
         return unknown_key(str(key), [str(name) for name in place if name != "hydra"])
-    said = [_first_line(error)]
-    while error.__cause__ is not None:
-        error = error.__cause__
-        said.append(_first_line(error))
-    text = ": ".join(dict.fromkeys(part for part in said if part))
+    said, last = [_first_line(error)], error
+    while last.__cause__ is not None:
+        last = last.__cause__
+        said.append(_first_line(last))
+    text = ": ".join(dict.fromkeys(said))
     if key and key not in text:
         text = f"{key}: {text}"
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        text = f"{text.rstrip('.')}; allowed: {', '.join(options or sorted(error.options))}"
+    if isinstance(last, MissingConfigException) and last.options is not None:
+        text = f"{text.rstrip('.')}; allowed: {', '.join(options or sorted(last.options))}"
     return text
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _given(plain: Any) -> Any:
-    if not isinstance(plain, dict):
-        return plain
-    return {key: _given(value) for key, value in plain.items() if value != UNSET}
-
-
-def _refuse_missing(plain: dict[str, Any], schema: type[Settings], prefix: str = "") -> None:
-    for name, field in schema.model_fields.items():
-        key, inner = f"{prefix}{name}", field.annotation
-        if plain.get(name, UNSET) == UNSET:
-            raise ConfigError(_missing(key))
-        if isinstance(inner, type) and issubclass(inner, Settings):
-            _refuse_missing(plain[name], inner, f"{key}.")
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _missing(key: str) -> str:
@@ -134,57 +136,29 @@ def _missing(key: str) -> str:
 
 
 def _mistake(error: ValidationError, plain: Any, schema: type[Settings]) -> str:
-    """The first mistake that pydantic found, in our words."""
-    first = min(error.errors(include_url=False), key=lambda mistake: len(mistake["loc"]))
+    """The first mistake that pydantic found, in one sentence."""
+    mistakes = error.errors(include_url=False)
+    first = min(mistakes, key=lambda mistake: len(mistake["loc"]))
     if isinstance(said := first.get("ctx", {}).get("error"), ConfigError):
         return str(said)
-    place: Any = schema
-    value, names = plain, []
+    value, names, inner, field = plain, [], schema, None
     for part in first["loc"]:  # what follows a field that is no group names pydantic's own types
         names.append(str(part))
         value = value.get(part) if isinstance(value, dict) else None
-        field = place.model_fields.get(part)
-        place = field.annotation if field is not None else None
-        if not (isinstance(place, type) and issubclass(place, Settings)):
+        field = inner.model_fields.get(str(part))
+        if field is None or first["type"] == "missing":
             break
-        schema = place
+        kind: Any = field.annotation
+        if not (isinstance(kind, type) and issubclass(kind, Settings)):
+            break
+        inner = kind
     key = ".".join(names)
     if field is None:
-        return unknown_key(key, list(schema.model_fields))
+        return unknown_key(key, list(inner.model_fields))
     if first["type"] == "missing":
         return _missing(key)
-    got = "null" if value is None else repr(value)
-    allowed = field.description or _words(field.annotation, field.metadata)
-    return f"{key} must be {allowed}, got {got}"
-
-
-def _words(kind: Any, limits: list[Any]) -> str:
-    """What a value of a type may be, in words."""
-    if get_origin(kind) is Annotated:
-        kind, *more = get_args(kind)
-        inner = [limit for info in more for limit in getattr(info, "metadata", [info])]
-        return _words(kind, [*inner, *limits])
-    if get_origin(kind) is Literal:
-        values = [str(value) for value in get_args(kind)]
-        return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(_words(one, limits) for one in get_args(kind))
-    names = {int: "a whole number", float: "a finite number", str: "a text", NoneType: "null"}
-    if kind is bool:
-        return "true or false"
-    if isinstance(kind, type) and issubclass(kind, Settings):
-        return f"a group of {', '.join(kind.model_fields)}"
-    return names[kind] + (_bounds(limits) if kind in (int, float) else "")
-
-
-def _bounds(limits: list[Any]) -> str:
-    bounds = {
-        name: getattr(limit, name)
-        for limit in limits
-        for name in ("ge", "gt", "le")
-        if hasattr(limit, name)
-    }
-    if {"ge", "le"} <= set(bounds):
-        return f" from {bounds['ge']} to {bounds['le']}"
-    words = {"ge": " of at least {}", "gt": " above {}", "le": " of at most {}"}
-    return " and".join(words[name].format(value) for name, value in bounds.items())
+    # of several types that a value may have, each says what it takes
+    ours = [m["msg"] for m in mistakes if list(map(str, m["loc"]))[: len(names)] == names]
+    takes = [re.sub(r"^(Input should be|Value error,) |, (unable|got) .*", "", m) for m in ours]
+    allowed = field.description or " or ".join(dict.fromkeys(takes))
+    return f"{key} must be {allowed}, got {'null' if value is None else repr(value)}"

@@ -26,12 +26,11 @@ def _main() -> int:
     )
     parser.add_argument("study", metavar="STUDY", type=Path, help="its folder, such as runs/mine")
     path: Path = parser.parse_args().study
-    study, problem = None, "is not a folder"
-    if path.is_dir():
-        try:
-            study, problem = survey(path), "holds no run and no plan"
-        except OSError as error:
-            problem = f"cannot be read ({error.strerror or error})"
+    problem = "holds no run and no plan" if path.is_dir() else "is not a folder"
+    try:
+        study = survey(path)
+    except OSError as error:
+        study, problem = None, f"cannot be read ({error.strerror or error})"
     if study is None or not study.runs:
         print(f"error: STUDY must be a study's folder; {str(path)!r} {problem}", file=sys.stderr)
         return 2

@@ -9,12 +9,10 @@ import argparse
 import random
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,15 +32,11 @@ BOUNDS = {"float32": 1e-3, "float64": 1e-10, "bfloat16": 1.0}
 KEYS = ["prompt_id", "step", "iteration", "position"]
 
 
-class SourceError(Exception):
-    """A study, or a wish about it, that cannot be served; its text is one sentence."""
-
-
 def find(study: Path, wanted: list[str]) -> list[Path]:
     """The folders of the finished runs in and below a folder, by name, or those with these ids.
 
     Raises:
-        SourceError: there is none.
+        FileNotFoundError: there is none; its text is one sentence.
     """
     places = sorted(path.parent for path in study.rglob(STATUS))
     # W&B's folders repeat the runs beside them, but may be all there is
@@ -53,10 +47,12 @@ def find(study: Path, wanted: list[str]) -> list[Path]:
         if (place / TRAJECTORY).is_file() and read_status(place).get("state") == "finished"
     ]
     if not found:
-        raise SourceError(f"STUDY must hold a finished run with a trajectory, got {str(study)!r}")
+        raise FileNotFoundError(
+            f"STUDY must hold a finished run with a trajectory, got {str(study)!r}"
+        )
     missing = set(wanted) - {place.name for place in found}
     if missing:
-        raise SourceError(f"--run {min(missing)}: there is no such finished run in {study}")
+        raise FileNotFoundError(f"--run {min(missing)}: no such finished run is in {study}")
     return [place for place in found if not wanted or place.name in wanted]
 
 
@@ -75,45 +71,33 @@ def settings_of(place: Path, runs_dir: Path) -> ConvergeSettings:
     return parse(content | elsewhere, ConvergeSettings)
 
 
-def verify(place: Path) -> tuple[bool, str, list[str]]:
+def verify(place: Path) -> tuple[bool, str, str]:
     """Computes the run again, which takes as long as it took.
 
     Returns:
-        whether it is reproduced, that in a sentence, and what was different about the attempt.
+        whether it is reproduced, that in a sentence, and another one of what was different about
+        the attempt, if anything.
     """
-    name = place.resolve().name
+    name, before = place.resolve().name, read_status(place)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        before = read_status(place)
         try:
             settings = settings_of(place, Path(folder))
             again = compute(settings, threads=before.get("threads"))
         except (ConfigError, RunError) as error:
-            return False, f"{name} cannot be computed again: {error}", []
+            return False, f"{name} cannot be computed again: {error}", ""
         try:
             old, new = (_estimates(path / TRAJECTORY) for path in (place, again))
         except (OSError, ValueError, pa.ArrowException):
-            return False, f"{name} cannot be compared: its {TRAJECTORY} cannot be read", []
-        other = differences(before, read_status(again))
-        warnings = [f"{name} was computed {difference}" for difference in other]
-    what = f"{len(old)} estimates of {old['prompt_id'].nunique()} prompts"
-    bound = BOUNDS[settings.device.dtype]
-    about = f"{bound:g} nats, the bound for {settings.device.dtype}"
-    apart, said = compare(old, new)
-    if again.name != name:
-        reason = (
-            f"its settings now give run {again.name}, so the model, the prompts or the defaults"
-            " have changed since"
-        )
-    elif apart is None:
-        reason = "its tokens, passes or precision are others"
-    elif apart > bound:
-        reason = f"more than {about}"
-    elif not said:
-        return True, f"{name} is reproduced bit for bit: {what}.", warnings
+            return False, f"{name} cannot be compared: its {TRAJECTORY} cannot be read", ""
+        was, now = _origin(before), _origin(read_status(again))
+    other = [f"{key} {was[key]}, now {now.get(key)}" for key in was if was[key] != now.get(key)]
+    warning = f"{name} was computed with {'; '.join(other)}" if other else ""
+    if again.name == name:
+        reproduced, said = compare(old, new, settings.device.dtype)
     else:
-        sentence = f"{name} is reproduced within {about}, not bit for bit: {what}, {said}."
-        return True, sentence, warnings
-    return False, f"{name} is NOT reproduced: {reason}; {said or 'no estimate differs'}.", warnings
+        reproduced, said = False, f": its settings now give run {again.name}, so"
+        said += " the model, the prompts or the defaults have changed since"
+    return reproduced, f"{name} is {'' if reproduced else 'NOT '}reproduced{said}.", warning
 
 
 def compute(settings: ConvergeSettings, *, threads: Any) -> Path:
@@ -127,24 +111,27 @@ def compute(settings: ConvergeSettings, *, threads: Any) -> Path:
     return converge(settings)
 
 
-def compare(old: pd.DataFrame, new: pd.DataFrame) -> tuple[float | None, str]:
-    """How far apart in nats two trajectories are at most, and that in words, empty if every bit is
-    the same. None if they are not of the same tokens, passes and precision; what is no number is
-    infinitely far from what is.
+def compare(old: pd.DataFrame, new: pd.DataFrame, dtype: str) -> tuple[bool, str]:
+    """Whether two trajectories are the same within the bound of a precision, and how far apart they
+    are, in words. What is no number is infinitely far from what is.
     """
-    both = old.merge(new, on=KEYS, suffixes=("", "_again"))
-    before, after = both["log_prob"], both["log_prob_again"]
-    same = _bits(before) == _bits(after)
-    apart = np.where(same, 0.0, (before - after).abs().fillna(np.inf))
-    largest = float(apart.max(initial=0.0))
-    said = ""
-    if not same.all():
-        row = both.loc[int(np.argmax(apart))]
-        where = ", ".join(f"{key.removesuffix('_id')} {row[key]}" for key in KEYS)
-        said = f"{(~same).sum()} of them differ, by at most {largest:.2g} nats ({where})"
     what = [*KEYS, "token_id"]
-    alike = before.dtype == after.dtype and old[what].equals(new[what])
-    return largest if alike else None, said
+    before, after = old["log_prob"].to_numpy(), new["log_prob"].to_numpy()
+    if before.dtype != after.dtype or not old[what].equals(new[what]):
+        return False, ": its tokens, passes or precision are others"
+    count = f"{len(old)} estimates of {old['prompt_id'].nunique()} prompts"
+    # as whole numbers, 0 and -0 differ, and what is no number equals itself
+    bits = f"u{before.itemsize}"
+    same = before.view(bits) == after.view(bits)
+    if same.all():
+        return True, f" bit for bit: {count}"
+    apart = np.where(same, 0.0, np.nan_to_num(np.abs(before - after), nan=np.inf))
+    where = ", ".join(f"{key.removesuffix('_id')} {old[key][apart.argmax()]}" for key in KEYS)
+    said = f"{(~same).sum()} of them differ, by at most {apart.max():.2g} nats ({where})"
+    about = f"{BOUNDS[dtype]:g} nats, the bound for {dtype}"
+    if apart.max() <= BOUNDS[dtype]:
+        return True, f" within {about}, not bit for bit: {count}, {said}"
+    return False, f": {count}, {said}, more than {about}"
 
 
 def _estimates(path: Path) -> pd.DataFrame:
@@ -156,37 +143,15 @@ def _estimates(path: Path) -> pd.DataFrame:
     return frame.sort_values(KEYS, ignore_index=True)
 
 
-def _bits(values: "pd.Series[Any]") -> npt.NDArray[Any]:
-    """As whole numbers: 0 and -0 differ, and what is no number equals itself."""
-    array: npt.NDArray[Any] = values.to_numpy()
-    return array.view(f"u{array.itemsize}")
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    """What about the attempt was not as it had been."""
-    if old.get("commit") != new.get("commit"):
-        before, after = (str(status.get("commit") or "unknown")[:12] for status in (old, new))
-        yield f"at commit {before}, now the commit is {after}"
-    before, after = (_changes(status) for status in (old, new))
-    if before != after:
-        yield f"with {before}, now there are {after}"
-    versions = new.get("versions") or {}
-    other = [
-        f"{name} {version}, now {versions.get(name, 'absent')}"
-        for name, version in (old.get("versions") or {}).items()
-        if versions.get(name) != version
-    ]
-    if other:
-        yield f"with {'; '.join(other)}"
-    if old.get("device") != new.get("device"):
-        yield f"on {old.get('device')}, now on {new.get('device')}"
-
-
-def _changes(status: dict[str, Any]) -> str:
-    digest = (status.get("changes") or {}).get("sha256", "")[:12]
-    if not status.get("dirty"):
-        return "no uncommitted changes"
-    return f"uncommitted changes {digest}".rstrip()
+def _origin(status: dict[str, Any]) -> dict[str, Any]:
+    """What can make two computations of a run differ, by name."""
+    changes = (status.get("changes") or {}).get("sha256", "none")
+    return {
+        "commit": str(status.get("commit"))[:12],
+        "uncommitted changes": changes[:12],
+        **(status.get("versions") or {}),
+        "device": status.get("device"),
+    }
 
 
 def main() -> int:
@@ -207,26 +172,27 @@ def _main() -> int:
     many.add_argument("--all", action="store_true", help="every run, not one at random")
     many.add_argument("--seed", type=int, metavar="N", help="of the draw of the run")
     arguments = parser.parse_args()
-    reproduced = True
     try:
         chosen = found = find(arguments.study, arguments.run)
-        if not (arguments.all or arguments.run):
-            chosen = [random.Random(arguments.seed).choice(found)]
-            if len(found) > 1:
-                print(f"Of {len(found)} runs, {chosen[0].name} was drawn.", file=sys.stderr)
-        for place in chosen:
-            well, sentence, warnings = verify(place)
-            for warning in warnings:
-                print(f"warning: {warning}", file=sys.stderr)
-            print(sentence, flush=True)
-            reproduced &= well
-    except SourceError as error:
+    except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if not (arguments.all or arguments.run):
+        chosen = [random.Random(arguments.seed).choice(found)]
+        if len(found) > 1:
+            print(f"Of {len(found)} runs, {chosen[0].name} was drawn.", file=sys.stderr)
+    code = 0
+    try:
+        for place in chosen:
+            reproduced, sentence, warning = verify(place)
+            if warning:
+                print(f"warning: {warning}", file=sys.stderr)
+            print(sentence, flush=True)
+            code = code if reproduced else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0 if reproduced else 1
+    return code
 
 
 if __name__ == "__main__":

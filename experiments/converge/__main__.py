@@ -11,7 +11,7 @@ import sys
 
 from experiments.command import run_command
 from experiments.converge.settings import ConvergeSettings
-from experiments.sweeps.cells import Runner
+from experiments.sweeps.sweep import Runner
 
 RUNNER = Runner(
     name="converge",

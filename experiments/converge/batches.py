@@ -52,73 +52,61 @@ def compute(
         on_pass: see ``Recorder``.
         on_batch: called with the number of prompts that are done.
     """
-    model = checkpoint.model
-    longest = max(len(prompt.tokens) for prompt in prompts) + settings.generation.max_new_tokens
+    model, encoding, generation = checkpoint.model, checkpoint.tokenizer, settings.generation
+    longest = max(len(prompt.tokens) for prompt in prompts) + generation.max_new_tokens
     size = settings.device.batch
     if size == "auto":
         size = rows_that_fit(model, min(longest, model.block_size), settings)
-    summaries: list[dict[str, Any]] = []
-    while len(summaries) < len(prompts):
-        first = len(summaries)
-        kept = folder.kept(first, [prompt.id for prompt in prompts[first:]])
-        if kept is None:
-            batch = prompts[first : first + int(size)]
-            kept = _batch(settings, folder, checkpoint, double, feedback, first, batch, on_pass)
-        summaries += kept
-        on_batch(len(summaries))
-    return summaries
-
-
-def _batch(
-    settings: ConvergeSettings,
-    folder: RunFolder,
-    checkpoint: Checkpoint[LanguageModel],
-    double: LanguageModel | None,
-    feedback: Feedback,
-    first: int,
-    prompts: list[EncodedPrompt],
-    on_pass: Callable[[int, int, Measures, int], object],
-) -> list[dict[str, Any]]:
-    started = time.monotonic()
-    model, encoding, generation = checkpoint.model, checkpoint.tokenizer, settings.generation
-    recorder = Recorder(
-        prompts,
-        model=model,
-        feedback=feedback,
-        settings=settings,
-        double=double,
-        on_pass=on_pass,
-    )
     recompute = settings.recompute
-    windowed = recompute.solver == "windowed"
-    result = generate(
-        model,
-        [prompt.tokens for prompt in prompts],
-        max_new_tokens=generation.max_new_tokens,
-        feedback=feedback,
-        config=RecomputeConfig(
-            iterations=recompute.iterations,
-            tolerance=recompute.tolerance,
-            damping=recompute.damping,
-            window=recompute.window if windowed else None,
-        ),
-        start=Start(recompute.start),
-        sampling=Sampling(
-            temperature=generation.temperature if generation.strategy == "sample" else None,
-            top_k=generation.top_k,
-            vocab_size=encoding.n_vocab,
-            end_tokens=encoding.end_tokens,
-        ),
-        generators=[generator(settings, first + i, model.device) for i in range(len(prompts))],
-        slide=generation.slide,
-        watch=recorder.watch,
+    config = RecomputeConfig(
+        iterations=recompute.iterations,
+        tolerance=recompute.tolerance,
+        damping=recompute.damping,
+        window=recompute.window if recompute.solver == "windowed" else None,
     )
-    records = recorder.records
-    summaries = records.summaries(result, feedback, encoding=encoding, double=double)
-    seconds = round((time.monotonic() - started) / len(prompts), 3)
-    summaries = [summary | {"seconds": seconds} for summary in summaries]
-    folder.keep(first, summaries, *records.tables(result.tokens, encoding))
-    return summaries
+    sampling = Sampling(
+        temperature=generation.temperature if generation.strategy == "sample" else None,
+        top_k=generation.top_k,
+        vocab_size=encoding.n_vocab,
+        end_tokens=encoding.end_tokens,
+    )
+    done: list[dict[str, Any]] = []
+    while (first := len(done)) < len(prompts):
+        kept = folder.kept(first, [prompt.id for prompt in prompts[first:]])
+        if kept is not None:
+            done += kept
+            on_batch(len(done))
+            continue
+        started = time.monotonic()
+        batch = prompts[first : first + int(size)]
+        recorder = Recorder(
+            batch,
+            model=model,
+            feedback=feedback,
+            settings=settings,
+            double=double,
+            on_pass=on_pass,
+        )
+        result = generate(
+            model,
+            [prompt.tokens for prompt in batch],
+            max_new_tokens=generation.max_new_tokens,
+            feedback=feedback,
+            config=config,
+            start=Start(recompute.start),
+            sampling=sampling,
+            generators=[generator(settings, first + i, model.device) for i in range(len(batch))],
+            slide=generation.slide,
+            watch=recorder.watch,
+        )
+        records = recorder.records
+        summaries = records.summaries(result, feedback, encoding=encoding, double=double)
+        seconds = round((time.monotonic() - started) / len(batch), 3)
+        summaries = [summary | {"seconds": seconds} for summary in summaries]
+        folder.keep(first, summaries, *records.tables(result.tokens, encoding))
+        done += summaries
+        on_batch(len(done))
+    return done
 
 
 def generator(settings: ConvergeSettings, prompt: int, device: torch.device) -> torch.Generator:

@@ -46,7 +46,7 @@ def locate(settings: ConvergeSettings, known: dict[Any, Any] | None = None) -> L
     model: str = known[settings.model]
     prompts, content = known[settings.prompts]
     name = run_id(settings, model=model, prompts=content)
-    path = Path(settings.runs_dir) / settings.study / name
+    path = Path(settings.runs_dir, settings.study, name)
     return Located(RunFolder(path, settings.plain()), prompts, model)
 
 
@@ -78,12 +78,9 @@ def _identity(model: ModelSettings) -> str:
             from stateful_gpt.checkpoint import fingerprint as fingerprint_of
 
         weights = fingerprint_of(model.path)
-    except CheckpointError as error:
-        raise ConfigError(f"model.path: {error}") from None
-    except OSError as error:
-        raise ConfigError(
-            f"model.path {model.path!r} cannot be read ({error.strerror or error})"
-        ) from None
+    except (CheckpointError, OSError) as error:
+        why = str(error) if isinstance(error, CheckpointError) else error.strerror or str(error)
+        raise ConfigError(f"model.path {model.path!r} cannot be read: {why}") from None
     if model.tokenizer is None:
         return weights
     try:

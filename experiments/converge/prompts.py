@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
 
 from experiments.converge.settings import PromptSettings
 from experiments.settings import ConfigError
@@ -14,12 +15,12 @@ from stateful_gpt.tokenizer import Tokenizer, decode
 LARGEST_FILE = 64 * 1024 * 1024  # bytes; far more than any model's block holds
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=ConfigDict(strict=True))
 class Prompt:
     """A text, or its ids if the file gave those."""
 
-    id: str
-    text: str | None
+    id: str = ""
+    text: str | None = None
     tokens: list[int] | None = None
 
 
@@ -67,9 +68,9 @@ def encode_prompts(
     encoded = []
     for prompt in prompts:
         tokens = prompt.tokens
-        if tokens is None:
-            tokens = encoding.encode_ordinary(prompt.text or "")
-        tokens = tokens[:max_tokens]
+        if prompt.text is not None:
+            tokens = encoding.encode_ordinary(prompt.text)
+        tokens = (tokens or [])[:max_tokens]
         if not tokens:
             raise ConfigError(f"prompt {prompt.id!r} is empty: it must have at least one token")
         wrong = [i for i in tokens if not 0 <= i < vocab_size]
@@ -90,64 +91,51 @@ def encode_prompts(
 def _from_file(path: Path, *, by_line: bool) -> list[Prompt]:
     if path.suffix not in (".txt", ".jsonl"):
         raise ConfigError(f"prompts.file must end in .txt or .jsonl, got {str(path)!r}")
+    what = f"prompts.file {str(path)!r}"
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ConfigError(
-                f"prompts.file {str(path)!r} has {path.stat().st_size:,} bytes; at most"
-                f" {LARGEST_FILE:,} are read"
-            )
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise ConfigError(f"{what} has {size:,} bytes; at most {LARGEST_FILE:,} are read")
         text = path.read_bytes().decode("utf-8")  # line ends stay as they are
     except OSError as error:
-        raise ConfigError(
-            f"prompts.file {str(path)!r} cannot be read: {error.strerror or error}"
-        ) from None
+        raise ConfigError(f"{what} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"prompts.file {str(path)!r} is not text: it must be UTF-8") from None
+        raise ConfigError(f"{what} is not text: it must be UTF-8") from None
     if "\0" in text:
-        raise ConfigError(f"prompts.file {str(path)!r} is not text: it has NUL bytes")
+        raise ConfigError(f"{what} is not text: it has NUL bytes")
     if not text.strip():
-        raise ConfigError(f"prompts.file {str(path)!r} is empty: it must hold a prompt")
-    if path.suffix == ".txt" and by_line:
+        raise ConfigError(f"{what} is empty: it must hold a prompt")
+    if path.suffix == ".jsonl":
+        return _from_lines(text, what)
+    if by_line:
         lines = [line for line in text.splitlines() if line.strip()]
         return [Prompt(id=str(number), text=line) for number, line in enumerate(lines, start=1)]
-    if path.suffix == ".txt":
-        return [Prompt(id=path.stem, text=text)]
-    return _from_lines(text, str(path))
+    return [Prompt(id=path.stem, text=text)]
 
 
-def _from_lines(text: str, name: str) -> list[Prompt]:
-    prompts: list[Prompt] = []
-    seen: set[str] = set()
+def _from_lines(text: str, what: str) -> list[Prompt]:
+    prompts: dict[str, Prompt] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            entry = None
-        prompt_id: Any = entry.get("id", str(len(prompts) + 1)) if isinstance(entry, dict) else None
-        mistake = _mistake(entry, prompt_id)
-        if mistake is None and prompt_id in seen:
-            mistake = f"repeats the id {prompt_id!r}: ids must differ"
-        if mistake is not None:
-            raise ConfigError(f"prompts.file {name!r}, line {number}, {mistake}")
-        seen.add(prompt_id)
-        prompts.append(Prompt(prompt_id, entry.get("text"), entry.get("tokens")))
-    return prompts
+            prompt = TypeAdapter(Prompt).validate_json(line)
+        except ValidationError as error:
+            raise ConfigError(f"{what}, line {number}, {_mistake(error)}") from None
+        prompt = prompt if prompt.id else replace(prompt, id=str(len(prompts) + 1))
+        if (prompt.text is None) == (prompt.tokens is None):
+            raise ConfigError(f"{what}, line {number}, must have either text or tokens")
+        if prompt.id in prompts:
+            raise ConfigError(
+                f"{what}, line {number}, repeats the id {prompt.id!r}: ids must differ"
+            )
+        prompts[prompt.id] = prompt
+    return list(prompts.values())
 
 
-def _mistake(entry: Any, prompt_id: Any) -> str | None:
-    """What is wrong with a line."""
-    if not isinstance(entry, dict):
-        return "is not a JSON object"
-    # JSON can hold half a surrogate pair, and no file of ours can
-    if not isinstance(prompt_id, str) or not prompt_id or re.search("[\ud800-\udfff]", prompt_id):
-        return f"must have an id that is a text, got {prompt_id!r}"
-    if ("text" in entry) == ("tokens" in entry):
-        return "must have either text or tokens"
-    if not isinstance(entry.get("text", ""), str):
-        return f"must have a text in quotes, got {entry['text']!r}"
-    tokens = entry.get("tokens", [])
-    if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
-        return "must have tokens that are a list of whole numbers"
-    return None
+def _mistake(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return f"is not a JSON object ({first['msg']})"
+    key = ".".join(map(str, first["loc"]))
+    return f"{key}: {first['msg'].lower()}, got {first['input']!r}"

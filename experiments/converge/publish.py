@@ -28,7 +28,7 @@ from experiments.runs.folder import (
     now,
     read_status,
 )
-from experiments.sweeps import report
+from experiments.sweeps.report import name_of
 from experiments.tracking import terminal_view
 from experiments.tracking.tracker import Tracker
 
@@ -67,7 +67,7 @@ def open_tracker(
     Raises:
         KeyError, TypeError: the configuration is not that of a convergence run.
     """
-    name = report.name_of(config)
+    name = name_of(config)
     tracker = Tracker(
         tracking,
         run_id=run_id,
@@ -105,22 +105,16 @@ class Live:
         self._batches = self._done = 0  # batches, prompts
 
     @property
-    def told_all(self) -> bool:
-        """Whether the rows were those of ``history_rows``: of one batch, of fixed texts, and of
-        prefixes that settle to what was known beforehand.
-        """
-        return self._one_for_all and self._last is not None
-
-    @property
     def behind(self) -> int:
-        """W&B's step behind which the rows of the whole run follow."""
-        return 0 if self._one_for_all else self._done * passes_of(self._settings)
-
-    @property
-    def _one_for_all(self) -> bool:
+        """W&B's step behind which the rows of the whole run follow: 0 where they are those that
+        were told, of one batch, of fixed texts, and of prefixes that settle to what was known
+        beforehand.
+        """
         settings = self._settings
         known = settings.measures.oracle and settings.feedback.shift == 1
-        return self._batches == 1 and settings.generation.max_new_tokens == 0 and known
+        if known and self._batches == 1 and settings.generation.max_new_tokens == 0:
+            return 0
+        return self._done * passes_of(settings)
 
     def end_batch(self, done: int) -> None:
         """``done``: how many prompts are."""
@@ -174,11 +168,13 @@ def publish(
     """
     if not tracker.active:
         return
-    if live is None or not live.told_all:
-        for row in history_rows(folder):
-            tracker.log(row, step=row["iteration"] + (live.behind if live is not None else 0))
-    tracker.html("page", lambda: pkgutil.resolve_name(PAGE)(folder))
-    tracker.lines("token_trajectories", **_moving_tokens(folder))
+    behind, told = (live.behind if live is not None else 0), tracker.step
+    for row in history_rows(folder):
+        if row["iteration"] + behind > told:
+            tracker.log(row, step=row["iteration"] + behind)
+    tracker.show("page", lambda wandb: wandb.Html(pkgutil.resolve_name(PAGE)(folder), inject=False))
+    curves = _moving_tokens(folder)
+    tracker.show("token_trajectories", lambda wandb: wandb.plot.line_series(**curves))
     tracker.summarize(summary["overall"])  # last: a row overwrites what it shares with it
     tables = (TRAJECTORY, ITERATIONS, SUMMARY)
     tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place), artifact=tables)
@@ -186,8 +182,8 @@ def publish(
 
 def _moving_tokens(folder: Path) -> dict[str, Any]:
     """The curves of the tokens whose estimates move most at the last generation step of their
-    prompt: iterations, log-probability at each (nats; missing where it is not a number or the
-    prompt ended earlier), names and a title.
+    prompt, as W&B draws them: iterations, log-probability at each (nats; missing where it is not a
+    number or the prompt ended earlier), names and a title.
     """
     columns = ["prompt_id", "step", "iteration", "position", "token", "log_prob"]
     frame = _last_step(pq.read_table(folder / TRAJECTORY, columns=columns).to_pandas())
@@ -200,8 +196,9 @@ def _moving_tokens(folder: Path) -> dict[str, Any]:
     return {
         "xs": [int(x) for x in chosen.columns],
         "ys": [[float(y) if np.isfinite(y) else None for y in row] for row in values],
-        "names": [f"{token!r} {position} of {prompt}" for prompt, position, token in chosen.index],
+        "keys": [f"{token!r} {position} of {prompt}" for prompt, position, token in chosen.index],
         "title": f"log_prob of the {len(chosen)} of {len(curves)} tokens that move most",
+        "xname": "iteration",
     }
 
 

@@ -6,21 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from experiments.converge.batches import compute
 from experiments.converge.identity import locate
-from experiments.converge.prompts import EncodedPrompt, encode_prompts
+from experiments.converge.prompts import encode_prompts
 from experiments.converge.publish import Live, open_tracker, publish
 from experiments.converge.records import Measures, overall
 from experiments.converge.settings import ConvergeSettings, ModelSettings
-from experiments.runs.compute_once import ALONE, Asked, compute_once, finished_already, warn
-from experiments.runs.folder import RunFolder
+from experiments.runs.compute_once import (
+    ALONE,
+    Asked,
+    compute_once,
+    finished_already,
+    torch_device,
+    warn,
+)
 from experiments.settings import ConfigError
-from experiments.sweeps import report
+from experiments.sweeps.report import feedback_of
 from experiments.tracking.tracker import Tracker
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from stateful_gpt.device import DTYPES, choose_device
+from stateful_gpt.device import DTYPES
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.language_model import LanguageModel
 
@@ -32,10 +37,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
         ConfigError: settings that cannot be, before anything is written.
         RunError: the computation or the disk failed; ``status.json`` says so too.
     """
-    try:
-        device = choose_device(settings.device.name)
-    except ValueError as error:
-        raise ConfigError(f"device.name: {error}") from None
+    device = torch_device(settings.device.name)
     located = locate(settings)
     folder = located.folder
     if finished_already(folder):
@@ -44,18 +46,41 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
         checkpoint = _checkpoint(settings.model, settings.device.dtype, device, located.model)
     except CheckpointError as error:
         raise ConfigError(f"model.path: {error}") from None
-    feedback = _feedback(settings, checkpoint.model)
+    model: Any = checkpoint.model  # hashed by which object it is
+    feedback = _feedback(settings, model)
     prompts = encode_prompts(
         located.prompts,
         checkpoint.tokenizer,
         max_tokens=settings.prompts.max_tokens,
-        block_size=checkpoint.model.block_size,
-        vocab_size=checkpoint.model.vocab_size,
+        block_size=model.block_size,
+        vocab_size=model.vocab_size,
     )
 
-    def compute_run(tracker: Tracker) -> tuple[Live, dict[str, Any]]:
+    def compute_run(tracker: Tracker) -> Callable[[], object]:
         live = Live(tracker, settings)
-        summaries = _compute_prompts(settings, folder, checkpoint, feedback, prompts, asked, live)
+        passes = settings.recompute.iterations * (settings.generation.max_new_tokens + 1)
+        name = feedback_of(folder.config)
+        with asked.progress(passes * len(prompts), "pass", name) as bar:
+
+            def on_pass(step: int, number: int, measures: Measures, at_rest: int) -> None:
+                live(step, number, measures, at_rest)
+                bar.update(len(measures["nll"]))
+                bar.set_postfix_str(f"pass {number}, {at_rest} of {len(measures['nll'])} at rest")
+
+            def on_batch(done: int) -> None:
+                live.end_batch(done)
+                bar.update(passes * done - bar.n)
+
+            summaries = compute(
+                settings,
+                folder,
+                checkpoint,
+                _in_float64(model) if settings.measures.lyapunov else None,
+                feedback,
+                prompts,
+                on_pass=on_pass,
+                on_batch=on_batch,
+            )
         summary = {
             "run_id": folder.id,
             "study": settings.study,
@@ -63,8 +88,9 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
             "overall": overall(summaries),
             "prompts": summaries,
         }
-        folder.assemble(summary)
-        return live, summary
+        if (mixed := folder.assemble(summary)) is not None:
+            warn(mixed)
+        return lambda: publish(tracker, folder.path, summary, live=live)
 
     compute_once(
         folder,
@@ -79,52 +105,9 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
             study=folder.path.parent,
         ),
         compute=compute_run,
-        publish=lambda tracker, computed: publish(
-            tracker, folder.path, computed[1], live=computed[0]
-        ),
         shorten="prompts.max_tokens",
     )
     return folder.path
-
-
-def _compute_prompts(
-    settings: ConvergeSettings,
-    folder: RunFolder,
-    checkpoint: Checkpoint[LanguageModel],
-    feedback: Feedback,
-    prompts: list[EncodedPrompt],
-    asked: Asked,
-    live: Live,
-) -> list[dict[str, Any]]:
-    passes = settings.recompute.iterations * (settings.generation.max_new_tokens + 1)
-    model: Any = checkpoint.model  # hashed by which object it is
-    with tqdm(
-        total=passes * len(prompts),
-        unit="pass",
-        desc=": ".join(filter(None, (asked.place, report.feedback_of(settings.plain())))),
-        disable=None if asked.bar else True,  # None: off where nobody watches
-    ) as bar:
-
-        def on_pass(step: int, number: int, measures: Measures, at_rest: int) -> None:
-            live(step, number, measures, at_rest)
-            bar.update(len(measures["nll"]))
-            bar.set_postfix_str(f"pass {number}, {at_rest} of {len(measures['nll'])} at rest")
-
-        def on_batch(done: int) -> None:
-            live.end_batch(done)
-            bar.n = passes * done
-            bar.refresh()
-
-        return compute(
-            settings,
-            folder,
-            checkpoint,
-            _in_float64(model) if settings.measures.lyapunov else None,
-            feedback,
-            prompts,
-            on_pass=on_pass,
-            on_batch=on_batch,
-        )
 
 
 def _feedback(settings: ConvergeSettings, model: LanguageModel) -> Feedback:

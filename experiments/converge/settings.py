@@ -3,7 +3,8 @@
 Imports no torch: names that the library has are repeated here, and a test holds them together.
 """
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -36,23 +37,23 @@ class FeedbackSettings(Settings):
     shift: Literal[0, 1] = 1
     hidden_strength: Number = 0.0
 
-    @model_validator(mode="after")
-    def _fits_its_kind(self) -> Self:
+    def conflicts(self) -> Iterator[tuple[bool, str]]:
         alone = self.kind == "hidden_state"
-        if alone and self.layers != "all":
-            raise ConfigError(
-                "feedback.layers must be all with feedback=hidden_state, which enriches embeddings,"
-                f" got {list(self.layers)}"
-            )
-        if self.hidden_strength != 0 and self.kind in ("hidden_state", "none"):
-            raise ConfigError(
-                f"feedback.hidden_strength must be 0 with feedback={self.kind}: it adds hidden"
-                " states to a feedback of tokens, and alone they are feedback=hidden_state with"
-                f" feedback.strength, got {self.hidden_strength}"
-            )
-        if self.shift == 0 and not alone and self.hidden_strength == 0:
-            raise ConfigError("feedback.shift must be 1 where no hidden states are fed back, got 0")
-        return self
+        yield (
+            alone and self.layers != "all",
+            "feedback.layers must be all with feedback=hidden_state, which enriches embeddings, got"
+            f" {list(self.layers)}",
+        )
+        yield (
+            self.hidden_strength != 0 and (alone or self.kind == "none"),
+            f"feedback.hidden_strength must be 0 with feedback={self.kind}: it adds hidden states"
+            " to a feedback of tokens, and alone they are feedback=hidden_state with"
+            f" feedback.strength, got {self.hidden_strength}",
+        )
+        yield (
+            self.shift == 0 and not alone and self.hidden_strength == 0,
+            "feedback.shift must be 1 where no hidden states are fed back, got 0",
+        )
 
 
 class RecomputeSettings(Settings):
@@ -68,24 +69,22 @@ class RecomputeSettings(Settings):
     )
     start: Literal["cold", "carried"] = "cold"
 
-    @model_validator(mode="after")
-    def _fits_its_solver(self) -> Self:
-        if self.solver == "full" and self.window is not None:
-            raise ConfigError(
-                f"recompute.window needs recompute=windowed, got {self.window!r} with"
-                " recompute=full"
-            )
-        if self.solver == "windowed" and self.window is None:
-            raise ConfigError(
-                "recompute.window must be all, auto or a whole number of at least 1 with"
-                " recompute=windowed, got null"
-            )
-        if self.solver == "windowed" and self.damping != 1:
-            raise ConfigError(
-                "recompute.damping must be 1 with recompute=windowed, as damped estimates never are"
-                f" final, got {self.damping}"
-            )
-        return self
+    def conflicts(self) -> Iterator[tuple[bool, str]]:
+        windowed = self.solver == "windowed"
+        yield (
+            not windowed and self.window is not None,
+            f"recompute.window needs recompute=windowed, got {self.window!r} with recompute=full",
+        )
+        yield (
+            windowed and self.window is None,
+            "recompute.window must be all, auto or a whole number of at least 1 with"
+            " recompute=windowed, got null",
+        )
+        yield (
+            windowed and self.damping != 1,
+            "recompute.damping must be 1 with recompute=windowed, as damped estimates never are"
+            f" final, got {self.damping}",
+        )
 
 
 class GenerationSettings(Settings):
@@ -113,15 +112,15 @@ class PromptSettings(Settings):
             return {**given, "source": "file"}
         return given
 
-    @model_validator(mode="after")
-    def _fits_its_source(self) -> Self:
-        if self.source == "file" and self.file is None:
-            raise ConfigError("prompts=file needs prompts.file, a .txt or .jsonl file, got nothing")
-        if self.split == "lines" and not (self.file or "").endswith(".txt"):
-            raise ConfigError(
-                f"prompts.split=lines needs a prompts.file that ends in .txt, got {self.file!r}"
-            )
-        return self
+    def conflicts(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            self.source == "file" and self.file is None,
+            "prompts=file needs prompts.file, a .txt or .jsonl file, got nothing",
+        )
+        yield (
+            self.split == "lines" and not (self.file or "").endswith(".txt"),
+            f"prompts.split=lines needs a prompts.file that ends in .txt, got {self.file!r}",
+        )
 
 
 class MeasureSettings(Settings):
@@ -158,14 +157,12 @@ class ConvergeSettings(Settings):
     seed: Seed = 0
     reporting_tolerance: Positive = 1e-3
 
-    @model_validator(mode="after")
-    def _windows_need_a_shift(self) -> Self:
-        if self.recompute.solver == "windowed" and self.feedback.shift == 0:
-            raise ConfigError(
-                "feedback.shift must be 1 with recompute=windowed, as nothing else becomes final"
-                " from left to right, got 0"
-            )
-        return self
+    def conflicts(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            self.recompute.solver == "windowed" and self.feedback.shift == 0,
+            "feedback.shift must be 1 with recompute=windowed, as nothing else becomes final from"
+            " left to right, got 0",
+        )
 
     def deciding(self) -> dict[str, Any]:
         """What can change a result: neither device, nor places and names, nor model and prompts,

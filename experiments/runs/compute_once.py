@@ -9,13 +9,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from experiments.runs.folder import TRACEBACK, RunFolder
+from experiments.runs.folder import RunFolder
 from experiments.runs.lock import locked
 from experiments.runs.provenance import changes, provenance
+from experiments.settings import ConfigError
 from experiments.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -42,11 +43,28 @@ class Asked:
     place: str = ""
     bar: bool = True
 
+    def progress(self, total: int, unit: str, name: str) -> "tqdm[Any]":
+        """A bar for this run, where somebody watches."""
+        description = ": ".join(filter(None, (self.place, name)))
+        hidden = None if self.bar else True  # None: off where nobody watches
+        return tqdm(total=total, unit=unit, desc=description, disable=hidden)
+
 
 ALONE = Asked()
 
 
-T = TypeVar("T")
+def torch_device(name: str) -> "torch.device":
+    """The device that ``device.name`` asks for.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    from stateful_gpt.device import choose_device
+
+    try:
+        return choose_device(name)
+    except ValueError as error:
+        raise ConfigError(f"device.name: {error}") from None
 
 
 def finished_already(folder: RunFolder) -> bool:
@@ -64,30 +82,24 @@ def compute_once(
     asked: Asked,
     device: "torch.device",
     open_tracker: Callable[[], Tracker],
-    compute: Callable[[Tracker], T],
-    publish: Callable[[Tracker, T], object],
+    compute: Callable[[Tracker], Callable[[], object]],
     shorten: str,
-) -> T | None:
-    """Compute a run unless it is finished; None if it is. Waits for whoever computes it already.
+) -> None:
+    """Compute a run unless it is finished. Waits for whoever computes it already.
 
     Args:
-        compute: computes the run and writes its files.
-        publish: tells the tracker what ``compute`` returned; the run is safe without it.
+        compute: computes the run and writes its files; returns what tells the tracker the rest of
+            it, without which the run is safe.
         shorten: the setting that makes the run smaller.
 
     Raises:
         RunError: it broke off; ``status.json`` says so too, unless nothing can be written.
     """
-    name = folder.path
     try:
-        with locked(
-            folder.path,
-            on_wait=lambda: print(f"{name} is being computed elsewhere: waiting", flush=True),
-            on_no_locks=lambda: warn(f"{name} is where files have no locks: never start it twice"),
-        ):
+        with locked(folder.path):
             if folder.finished:
                 print(f"{folder.path} was finished meanwhile: nothing to compute")
-                return None
+                return
             changed = changes()
             origin = {
                 **provenance(device),
@@ -95,7 +107,7 @@ def compute_once(
                 "command_of_this_run": asked.command_of_this_run,
             }
             folder.begin(origin, changes=changed.patch if changed else b"")
-            return _attempt(folder, open_tracker, compute, publish, shorten)
+            _attempt(folder, open_tracker, compute, shorten)
     except OSError as error:
         raise RunError(disk_sentence(error, folder.path)) from None
 
@@ -103,18 +115,15 @@ def compute_once(
 def _attempt(
     folder: RunFolder,
     open_tracker: Callable[[], Tracker],
-    compute: Callable[[Tracker], T],
-    publish: Callable[[Tracker, T], object],
+    compute: Callable[[Tracker], Callable[[], object]],
     shorten: str,
-) -> T:
+) -> None:
     tracker = None
     try:
         tracker = open_tracker()
-        result = compute(tracker)
-        if (mixed := folder.record_kept()) is not None:
-            warn(mixed)
+        tell_the_rest = compute(tracker)
         try:
-            publish(tracker, result)
+            tell_the_rest()
             tracker.finish()
         except Exception as error:  # a computed run does not fail as nobody could be told of it
             if not isinstance(error, OSError):
@@ -126,25 +135,17 @@ def _attempt(
     except BaseException as error:
         if tracker is not None:
             tracker.finish(failed=True)
-        message = _record(error, folder, shorten=shorten)
-        if isinstance(error, Exception):
-            raise RunError(message) from error
-        raise
-    return result
-
-
-def _record(error: BaseException, folder: RunFolder, *, shorten: str) -> str:
-    """Write into a run's status why it broke off, and return that for its user."""
-    message, trace = _why(error, folder.path, shorten=shorten), None
-    if message is None:
-        trace = "".join(traceback.format_exception(error))
-        print(trace, end="", file=sys.stderr, flush=True)
-        message = f"{short(error)} (see {folder.path / TRACEBACK})"
-    try:
-        folder.fail(message, traceback=trace)
-    except OSError:
-        warn(f"{folder.path / 'status.json'} could not be written either")
-    return message
+        message, trace = _why(error, folder.path, shorten=shorten), None
+        if message is None:
+            message, trace = short(error), "".join(traceback.format_exception(error))
+            print(trace, end="", file=sys.stderr, flush=True)
+        try:
+            message = folder.fail(message, traceback=trace)
+        except OSError:
+            warn(f"{folder.path / 'status.json'} could not be written either")
+        if not isinstance(error, Exception):
+            raise
+        raise RunError(message) from error
 
 
 def _why(error: BaseException, folder: Path, *, shorten: str) -> str | None:
@@ -167,10 +168,10 @@ def short(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def disk_sentence(error: OSError, folder: Path) -> str:
-    """That a file of the run cannot be written."""
-    place = error.filename or folder
-    return f"runs_dir: {str(place)!r} cannot be written ({error.strerror or error})"
+def disk_sentence(error: OSError, folder: Path, *, key: str = "runs_dir") -> str:
+    """That a file of the run cannot be written; ``key`` is the setting that says where it lies."""
+    place = str(error.filename or folder)
+    return f"{key}: {place!r} cannot be written ({error.strerror or error})"
 
 
 def warn(message: str) -> None:

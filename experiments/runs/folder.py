@@ -16,13 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
-from experiments.runs.files import (
-    read_json,
-    write_atomically,
-    write_json,
-    write_table,
-    write_text,
-)
+from experiments.runs.files import read_json, write_atomically, write_json, write_table, write_text
 from experiments.runs.lock import LOCK, is_held
 
 CONFIG = "config.yaml"
@@ -43,9 +37,7 @@ class RunFolder:
         self.path = path
         self.config = config
         self._status: dict[str, Any] = {}
-        self._origin: dict[str, Any] = {}  # of what is computed now
-        self._before: dict[str, Any] | None = None  # of the attempt before
-        self._kept: list[dict[str, Any]] = []  # prompts of earlier attempts, with their origins
+        self._before: dict[str, Any] | None = None  # the origin of an earlier attempt
         self._parts: list[int] = []  # the first prompt of each batch that is kept
 
     @property
@@ -70,18 +62,15 @@ class RunFolder:
             changes: the patch from the commit to the source that runs; empty if they agree.
         """
         shutil.rmtree(self.path / TRACKER, ignore_errors=True)
-        for leftover in (*self.path.glob(".*.*.*"), self.path / TRACEBACK):
+        for leftover in (*self.path.glob(".*.*.*"), self.path / TRACEBACK, self.path / CHANGES):
             if leftover.is_file():
                 leftover.unlink()
         if changes:
-            write_atomically(self.path / CHANGES, lambda p: p.write_bytes(changes))
-        else:
-            (self.path / CHANGES).unlink(missing_ok=True)
+            write_atomically(self.path / CHANGES, lambda path: path.write_bytes(changes))
         write_text(self.path / CONFIG, OmegaConf.to_yaml(self.config))
         before = read_status(self.path)
-        self._before = _part_origin(before) if before else None
-        self._origin = _part_origin(origin)
-        self._kept, self._parts = [], []
+        self._before = _origin_of_part(before) if before else None
+        self._parts = []
         self._status = {
             "state": "running",
             "run_id": self.id,
@@ -96,42 +85,27 @@ class RunFolder:
         }
         write_json(self.path / STATUS, self._status)
 
-    def fail(self, error: str, *, traceback: str | None = None) -> None:
-        """Record why the run broke off; its finished prompts stay."""
-        if self.finished:  # by another process, where there are no locks
-            return
+    def fail(self, error: str, *, traceback: str | None = None) -> str:
+        """Record why the run broke off, and return that; its finished prompts stay."""
         if traceback is not None:
             write_text(self.path / TRACEBACK, traceback)
-        self._end(state="failed", error=error)
+            error = f"{error} (see {self.path / TRACEBACK})"
+        if not self.finished:  # by another process, where there are no locks
+            self._end("failed", error)
+        return error
+
+    def refuse(self, error: str, *, traceback: str | None = None) -> None:
+        """Record why the run could not begin, or again why its last attempt broke off."""
+        self._status = {"started": None} | read_status(self.path)
+        self.fail(error, traceback=traceback)
 
     def finish(self) -> None:
-        self._end(state="finished")
+        self._end("finished", None)
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
 
-    def _end(self, **said: Any) -> None:
-        write_json(self.path / STATUS, {**self._status, **said, "finished": now()})
-
-    def record_kept(self) -> str | None:
-        """Name in ``status.json`` the prompts that earlier attempts have computed, with the origin
-        of each; a sentence if it is another than this attempt's.
-        """
-        if not self._kept:
-            return None
-        self._status["kept"] = self._kept
-        write_json(self.path / STATUS, self._status)
-        origins = [part["origin"] or {} for part in self._kept]
-        others = [origin for origin in origins if origin != self._origin]
-        if not others:
-            return None
-        names = [
-            name
-            for name, value in self._origin.items()
-            if any(other.get(name) != value for other in others)
-        ]
-        return (
-            f"{self.path}: {len(others)} of its prompts were computed by an earlier attempt with"
-            f" another {', '.join(names)}; {STATUS} says which"
-        )
+    def _end(self, state: str, error: str | None) -> None:
+        ended = {"state": state, "error": error, "finished": now()}
+        write_json(self.path / STATUS, self._status | ended)
 
     def kept(self, first: int, prompt_ids: list[str]) -> list[dict[str, Any]] | None:
         """The summaries of a batch that an earlier attempt has finished, or None.
@@ -140,23 +114,21 @@ class RunFolder:
             first: number of its first prompt; ``prompt_ids`` are those from there on.
         """
         part = read_json(self._part(first, "json"))
-        if not isinstance(part, dict):
-            return None
-        # a part of before there were batches is the summary of one prompt
-        summaries = part.get("prompts", [part])
         try:
+            # a part of before there were batches is the summary of one prompt
+            summaries = list(part.get("prompts", [part]))
             ids = [summary["prompt_id"] for summary in summaries]
             for name in (TRAJECTORY, ITERATIONS):
                 pq.read_metadata(self._part(first, name))
-        except (KeyError, TypeError, OSError, pa.ArrowException):
+        except (AttributeError, KeyError, TypeError, OSError, pa.ArrowException):
             return None  # a crash of the whole machine can leave a name without its content
         if not ids or ids != prompt_ids[: len(ids)]:
             return None
         # earlier versions did not say: then it was the attempt before, as far as is known
         origin = part.pop("origin", self._before)
-        self._kept += [{"prompt_id": prompt_id, "origin": origin} for prompt_id in ids]
+        self._status["kept"] += [{"prompt_id": prompt_id, "origin": origin} for prompt_id in ids]
         self._parts.append(first)
-        return list(summaries)
+        return summaries
 
     def keep(
         self,
@@ -168,11 +140,17 @@ class RunFolder:
         """Save a finished batch. The summaries come last: with them, it is whole."""
         write_table(self._part(first, TRAJECTORY), trajectory)
         write_table(self._part(first, ITERATIONS), iterations)
-        write_json(self._part(first, "json"), {"prompts": summaries, "origin": self._origin})
+        content = {"prompts": summaries, "origin": _origin_of_part(self._status)}
+        write_json(self._part(first, "json"), content)
         self._parts.append(first)
 
-    def assemble(self, summary: dict[str, Any]) -> None:
-        """Put the files of the run together from the batches that are kept, in their order."""
+    def assemble(self, summary: dict[str, Any]) -> str | None:
+        """Put the files of the run together from the batches that are kept, in their order.
+
+        Returns:
+            a sentence if some of them have another origin than this attempt; ``status.json`` names
+            them.
+        """
         for name in (TRAJECTORY, ITERATIONS):
             parts = [self._part(first, name) for first in sorted(self._parts)]
 
@@ -183,6 +161,17 @@ class RunFolder:
 
             write_atomically(self.path / name, write)
         write_json(self.path / SUMMARY, summary)
+        write_json(self.path / STATUS, self._status)
+        ours = _origin_of_part(self._status)
+        origins = [part["origin"] or {} for part in self._status["kept"]]
+        others = [origin for origin in origins if origin != ours]
+        names = [name for name in ours if any(o.get(name) != ours[name] for o in others)]
+        if not others:
+            return None
+        return (
+            f"{self.path}: {len(others)} of its prompts were computed by an earlier attempt with"
+            f" another {', '.join(names)}; {STATUS} says which"
+        )
 
     def _part(self, number: int, name: str) -> Path:
         return self.path / _PARTS / f"{number:05d}.{name}"
@@ -194,15 +183,10 @@ def read_status(folder: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
-def _part_origin(status: dict[str, Any]) -> dict[str, Any]:
+def _origin_of_part(status: dict[str, Any]) -> dict[str, Any]:
     """What of a run's origin can make one of its parts unlike another."""
-    changes = status.get("changes")
-    return {
-        "commit": status.get("commit"),
-        "changes": changes.get("sha256") if isinstance(changes, dict) else None,
-        "device": status.get("device"),
-        "threads": status.get("threads"),
-    }
+    origin = {name: status.get(name) for name in ("commit", "device", "threads")}
+    return {**origin, "changes": (status.get("changes") or {}).get("sha256")}
 
 
 def now() -> str:

@@ -3,7 +3,8 @@
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,13 +16,11 @@ _CAUTION = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextmanager
-def locked(
-    folder: Path, *, on_wait: Callable[[], object], on_no_locks: Callable[[], object]
-) -> Iterator[None]:
-    """Hold a run's folder; waits while another process does.
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; waits while another process does, and says so.
 
-    On a file system without locks the folder is not held: two processes may then compute the same
-    run, each into whole files.
+    On a file system without locks the folder is not held, of which it warns: two processes may then
+    compute the same run, each into whole files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
@@ -31,12 +30,13 @@ def locked(
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                on_wait()
+                print(f"{folder} is being computed elsewhere: waiting", flush=True)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
-                on_no_locks()
+                said = f"{folder} is where files have no locks: never start it twice"
+                print(f"warning: {said}", file=sys.stderr)
             if not _is_file_at(descriptor, path):
                 continue  # the holder before us has removed what we waited for
             try:

@@ -28,20 +28,16 @@ SOURCE_SUFFIXES = (".py", ".yaml", ".yml", ".toml")
 
 @dataclass(frozen=True)
 class Changes:
-    """What the working tree holds beyond its commit, as a patch for ``git apply``."""
+    """What the working tree holds beyond its commit, as a patch for ``git apply``.
 
-    patch: bytes  # cut after the last file that fits into LARGEST_PATCH
-    sha256: str  # of the whole patch
-    size: int  # bytes of the whole patch
-    left_out: int  # new files that may be data: not even named
+    Attributes:
+        patch: cut after the last file that fits into LARGEST_PATCH.
+        record: what ``status.json`` says of it: hash and size of the whole patch, the size that is
+            kept, and how many new files may be data, which are not even named.
+    """
 
-    def record(self) -> dict[str, Any]:
-        return {
-            "sha256": self.sha256,
-            "bytes": self.size,
-            "kept_bytes": len(self.patch),
-            "new_files_left_out": self.left_out,
-        }
+    patch: bytes
+    record: dict[str, Any]
 
 
 def provenance(device: "torch.device") -> dict[str, Any]:
@@ -52,7 +48,7 @@ def provenance(device: "torch.device") -> dict[str, Any]:
     return {
         "commit": _commit(),
         "dirty": None if _commit() is None else found is not None,
-        "changes": None if found is None else found.record(),
+        "changes": None if found is None else found.record,
         "versions": {"python": platform.python_version()} | _versions(),
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
@@ -71,7 +67,13 @@ def changes() -> Changes | None:
     kept = patch
     if len(patch) > LARGEST_PATCH:
         kept = patch[: patch.rfind(b"\ndiff --git ", 0, LARGEST_PATCH) + 1]
-    return Changes(kept, hashlib.sha256(patch).hexdigest(), len(patch), left_out)
+    record = {
+        "sha256": hashlib.sha256(patch).hexdigest(),
+        "bytes": len(patch),
+        "kept_bytes": len(kept),
+        "new_files_left_out": left_out,
+    }
+    return Changes(kept, record)
 
 
 @lru_cache(maxsize=1)
@@ -87,8 +89,8 @@ def _patch(index: str) -> tuple[bytes, int]:
     """From the commit to what runs, and how many new files may be data and are not in it."""
     listed = _git("ls-files", "--others", "--exclude-standard", "-z", index=index) or b""
     new = [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
-    source = [path for path in new
-              if path.parts[0] in SOURCE_FOLDERS and path.suffix in SOURCE_SUFFIXES]  # fmt: skip
+    known = [path for path in new if path.parts[0] in SOURCE_FOLDERS]
+    source = [path for path in known if path.suffix in SOURCE_SUFFIXES]
     if source:
         _git("add", "--intent-to-add", "--", *map(str, source), index=index)
     options = ("--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames")
@@ -101,11 +103,9 @@ def _git(*arguments: str, index: str | None = None) -> bytes | None:
     environment["GIT_OPTIONAL_LOCKS"] = "0"  # looking changes nothing, not even git's index
     if index is not None:
         environment["GIT_INDEX_FILE"] = index
-    command = ["git", *arguments]
+    how: Any = {"cwd": ROOT, "env": environment, "capture_output": True, "timeout": 10}
     try:
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, timeout=10, check=True
-        ).stdout
+        return bytes(subprocess.run(["git", *arguments], check=True, **how).stdout)
     except (OSError, subprocess.SubprocessError):
         return None
 

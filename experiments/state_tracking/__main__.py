@@ -12,7 +12,7 @@ import sys
 
 from experiments.command import run_command
 from experiments.state_tracking.settings import StateTrackingSettings
-from experiments.sweeps.cells import Runner
+from experiments.sweeps.sweep import Runner
 
 RUNNER = Runner(
     name="state_tracking",

@@ -1,35 +1,37 @@
 """Run one contest, into its folder."""
 
 import shlex
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from tqdm import tqdm
 
-from experiments.runs.compute_once import ALONE, Asked, compute_once, finished_already, warn
+from experiments.runs.compute_once import (
+    ALONE,
+    Asked,
+    compute_once,
+    finished_already,
+    torch_device,
+    warn,
+)
 from experiments.runs.files import short_hash, write_json, write_table
 from experiments.runs.folder import SUMMARY, RunFolder
-from experiments.settings import ConfigError
-from experiments.state_tracking.contest import compete
+from experiments.state_tracking.contest import accuracy_by_depth, train_contestant
 from experiments.state_tracking.settings import StateTrackingSettings
+from experiments.state_tracking.tasks import make_task
 from experiments.sweeps.report import contestant_of, name_of
 from experiments.tracking.tracker import Tracker
-from stateful_gpt.device import choose_device
 
 ACCURACY = "accuracy.parquet"
 HISTORY = "history.parquet"
 GOOD = 0.9  # accuracy at which a level counts as solved
 
 
-def run_id(settings: StateTrackingSettings) -> str:
-    """A short hash of everything that can change a result."""
-    return short_hash(settings.deciding())
-
-
-def locate(settings: StateTrackingSettings, known: dict[str, Any] | None = None) -> RunFolder:
-    """The run that these settings stand for."""
-    path = Path(settings.runs_dir) / settings.study / run_id(settings)
+def locate(settings: StateTrackingSettings, known: object = None) -> RunFolder:
+    """The run that these settings stand for, named by a hash of all that can change a result."""
+    path = Path(settings.runs_dir, settings.study, short_hash(settings.deciding()))
     return RunFolder(path, settings.plain())
 
 
@@ -40,52 +42,54 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
         ConfigError: settings that cannot be.
         RunError: the run broke off.
     """
-    try:
-        device = choose_device(settings.device.name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    device = torch_device(settings.device.name)
     folder = locate(settings)
-    name = contestant_of(folder.config)
     if finished_already(folder):
         return folder.path
+    chosen, contestant = settings.task, settings.contestant
+    name = contestant_of(folder.config)
 
-    def compute(_: object) -> tuple[list[dict[str, float]], dict[str, Any]]:
-        steps = settings.training.steps * settings.contestant.times
-        description = ": ".join(filter(None, (asked.place, name)))
-        disable = None if asked.bar else True  # None: off where nobody watches
-        with tqdm(total=steps, unit="step", desc=description, disable=disable) as bar:
-            accuracy, history, facts = compete(
-                settings, device, tell=lambda row: bar.update(int(row["step"]) - bar.n)
-            )
+    def compute(tracker: Tracker) -> Callable[[], object]:
+        task = make_task(chosen.name, chosen.target)
+        started = time.process_time()
+        with asked.progress(settings.training.steps * contestant.times, "step", name) as bar:
+            model, history, passes = train_contestant(settings, task, device, on_step=bar.update)
+        seconds = time.process_time() - started
+        # depth 0 is all there is of a plain model; the last one is full recurrence
+        depth = chosen.tested_level - 1 if contestant.passes > 1 else 0
+        accuracy = accuracy_by_depth(model, task, words=settings.test_words, depth=depth)
+        full = accuracy[-1]
+        summary: dict[str, Any] = {
+            "run_id": folder.id,
+            "study": settings.study,
+            "task": chosen.name,
+            "target": chosen.target,
+            "contestant": name,
+            "seed": settings.seed,
+            "accuracy_trained": full[chosen.trained_level - 1],
+            "accuracy_tested": full[-1],
+            # the last one before accuracy first falls below GOOD
+            "solved_level": next((k for k, share in enumerate(full) if share < GOOD), len(full)),
+            "chance": task.chance,  # of always giving the most frequent answer
+            "parameters": model.count_parameters(),
+            "layer_passes": passes * contestant.layers,  # evaluated in training, per window
+            "seconds": round(seconds, 2),  # of processor time, in training
+        }
         rows = [
             {"depth": depth, "level": level, "accuracy": value}
             for depth, row in enumerate(accuracy)
             for level, value in enumerate(row, start=1)
         ]
-        full, task = accuracy[-1], settings.task
-        summary = {
-            "run_id": folder.id,
-            "study": settings.study,
-            "task": task.name,
-            "target": task.target,
-            "contestant": name,
-            "seed": settings.seed,
-            "accuracy_trained": full[task.trained_level - 1],
-            "accuracy_tested": full[-1],
-            # the last one before accuracy first falls below GOOD
-            "solved_level": next((k for k, share in enumerate(full) if share < GOOD), len(full)),
-            **facts,
-        }
         write_table(folder.path / ACCURACY, pa.Table.from_pylist(rows))
         write_table(folder.path / HISTORY, pa.Table.from_pylist(history))
         write_json(folder.path / SUMMARY, summary)
-        return history, summary
 
-    def publish(tracker: Tracker, computed: tuple[list[dict[str, float]], dict[str, Any]]) -> None:
-        history, summary = computed
-        for row in history:
-            tracker.log(row)
-        tracker.summarize(summary)
+        def publish() -> None:
+            for row in history:
+                tracker.log(row)
+            tracker.summarize(summary)
+
+        return publish
 
     compute_once(
         folder,
@@ -96,7 +100,7 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
             run_id=folder.id,
             name=f"{name_of(folder.config)}, seed {settings.seed}",
             group=settings.study,
-            tags=[settings.task.name, settings.task.target],
+            tags=[chosen.name, chosen.target],
             config=folder.config,
             folder=folder.path,
             axis="step",
@@ -105,7 +109,6 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
             later=f"wandb sync {shlex.quote(str(folder.path))}/wandb/*run-*",
         ),
         compute=compute,
-        publish=publish,
         shorten="task.tested_level",
     )
     return folder.path

@@ -1,8 +1,9 @@
 """The settings of a state-tracking run."""
 
-from typing import Any, Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from experiments.converge.settings import (
     DeviceSettings,
@@ -11,7 +12,7 @@ from experiments.converge.settings import (
     StudyName,
     TrackingSettings,
 )
-from experiments.settings import ConfigError, Count, Number, Positive, Seed, Settings
+from experiments.settings import Count, Number, Positive, Seed, Settings
 
 
 class TaskSettings(Settings):
@@ -20,14 +21,12 @@ class TaskSettings(Settings):
     trained_level: Count = 8
     tested_level: Count = 16
 
-    @model_validator(mode="after")
-    def _tested_beyond_training(self) -> Self:
-        if self.tested_level < self.trained_level:
-            raise ConfigError(
-                f"task.tested_level must be at least task.trained_level ({self.trained_level}),"
-                f" got {self.tested_level}"
-            )
-        return self
+    def conflicts(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            self.tested_level < self.trained_level,
+            f"task.tested_level must be at least task.trained_level ({self.trained_level}), got"
+            f" {self.tested_level}",
+        )
 
 
 class ContestantSettings(Settings):
@@ -37,28 +36,24 @@ class ContestantSettings(Settings):
     drawn: bool = False
     times: Count = 1
 
-    @model_validator(mode="after")
-    def _passes_to_go_through(self) -> Self:
+    def conflicts(self) -> Iterator[tuple[bool, str]]:
         for name in ("through", "drawn"):
-            if self.passes == 1 and getattr(self, name):
-                raise ConfigError(
-                    f"contestant.{name} must be false with contestant.passes=1, which feeds nothing"
-                    " back, got true"
-                )
-        return self
+            yield (
+                self.passes == 1 and getattr(self, name),
+                f"contestant.{name} must be false with contestant.passes=1, which feeds nothing"
+                " back, got true",
+            )
 
 
 class SizeSettings(Settings):
     n_embd: Count = 32
     n_head: Count = 2
 
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> Self:
-        if self.n_embd % self.n_head:
-            raise ConfigError(
-                f"size.n_embd must be a multiple of size.n_head ({self.n_head}), got {self.n_embd}"
-            )
-        return self
+    def conflicts(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            self.n_embd % self.n_head != 0,
+            f"size.n_embd must be a multiple of size.n_head ({self.n_head}), got {self.n_embd}",
+        )
 
 
 class RecipeSettings(Settings):

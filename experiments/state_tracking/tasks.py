@@ -1,10 +1,11 @@
 """Tasks with a state that every symbol changes, as batches that a seed makes.
 
 A task is a finite automaton. A word of n symbols takes it from state 0 through n states, and the
-model says after each symbol where it is (``Target.STATE``), or only whether it is in the first half
-of the states (``Target.HALF``), which is not enough to go on from: then the state has to be kept
-without ever being said. Level n is the answer after n symbols.
+model says after each symbol where it is (target ``state``), or only whether it is in the first half
+of the states (``half``), which is not enough to go on from: then the state has to be kept without
+ever being said. Level n is the answer after n symbols.
 
+A batch is (B, T) ids to read, and (B, T) ids to say at each of them, IGNORE where nothing is asked.
 Ids: 0 is the quiet token, which stands before and behind a word; then the G symbols; then the
 answers.
 
@@ -13,9 +14,7 @@ Shapes: B batch, T positions, N symbols of a word, S states, G symbols there are
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from itertools import combinations
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,23 +25,17 @@ QUIET = 0
 SIZE = 5  # states of both tasks: cups, or the modulus
 
 
-class Target(Enum):
-    """What is asked after each symbol."""
-
-    STATE = "state"
-    HALF = "half"
-
-
 @dataclass(frozen=True)
 class Task:
     """A finite automaton, and what is asked about it.
 
     Attributes:
         transitions: (S, G), the state after each symbol in each state.
+        target: ``state`` or ``half``.
     """
 
     transitions: Tensor
-    target: Target
+    target: str
 
     @property
     def symbols(self) -> int:
@@ -50,7 +43,7 @@ class Task:
 
     @property
     def answers(self) -> int:
-        return len(self.transitions) if self.target is Target.STATE else 2
+        return len(self.transitions) if self.target == "state" else 2
 
     @property
     def vocab_size(self) -> int:
@@ -64,7 +57,7 @@ class Task:
 
     def answer_of(self, states: Tensor) -> Tensor:
         """The answers, from 0, that (...) states call for."""
-        if self.target is Target.STATE:
+        if self.target == "state":
             return states
         return (states >= len(self.transitions) // 2).long()
 
@@ -97,25 +90,18 @@ def sums_modulo() -> Tensor:
 TASKS: dict[str, Callable[[], Tensor]] = {"cups": swaps_of_cups, "modulo": sums_modulo}
 
 
-def make_task(name: str, target: Target) -> Task:
+def make_task(name: str, target: str) -> Task:
     return Task(TASKS[name](), target)
 
 
-class Batch(NamedTuple):
-    """(B, T) ids to read, and (B, T) ids to say at each of them, IGNORE where nothing is asked."""
-
-    tokens: Tensor
-    targets: Tensor
-
-
-def lay_out(task: Task, words: Tensor, starts: Tensor, *, length: int) -> Batch:
+def lay_out(task: Task, words: Tensor, starts: Tensor, *, length: int) -> tuple[Tensor, Tensor]:
     """Put (B, N) words at (B,) starts into windows of ``length`` tokens, quiet around them."""
     places = starts[:, None] + torch.arange(words.size(1))  # (B, N)
     tokens = torch.full((len(words), length), QUIET)
     tokens.scatter_(1, places, 1 + words)
     targets = torch.full((len(words), length), IGNORE)
     targets.scatter_(1, places, 1 + task.symbols + task.answer_of(task.states_of(words)))
-    return Batch(tokens, targets)
+    return tokens, targets
 
 
 def draw_words(task: Task, size: int, level: int, *, generator: torch.Generator) -> Tensor:
@@ -125,7 +111,7 @@ def draw_words(task: Task, size: int, level: int, *, generator: torch.Generator)
 
 def training_batch(
     task: Task, *, step: int, size: int, level: int, length: int, seed: int
-) -> Batch:
+) -> tuple[Tensor, Tensor]:
     """Words of ``level`` symbols, each at a random place of its window.
 
     A function of seed and step alone. Every position of a window is trained that way, though no
@@ -137,7 +123,7 @@ def training_batch(
     return lay_out(task, words, starts, length=length)
 
 
-def test_batch(task: Task, *, size: int, length: int) -> Batch:
+def test_batch(task: Task, *, size: int, length: int) -> tuple[Tensor, Tensor]:
     """Words that fill their windows, the same for every contestant: position n - 1 is level n."""
     generator = torch.Generator().manual_seed(2**60)  # no training step's
     words = draw_words(task, size, length, generator=generator)

@@ -1,6 +1,6 @@
 """What a runner prints at its end, and ``experiments.status`` at any time: how a study stands.
 
-Finished runs as a table, every other one on a line that says why, and the commands that go on.
+One table of all runs with what became of each, and the commands that go on.
 """
 
 import shlex
@@ -14,7 +14,6 @@ from experiments.sweeps.study import Run, State, Study
 
 # a column's title, and where a run's summary has it
 CONVERGENCE = {
-    "outcome": "outcome",
     "iterations to tolerance": "iterations_to_tolerance",
     "nll": "nll",
     "nll plain": "nll_plain",
@@ -25,7 +24,7 @@ STATE_TRACKING = {
     "accuracy (trained)": "accuracy_trained",
     "accuracy (tested)": "accuracy_tested",
 }
-MOST_ROWS = 40  # of a table on a screen
+MOST_ROWS = 40  # of one kind in a table on a screen
 LONGEST_VALUE = 32  # characters of a setting in a run's name
 
 # settings that name_of speaks of, or that cannot change a result
@@ -58,10 +57,9 @@ def feedback_of(config: dict[str, Any]) -> str:
     if feedback["kind"] == "none":
         return "no feedback"
     sign = "s" if feedback["kind"] == "hidden_state" else "β"
-    words = [f"{feedback['kind']} {sign}={feedback['strength']:g}"]
+    text = f"{feedback['kind']} {sign}={feedback['strength']:g}"
     if feedback.get("hidden_strength"):
-        words.append(f"hidden_state s={feedback['hidden_strength']:g}")
-    text = " + ".join(words)
+        text += f" + hidden_state s={feedback['hidden_strength']:g}"
     return f"{text} shift=0" if feedback.get("shift") == 0 else text
 
 
@@ -92,96 +90,79 @@ def names_of(configs: Sequence[dict[str, Any] | None]) -> list[str]:
             words = [name_of(config or {})]
         except (KeyError, TypeError, ValueError):  # of another version, or damaged
             words = ["?"]
-        words += [_said(key, settings[key]) for key in differing if key in settings]
+        for key in differing:
+            if key in settings:
+                text = "null" if settings[key] is None else str(settings[key])
+                # of a path, the end tells most
+                cut = text if len(text) <= LONGEST_VALUE else f"…{text[1 - LONGEST_VALUE :]}"
+                words.append(f"{key}={cut}")
         names.append(" ".join(words))
     return names
 
 
 def report(study: Study) -> str:
     """How the study stands, and what to type next."""
-    names = names_of([run.config for run in study.runs])
-    named = sorted(zip(study.runs, names, strict=True), key=lambda pair: _order(*pair))
-    finished = [pair for pair in named if pair[0].state is State.FINISHED]
-    others = [pair for pair in named if pair[0].state is not State.FINISHED]
-    closing = [study.counts(), *(f"Complete it:  {command}" for command in study.commands())]
-    if finished:
+    closing = [f"Complete it:  {command}" for command in study.commands()]
+    if any(run.state is State.FINISHED for run in study.runs):
         words = [str(study.path), "--out", str(Path("figures") / study.path.name)]
         closing.append(f"Draw it:  {shlex.join(['python', '-m', 'analysis', 'figures', *words])}")
-    parts = [_table(finished, study.path), _unfinished(others), "\n".join(closing)]
-    return "\n\n".join(filter(None, parts))
+    return "\n".join([table(study), *closing])
 
 
-def plain_list(study: Study) -> str:
-    """Every run with its state, and nothing more: what a sweep would find."""
+def table(study: Study) -> str:
+    """Every run with what became of it, and how many there are of each kind.
+
+    Finished runs come first, in the order of their strength, then all that failed; of many that are
+    finished or wait, the first.
+    """
+
+    def order(pair: tuple[Run, str]) -> tuple[float, str]:
+        feedback = (pair[0].config or {}).get("feedback")
+        strength = feedback.get("strength") if isinstance(feedback, dict) else None
+        return strength if isinstance(strength, (int, float)) else 0.0, pair[1]
+
     names = names_of([run.config for run in study.runs])
-    lines = _states(list(zip(study.runs, names, strict=True)))
+    named = sorted(zip(study.runs, names, strict=True), key=order)
+    finished = [pair for pair in named if pair[0].state is State.FINISHED]
+    failed = [pair for pair in named if pair[0].state is State.FAILED]
+    waiting = [pair for pair in named if pair[0].state not in (State.FINISHED, State.FAILED)]
+    tracks = any("contestant" in (run.config or {}) for run, _ in finished)
+    columns = (STATE_TRACKING if tracks else CONVERGENCE) if finished else {}
+    rows = [
+        [
+            *(run.shown, name),
+            *(_cell(run.overall.get(key)) if run.overall else "" for key in columns.values()),
+            outcome_of(run),
+        ]
+        for run, name in [*finished[:MOST_ROWS], *failed, *waiting[:MOST_ROWS]]
+    ]
+    titles = ["run", "settings", *columns, "outcome"]
+    sides = ["left", "left", *["right"] * len(columns), "left"]
+    text = tabulate(rows, titles, "simple", colalign=sides, disable_numparse=True)
+    lines = [line.rstrip() for line in text.splitlines()]
+    if len(finished) > MOST_ROWS:
+        source = shlex.quote(str(study.path))
+        more = len(finished) - MOST_ROWS
+        lines.append(f"… {more} more:  python -m analysis table {source}")
+    if len(waiting) > MOST_ROWS:
+        lines.append(f"… {len(waiting) - MOST_ROWS} more that are not finished")
     return "\n".join([*lines, "", study.counts()])
 
 
-def _table(finished: list[tuple[Run, str]], path: Path) -> str:
-    if not finished:
-        return ""
-    tracks = any("contestant" in (run.config or {}) for run, _ in finished)
-    columns = STATE_TRACKING if tracks else CONVERGENCE
-    cut = len(finished) > MOST_ROWS
-    half = MOST_ROWS // 2
-    rows = [
-        [run.shown, name, *(_cell((run.overall or {}).get(key)) for key in columns.values())]
-        for run, name in ([*finished[:half], *finished[-half:]] if cut else finished)
-    ]
-    sides = ["left", "left", *("left" if title == "outcome" else "right" for title in columns)]
-    titles = ["run", "settings", *columns]
-    lines = _lines(tabulate(rows, titles, "simple", colalign=sides, disable_numparse=True))
-    if cut:
-        source = shlex.quote(str(path))
-        between = f"… {len(finished) - MOST_ROWS} more:  python -m analysis table {source}"
-        lines.insert(2 + half, between)
-    return "\n".join(lines)
-
-
-def _unfinished(others: list[tuple[Run, str]]) -> str:
-    """Failures first and all of them; of the many that only wait, the first."""
-    failed = [pair for pair in others if pair[0].state is State.FAILED]
-    waiting = [pair for pair in others if pair[0].state is not State.FAILED]
-    lines = _states([*failed, *waiting[:MOST_ROWS]])
-    if len(waiting) > MOST_ROWS:
-        lines.append(f"… {len(waiting) - MOST_ROWS} more that are not finished")
-    return "\n".join(lines)
-
-
-def _states(named: list[tuple[Run, str]]) -> list[str]:
-    rows = [
-        [run.shown, name, f"{run.state}: {run.error}" if run.error else str(run.state)]
-        for run, name in named
-    ]
-    return _lines(tabulate(rows, tablefmt="plain", disable_numparse=True))
-
-
-def _lines(table: str) -> list[str]:
-    return [line.rstrip() for line in table.splitlines()]
-
-
-def _order(run: Run, name: str) -> tuple[float, str]:
-    try:
-        strength = float((run.config or {})["feedback"]["strength"])
-    except (KeyError, TypeError, ValueError):
-        strength = 0.0
-    return strength, name
+def outcome_of(run: Run) -> str:
+    """How the estimates of a finished run ended; of any other, its state and the reason."""
+    if run.state is State.FINISHED:
+        return str((run.overall or {}).get("outcome", run.state))
+    return f"{run.state}: {run.error}" if run.error else str(run.state)
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(config, dict):
         return {prefix: config} if prefix else {}
-    flat = [_flatten(inner, f"{prefix}.{name}" if prefix else name)
-            for name, inner in config.items()]  # fmt: skip
-    return {key: value for part in flat for key, value in part.items()}
-
-
-def _said(key: str, value: Any) -> str:
-    text = "null" if value is None else str(value)
-    if len(text) > LONGEST_VALUE:  # of a path, the end tells most
-        text = f"…{text[1 - LONGEST_VALUE :]}"
-    return f"{key}={text}"
+    flat: dict[str, Any] = {}
+    for name, inner in config.items():
+        flat |= _flatten(inner, f"{prefix}.{name}" if prefix else name)
+    return flat
 
 
 def _cell(value: Any) -> str:

@@ -14,14 +14,13 @@ import yaml
 from experiments.runs.files import read_json
 from experiments.runs.folder import CONFIG, STATUS, SUMMARY, read_status
 from experiments.runs.lock import LOCK, is_held
-from experiments.sweeps import plan
-from experiments.sweeps.plan import Cell, Plan
+from experiments.sweeps.plan import Cell, Plan, plans
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class State(StrEnum):
-    """What became of a run; the order is that of the report."""
+    """What became of a run."""
 
     FINISHED = "finished"
     RUNNING = "running"
@@ -35,7 +34,7 @@ class Run:
     """A run of a study, or a cell of a sweep that never became one.
 
     ``name`` is its id; where model or prompts cannot be read, it is the key of its cell, which
-    nobody needs to be shown.
+    nobody needs to be shown. ``overall`` is what the summary of a finished run says of all of it.
     """
 
     name: str
@@ -68,33 +67,33 @@ class Study:
         return f"{len(self.runs)} run{'' if len(self.runs) == 1 else 's'}: {parts or 'none'}"
 
     def commands(self) -> list[str]:
-        """The fewest commands found that compute all that is not finished."""
-        missing = {run.name: run.command for run in self.runs if run.state is not State.FINISHED}
-        offers = [(p.command, {cell.name for cell in p.cells}) for p in self.plans]
-        needed: list[str] = []
-        left = set(missing)
-        while offers:
-            command, covered = max(offers, key=lambda offer: len(offer[1] & left))
-            if not covered & left:
-                break
-            needed.append(command)
-            left -= covered
-        needed += [own for name, own in missing.items() if own and name in left]
-        return list(dict.fromkeys(needed))
+        """Few commands that compute all that is not finished: largest sweeps first."""
+        left = {run.name: run.command for run in self.runs if run.state is not State.FINISHED}
+        offers = [(plan.command, {cell.name for cell in plan.cells}) for plan in self.plans]
+        needed = []
+        for command, names in sorted(offers, key=lambda offer: -len(offer[1] & set(left))):
+            if names & set(left):
+                needed.append(command)
+            left = {name: own for name, own in left.items() if name not in names}
+        return list(dict.fromkeys([*needed, *filter(None, left.values())]))
 
 
 def survey(path: Path) -> Study:
     """The runs of a study folder, with those that are only planned."""
-    plans = plan.plans(path)
-    cells = {cell.name: cell for p in reversed(plans) for cell in p.cells}
+    planned = plans(path)
+    newest = {cell.key: cell for plan in reversed(planned) for cell in plan.cells}
+    cells = {cell.name: cell for cell in newest.values()}
     begun = {
         folder.name
         for folder in path.glob("[!.]*")
         # also of a run that was killed before its first file
-        if folder.is_dir() and any((folder / name).exists() for name in (STATUS, CONFIG, LOCK))
+        if folder.is_dir()
+        and any((folder / name).exists() for name in (STATUS, CONFIG, LOCK))
+        # one that was refused counts as long as a sweep plans it
+        and read_status(folder).get("started", "") is not None
     }
     runs = [look(path, name, cells.get(name)) for name in sorted(begun | set(cells))]
-    return Study(path, tuple(runs), tuple(plans))
+    return Study(path, tuple(runs), tuple(planned))
 
 
 def look(path: Path, name: str, cell: Cell | None, *, probe: bool = True) -> Run:
@@ -105,15 +104,13 @@ def look(path: Path, name: str, cell: Cell | None, *, probe: bool = True) -> Run
     """
     folder = path / name
     status = read_status(folder)
+    problem = cell.problem if cell is not None else None
     state, error = _state(folder, status, probe=probe)
-    overall: dict[str, Any] | None = None
-    if state is State.FINISHED:
-        summary = read_json(folder / SUMMARY)
-        # state tracking has no prompts, hence nothing over all of them
-        overall = summary.get("overall", summary) if isinstance(summary, dict) else None
-    elif cell is not None and state is not State.RUNNING:
-        refused = plan.refusal(path, cell.key)
-        state, error = (State.FAILED, refused) if refused is not None else (state, error)
+    if problem is not None:
+        state, error = State.FAILED, problem
+    overall = read_json(folder / SUMMARY) if state is State.FINISHED else None
+    if isinstance(overall, dict):  # state tracking has no prompts, hence nothing over all of them
+        overall = overall.get("overall", overall)
     return Run(
         name=name,
         state=state,
@@ -121,7 +118,7 @@ def look(path: Path, name: str, cell: Cell | None, *, probe: bool = True) -> Run
         config=cell.config if cell is not None else _config(folder),
         overall=overall,
         command=status.get("command"),
-        located=cell is None or cell.run_id is not None,
+        located=problem is None,
     )
 
 

@@ -1,40 +1,157 @@
 """A sweep on any launcher: planned before any job starts, computed once, its end in an exit code.
 
-Knows of Hydra only what the sweeper in ``hydra_plugins`` hands it.
+Knows of Hydra only what a job is told, and what the sweeper in ``hydra_plugins`` hands it.
 """
 
 import os
+import pkgutil
+import shlex
 import shutil
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, open_dict, read_write
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from tqdm import tqdm
 
-from experiments.runs.compute_once import Asked, short
-from experiments.runs.folder import RunFolder
-from experiments.settings import ConfigError, to_settings
+from experiments.runs.compute_once import Asked, RunError, short
+from experiments.runs.files import short_hash
+from experiments.runs.folder import STATUS, RunFolder
+from experiments.settings import ConfigError, Settings, to_settings
 from experiments.sweeps import launchers, plan
-from experiments.sweeps.cells import CellJob, Runner, cells_of
 from experiments.sweeps.plan import Cell
-from experiments.sweeps.progress import Progress
-from experiments.sweeps.report import plain_list, report
+from experiments.sweeps.report import names_of, outcome_of, report, table
 from experiments.sweeps.study import State, Study, look, survey
 
 Overrides = Sequence[str]
 # a function to call, the overrides of the jobs that call it, and the number of the first of them
-Launch = Callable[[CellJob, Sequence[Overrides], int], object]
+Launch = Callable[["CellJob", Sequence[Overrides], int], object]
+SECONDS = 0.5  # between two looks at what has become of the cells
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A command that computes runs. Its functions are named: importing them imports torch.
+
+    Attributes:
+        name: of its package in ``experiments`` and of its primary configuration in ``conf/``.
+        settings: the type of its settings.
+        compute: ``module:function`` of (settings, how they were asked for); computes one run.
+        locate: ``module:function`` of (settings, a dictionary that keeps what many runs have in
+            common); the RunFolder they stand for. None: a runner without studies.
+    """
+
+    name: str
+    settings: type[Settings]
+    compute: str
+    locate: str | None = None
+
+    def run(self, settings: Any, asked: Asked) -> None:
+        pkgutil.resolve_name(self.compute)(settings, asked)
+
+    def folder(self, settings: Any, known: dict[Any, Any]) -> RunFolder:
+        assert self.locate is not None
+        found: RunFolder = pkgutil.resolve_name(self.locate)(settings, known)
+        return found
+
+    def command_of_run(self, overrides: Sequence[str]) -> str:
+        return shlex.join(["python", "-m", f"experiments.{self.name}", *overrides])
+
+
+def overrides_of_the_job() -> list[str]:
+    """What the job that Hydra runs now was told, as it was typed."""
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [str(word) for word in words]
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """What a launcher is given to call: computes a cell in whichever process it finds itself.
+
+    A cell that breaks off stops no other: its run folder says why.
+
+    Attributes:
+        directory: from which the sweep was started; its paths are relative to that.
+        threads: of PyTorch; None leaves them alone.
+        done, total: how many of the sweep's runs had ended when it began, and how many it has.
+    """
+
+    runner: Runner
+    asked: Asked
+    directory: str
+    threads: int | None
+    done: int
+    total: int
+
+    def __call__(self, config: DictConfig) -> None:
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        settings = to_settings(config, self.runner.settings)
+        self.compute(settings, overrides_of_the_job(), HydraConfig.get().job.num)
+
+    def compute(self, settings: Any, overrides: Overrides, number: int) -> None:
+        """The cell with these settings; ``number`` counts what the sweep has to compute."""
+        asked = replace(
+            self.asked,
+            command_of_this_run=self.runner.command_of_run(overrides),
+            place=f"run {self.done + number + 1} of {self.total}",
+        )
+        try:
+            self._enter_directory()
+            self.runner.run(settings, asked)
+        except Exception as error:
+            message, trace = str(error), None
+            if not isinstance(error, (ConfigError, RunError)):
+                trace = "".join(traceback.format_exception(error))
+                print(trace, end="", file=sys.stderr, flush=True)
+                message = short(error)
+            try:
+                self.runner.folder(settings, {}).refuse(message, traceback=trace)
+            except (ConfigError, OSError):
+                print(f"error: {message}", file=sys.stderr, flush=True)
+
+    def _enter_directory(self) -> None:
+        try:
+            os.chdir(self.directory)
+        except OSError:
+            raise ConfigError(
+                f"the folder {self.directory!r}, from which the sweep was started, is not on"
+                f" {os.uname().nodename}: all machines of a sweep must see it"
+            ) from None
+
+
+def cells_of(runner: Runner, all_settings: Sequence[Any]) -> list[Cell]:
+    """The cells with these settings, in their order."""
+    known: dict[Any, Any] = {}
+    cells = []
+    for settings in all_settings:
+        run_id = problem = None
+        try:
+            run_id = runner.folder(settings, known).id
+        except ConfigError as error:  # what the run depends on cannot be read
+            problem = str(error)
+        study, config = str(Path(settings.runs_dir, settings.study)), settings.plain()
+        cells.append(Cell(short_hash(config, 16), run_id, problem, study, config))
+    return cells
 
 
 def rehearse(runner: Runner, configs: Sequence[DictConfig]) -> int:
     """Say which runs these are and how they stand, compute nothing; an exit code."""
     cells = cells_of(runner, [to_settings(config, runner.settings) for config in configs])
-    for study, of_study in _by_study(cells).items():
+    for study, of_study in _by_study(cells):
         distinct = {cell.name: cell for cell in of_study}
         runs = [look(study, name, cell) for name, cell in distinct.items()]
-        print(f"{study}\n{plain_list(Study(study, tuple(runs), ()))}")
+        print(f"{study}\n{table(Study(study, tuple(runs), ()))}")
     problems = dict.fromkeys(cell.problem for cell in cells if cell.problem)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
@@ -59,57 +176,102 @@ def sweep(
     """
     settings = [to_settings(composed, runner.settings) for _, composed in jobs]
     launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+    options, batch = config.hydra.launcher, config.hydra.sweeper.max_batch_size
     launchers.check_installed(launcher)
-    workers = launchers.workers(
-        launcher, config.hydra.launcher, batch=config.hydra.sweeper.max_batch_size
-    )
-    threads = launchers.threads(launcher, config.hydra.launcher, workers=workers)
+    workers = launchers.workers(launcher, options, batch=batch)
+    threads = launchers.threads(launcher, options, workers=workers)
     cells = cells_of(runner, settings)
-    for study, of_study in _by_study(cells).items():
+    for study, of_study in _by_study(cells):
         plan.record(study, command, of_study)
 
     first = {cell.name: number for number, cell in reversed(list(enumerate(cells)))}
-    left = [n for n in sorted(first.values()) if not _is_finished(cells[n])]
-    done = len(first) - len(left)
-    for number in set(first.values()) - set(left):  # which no job will look at
-        RunFolder(Path(cells[number].study) / cells[number].name, cells[number].config).tidy()
-    print(_opening(launcher, len(first), done, workers, threads), flush=True)
-    job = CellJob(
-        runner,
-        Asked(command, bar=launcher == launchers.BASIC),
-        directory=os.getcwd(),
-        threads=threads,
-        done=done,
-        total=len(first),
-    )
+    distinct = sorted(first.values())
+    finished = {n for n in distinct if _is_finished(cells[n])}
+    for number in finished:  # which no job will look at
+        RunFolder(Path(cells[number].study, cells[number].name), cells[number].config).tidy()
+    left = [n for n in distinct if n not in finished and cells[n].problem is None]
+    ended = len(first) - len(left)
+    words = [f"{len(first)} run{'' if len(first) == 1 else 's'}"]
+    if finished:
+        words.append(f"{len(finished)} finished already")
+    if left and launcher != launchers.BASIC:
+        many = {"runs at a time": workers, "threads of each": threads}
+        words += [f"launcher {launcher}", *(f"{what}: {n}" for what, n in many.items() if n)]
+    print(", ".join(words), flush=True)
+    asked = Asked(command, bar=launcher == launchers.BASIC)
+    job = CellJob(runner, asked, os.getcwd(), threads, ended, len(first))
     code = 0
-    with Progress([cells[n] for n in left], done=done, total=len(first)):
+    with _progress([cells[n] for n in distinct if n not in finished], len(finished), len(first)):
         try:
             if launcher == launchers.BASIC:  # here and now: composing twice would take as long
                 for place, number in enumerate(left):
                     job.compute(settings[number], jobs[number][0], place)
             else:
                 size = workers if launcher == launchers.SUBMITIT_LOCAL else None
-                size = size or config.hydra.sweeper.max_batch_size or len(left) or 1
-                with _log_folder(launcher, config.hydra.launcher):
+                size = size or batch or len(left) or 1
+                with _log_folder(launcher, options):
                     for begin in range(0, len(left), size):
-                        batch = [jobs[number][0] for number in left[begin : begin + size]]
-                        launch(job, batch, begin)
+                        launch(job, [jobs[n][0] for n in left[begin : begin + size]], begin)
         except KeyboardInterrupt:
             print("error: interrupted; the same command carries on", file=sys.stderr)
             code = 130
         except Exception as error:  # a worker was killed, a cluster is gone
-            reason = short(error)[:200]
-            print(
-                f"error: the launcher broke off ({reason}); the same command carries on",
-                file=sys.stderr,
-            )
+            reason = f"the launcher broke off ({short(error)[:200]})"
+            print(f"error: {reason}; the same command carries on", file=sys.stderr)
             code = 1
     if not all(_is_finished(cell) for cell in cells):
         code = code or 1
-    for study in _by_study(cells):
+    for study, _ in _by_study(cells):
         print(f"\n{report(survey(study))}")
     return code
+
+
+@contextmanager
+def _progress(cells: Sequence[Cell], done: int, total: int) -> Iterator[None]:
+    """Say in one line what became of each cell, as its files appear: a launcher's workers may be on
+    another machine, with no way to the terminal.
+    """
+    names = names_of([cell.config for cell in cells])
+    ended = threading.Event()
+
+    def written(cell: Cell) -> int:
+        status = Path(cell.study, cell.name, STATUS)
+        return status.stat().st_mtime_ns if status.exists() else 0
+
+    left = [(cell, name, written(cell)) for cell, name in zip(cells, names, strict=True)]
+
+    def say() -> None:
+        nonlocal left, done
+        still = []
+        for cell, name, before in left:
+            run = None
+            if cell.problem is not None or written(cell) != before:
+                run = look(Path(cell.study), cell.name, cell, probe=False)
+            if run is None or run.state not in (State.FINISHED, State.FAILED):
+                still.append((cell, name, before))
+                continue
+            done += 1
+            what = outcome_of(run) if run.error is None else str(run.state)
+            passes = (run.overall or {}).get("iterations_to_tolerance")
+            settled = "" if passes is None else f", {passes} passes to tolerance"
+            tqdm.write(f"run {done} of {total}: {run.shown}  {name}: {what}{settled}", sys.stdout)
+            if run.error is not None:
+                tqdm.write(f"error: {run.error} ({name})", sys.stderr)
+            sys.stdout.flush()
+        left = still
+
+    def watch() -> None:
+        while not ended.wait(SECONDS):
+            say()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        say()
 
 
 @contextmanager
@@ -121,8 +283,7 @@ def _log_folder(launcher: str, options: DictConfig) -> Iterator[None]:
     if launcher not in launchers.SUBMITIT or options.submitit_folder is not None:
         yield
         return
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    place = Path(cache) / "stateful_gpt"
+    place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "stateful_gpt")
     try:
         place.mkdir(parents=True, exist_ok=True)  # all machines of a cluster see a home
         folder = tempfile.mkdtemp(prefix="sweep-", dir=place)  # mode 0700
@@ -141,25 +302,10 @@ def _log_folder(launcher: str, options: DictConfig) -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _by_study(cells: Sequence[Cell]) -> dict[Path, list[Cell]]:
-    found: dict[Path, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(Path(cell.study), []).append(cell)
-    return found
+def _by_study(cells: Sequence[Cell]) -> list[tuple[Path, list[Cell]]]:
+    ordered = sorted(cells, key=lambda cell: cell.study)
+    return [(Path(study), list(group)) for study, group in groupby(ordered, lambda c: c.study)]
 
 
 def _is_finished(cell: Cell) -> bool:
     return look(Path(cell.study), cell.name, cell, probe=False).state is State.FINISHED
-
-
-def _opening(launcher: str, count: int, done: int, workers: int | None, threads: int | None) -> str:
-    words = [f"{count} run{'' if count == 1 else 's'}"]
-    if done:
-        words.append(f"{done} finished already" if done < count else "all finished already")
-    if done < count and launcher != launchers.BASIC:
-        words.append(f"launcher {launcher}")
-        if workers is not None:
-            words.append(f"{workers} at a time")
-        if threads is not None:
-            words.append(f"{threads} thread{'' if threads == 1 else 's'} each")
-    return ", ".join(words)

@@ -53,6 +53,7 @@ class Tracker:
         patience: float | None = None,
     ) -> None:
         self.online = settings.mode == "online" and not (Tracker.server_failed and not patience)
+        self.step = 0  # W&B's, of the last row
         self._warn = warn
         self._run: Any = None
         self._folder = folder
@@ -60,8 +61,6 @@ class Tracker:
         self._measures = measures
         self._later = later
         self._patience = patience
-        self.step = 0  # W&B's, of the last row
-        self._wandb: Any = None  # the module
         if settings.mode == "disabled":
             return
         # what W&B stages outside a run's files stays with the run
@@ -110,26 +109,12 @@ class Tracker:
     def summarize(self, values: dict[str, Any]) -> None:
         self._attempt(lambda: self._run.summary.update(values), "lost the summary")
 
-    def html(self, key: str, page: Callable[[], str]) -> None:
-        """A page that a browser shows by itself, in the row after the last."""
-        self._show(key, lambda: self._wandb.Html(page(), inject=False))
+    def show(self, key: str, make: Callable[[Any], object]) -> None:
+        """A page or some curves, in the row after the last; ``make`` makes it with W&B's module."""
+        import wandb
 
-    def lines(
-        self,
-        key: str,
-        *,
-        xs: list[int],
-        ys: list[list[float | None]],
-        names: list[str],
-        title: str,
-    ) -> None:
-        """Some curves over the axis, in the row after the last."""
-        options = {"keys": names, "title": title, "xname": self._axis}
-        self._show(key, lambda: self._wandb.plot.line_series(xs, ys, **options))
-
-    def _show(self, key: str, make: Callable[[], object]) -> None:
         step = self.step + 1
-        self._attempt(lambda: self._run.log({key: make()}, step=step), f"lost {key}")
+        self._attempt(lambda: self._run.log({key: make(wandb)}, step=step), f"lost {key}")
 
     def keep_files(
         self, name: str, fill: Callable[[Path], object], *, artifact: Collection[str]
@@ -137,13 +122,14 @@ class Tracker:
         """Files that belong to the W&B run itself; ``fill`` puts them into the folder ``name``.
         Those named in ``artifact`` are one, too. Nobody may change them any more.
         """
+        import wandb
 
         def send() -> None:
             place = self.files / name
             place.mkdir()
             fill(place)
             self._run.save(str(place / "*"), base_path=self._run.dir, policy="now")
-            made = self._wandb.Artifact(f"run-{self._run.id}", type="run")
+            made = wandb.Artifact(f"run-{self._run.id}", type="run")
             for file in artifact:
                 made.add_file(str(place / file), policy="immutable", skip_cache=True)
             self._run.log_artifact(made)
@@ -169,7 +155,6 @@ class Tracker:
         logging.raiseExceptions = False
         import wandb  # takes a second: only where it is used
 
-        self._wandb = wandb
         if self.online and not has_login():
             raise wandb.errors.UsageError(LOGIN)
         in_sweep = "WANDB_SWEEP_ID" in os.environ  # W&B names the runs of its own sweeps
@@ -188,9 +173,7 @@ class Tracker:
                 disable_code=True,
                 disable_git=True,
                 x_disable_stats=True,
-                # a list of all packages installed takes longer than all else; status.json names
-                # those that matter
-                x_save_requirements=False,
+                x_save_requirements=False,  # of all packages takes longer than all else
             ),
         )
         run.define_metric(self._axis, hidden=True)
@@ -208,11 +191,11 @@ class Tracker:
             action()
         except Exception as error:  # W&B raises many kinds; none of them may end a study
             self._run = None
-            if not isinstance(error, TimeoutError):  # else W&B has given up by itself
+            timed_out = isinstance(error, TimeoutError)  # then W&B has given up by itself
+            if not timed_out:
                 stop_helper()
             reason = " ".join(str(error).split())[:160] or type(error).__name__
-            own = isinstance(error, OSError) and not isinstance(error, TimeoutError)
-            if not self.online or own:
+            if not self.online or (isinstance(error, OSError) and not timed_out):
                 reason = f"W&B {consequence} ({reason}); the run folder is complete without it"
             elif self._patience is None:
                 Tracker.server_failed = True

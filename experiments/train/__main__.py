@@ -9,14 +9,10 @@ Killed at any moment, the same command carries on from the last saved state.
 import sys
 
 from experiments.command import run_command
-from experiments.sweeps.cells import Runner
+from experiments.sweeps.sweep import Runner
 from experiments.train.settings import TrainSettings
 
-RUNNER = Runner(
-    name="train",
-    settings=TrainSettings,
-    compute="experiments.train.run:train",
-)
+RUNNER = Runner(name="train", settings=TrainSettings, compute="experiments.train.run:train")
 
 
 def main() -> int:

@@ -73,6 +73,25 @@ def read_texts(key: str, folder: str) -> list[str]:
         raise ConfigError(f"{key}: a file of {folder!r} is not readable text ({error})") from None
 
 
+def read_corpus(
+    key: str, texts: list[str], encoding: Tokenizer, *, block_size: int, lines: bool
+) -> Corpus:
+    """A document a line, or one stream.
+
+    Raises:
+        ConfigError: see ``documents``; a stream shorter than a window.
+    """
+    if lines:
+        return documents(key, texts, encoding, block_size=block_size)
+    corpus = stream(texts, encoding, block_size=block_size)
+    if len(corpus.tokens) <= block_size:
+        raise ConfigError(
+            f"{key} has {len(corpus.tokens)} tokens, fewer than one window of"
+            f" architecture.block_size={block_size}"
+        )
+    return corpus
+
+
 def stream(texts: list[str], encoding: Tokenizer, *, block_size: int) -> Corpus:
     """All texts in a row, each begun by the end-of-text token."""
     end = end_token(encoding)

@@ -8,7 +8,7 @@ import pickle
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,64 +21,49 @@ from experiments.settings import ConfigError
 from experiments.tracking.tracker import Tracker
 from experiments.train.corpus import Corpus
 from experiments.train.settings import TrainSettings
-from stateful_gpt.checkpoint import Checkpoint
 from stateful_gpt.depth import DepthProfile, depth_profile
-from stateful_gpt.model import GPT, GPTConfig
+from stateful_gpt.model import GPT
 from stateful_gpt.train import TrainingConfig, make_optimizers, passes_at, training_step
 
 STATE = "training_state.pt"
 HISTORY = "history.json"
+# what is saved beside weights, optimizers, random numbers and history
+_COUNTS = ("step", "seconds", "tokens_read", "loss")
 
 
 class Training:
-    """Model, optimizers and history of one training, and where they are kept."""
+    """Model, optimizers and history of one training, and the folder where they are kept."""
 
     def __init__(
-        self,
-        settings: TrainSettings,
-        architecture: GPTConfig,
-        origin: Checkpoint[GPT] | None,
-        device: torch.device,
-        corpus: Corpus,
-        output: Path,
+        self, settings: TrainSettings, model: GPT, train: Corpus, held_out: Corpus, output: Path
     ) -> None:
-        self.settings = settings
-        self.output = output
-        self.corpus = corpus
+        self.settings, self.model, self.output = settings, model, output
+        self.corpus, self.held_out = train, held_out
         chosen = settings.training
         names = {field.name for field in fields(TrainingConfig)} - {"autocast"}
         self.config = TrainingConfig(
             **chosen.model_dump(include=names), autocast=chosen.precision == "bfloat16"
         )
-        torch.manual_seed(settings.seed)  # dropout draws from the global generator
-        generator = torch.Generator().manual_seed(settings.seed)
-        if origin is None:
-            self.model = GPT(architecture)
-            self.model.initialize(generator=generator)
-        else:
-            self.model = _with_dropout(origin.model, architecture, generator)
-        self.model.to(device)
-        self.optimizers = make_optimizers(self.model, self.config)
+        self.optimizers = make_optimizers(model, self.config)
         self.step = 0
         self.seconds = 0.0
         self.tokens_read = 0  # in all passes: what training has cost, up to a factor
         self.loss: float | None = None  # smoothed
         self.history: list[dict[str, Any]] = []
-        self._resume(device)
+        self._resume()
 
-    def run(self, held_out: Corpus, tracker: Tracker) -> None:
+    def run(self, tracker: Tracker) -> None:
         for row in self.history:
             tracker.log(_flat(row))
         saved_at = time.monotonic()
         started = saved_at - self.seconds
         chosen, seed = self.settings.training, self.settings.seed
-        math_only = chosen.attention == "reference"
         with tqdm(total=self.config.steps, initial=self.step, unit="step", disable=None) as bar:
             while self.step < self.config.steps:
                 windows = self.corpus.batch(self.step, size=self.config.batch_size, seed=seed)
                 # "reference" is attention without a fused kernel: every step of it written out
-                written_out = sdpa_kernel(SDPBackend.MATH) if math_only else nullcontext()
-                with written_out:
+                reference = chosen.attention == "reference"
+                with sdpa_kernel(SDPBackend.MATH) if reference else nullcontext():
                     losses = training_step(
                         self.model,
                         self.optimizers,
@@ -94,29 +79,25 @@ class Training:
                 bar.update()
                 self.seconds = time.monotonic() - started
                 if self.step % chosen.evaluate_every == 0 or self.step == self.config.steps:
-                    row = self._evaluate(held_out)
-                    self.history.append(row)
-                    tracker.log(_flat(row))
+                    self.history.append(self._evaluate())
+                    tracker.log(_flat(self.history[-1]))
                 if time.monotonic() - saved_at >= chosen.save_every_seconds:
                     self._save()
                     saved_at = time.monotonic()
         self._save()
 
-    def profile(
-        self, model: GPT, held_out: Corpus, *, full: bool, windows: int | None = None
-    ) -> DepthProfile:
+    def profile(self, model: GPT, *, full: bool, windows: int | None) -> DepthProfile:
         """Held-out loss and movement by depth, of some windows spread over the text, or of all."""
-        table = held_out.windows()
+        table = self.held_out.windows()
         if windows is not None and windows < len(table):
             table = table[torch.linspace(0, len(table) - 1, windows).long()]
         depth = self.settings.training.evaluate_depth if model.gate is not None else 0
         return depth_profile(model, table, depth=depth, full=full)
 
-    def _evaluate(self, held_out: Corpus) -> dict[str, Any]:
-        assert self.loss is not None
+    def _evaluate(self) -> dict[str, Any]:
         # depths cost a pass each: of a model with a gate, a part of the text has to do
         windows = self.settings.training.evaluate_windows if self.model.gate is not None else None
-        profile = self.profile(self.model, held_out, full=False, windows=windows)
+        profile = self.profile(self.model, full=False, windows=windows)
         row: dict[str, Any] = {
             "step": self.step,
             "seconds": round(self.seconds, 1),
@@ -124,17 +105,16 @@ class Training:
             "train_loss": self.loss,
             "held_out_loss": profile.nll[0],
         }
+        said = f"held out {profile.nll[0]:.4f} nats/token"
         if windows is None:
             nats = profile.nll[0] * profile.tokens
-            row["held_out_nats_per_character"] = nats / held_out.characters
-        said = f"held out {profile.nll[0]:.4f} nats/token"
-        if profile.kl:
-            row["nll_by_depth"] = profile.nll
-            row["kl_by_depth"] = profile.kl
+            row["held_out_nats_per_character"] = nats / self.held_out.characters
+        else:
             broken = profile.broken_at
+            row |= {"nll_by_depth": profile.nll, "kl_by_depth": profile.kl}
             row["contracts"] = broken is None
-            said += f", {profile.nll[1]:.4f} at depth 1, {profile.nll[-1]:.4f} at {len(profile.kl)}"
             falls = f"does not fall at depth {broken}" if broken else "falls with every pass"
+            said += f", {profile.nll[1]:.4f} at depth 1, {profile.nll[-1]:.4f} at {len(profile.kl)}"
             said += f"; KL {falls}"
         said = f"step {self.step:6d}  {self.seconds:6.0f} s  train {self.loss:.3f}  {said}"
         tqdm.write(said, file=sys.stdout)
@@ -147,21 +127,18 @@ class Training:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-            "step": self.step,
-            "seconds": self.seconds,
-            "tokens_read": self.tokens_read,
-            "loss": self.loss,
             "history": json.dumps(self.history),
+            **{name: getattr(self, name) for name in _COUNTS},
         }
         write_atomically(self.output / STATE, lambda path: torch.save(state, path))
         write_json(self.output / HISTORY, self.history)
 
-    def _resume(self, device: torch.device) -> None:
+    def _resume(self) -> None:
         path = self.output / STATE
         if not path.exists():
             return
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
+            state = torch.load(path, map_location=self.model.device, weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise ConfigError(f"output: {str(path)!r} is damaged, remove it ({error})") from None
         self.model.load_state_dict(state["model"])
@@ -170,26 +147,13 @@ class Training:
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.tokens_read, self.loss = state["tokens_read"], state["loss"]
         self.history = json.loads(state["history"])
-
-
-def _with_dropout(model: GPT, architecture: GPTConfig, generator: torch.Generator) -> GPT:
-    """The model that training starts from, with the dropout and the gate that are asked for."""
-    if architecture.hidden_feedback and model.gate is None:
-        model = model.with_gate(generator=generator)
-    copy = GPT(replace(model.config, dropout=architecture.dropout), tied=model.tied)
-    copy.load_state_dict(model.state_dict())
-    return copy
+        for name in _COUNTS:
+            setattr(self, name, state[name])
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """A row for the tracker: a list becomes one metric for each depth."""
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        if isinstance(value, list):
-            flat |= {f"{key}/{n}": number for n, number in enumerate(value)}
-        else:
-            flat[key] = value
-    return flat
+    lists = {key: value for key, value in row.items() if isinstance(value, list)}
+    flat = {key: value for key, value in row.items() if key not in lists}
+    return flat | {f"{key}/{n}": x for key, values in lists.items() for n, x in enumerate(values)}

@@ -1,15 +1,23 @@
-"""Train one model, into its folder."""
+"""Train one model, into its folder: weights, tokenizer, losses by depth, and a card."""
 
 import shlex
 import shutil
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
-from experiments.runs.compute_once import ALONE, Asked, RunError, warn
+from experiments.runs.compute_once import (
+    ALONE,
+    Asked,
+    RunError,
+    disk_sentence,
+    torch_device,
+    warn,
+)
 from experiments.runs.files import (
     remove_partial,
     short_hash,
@@ -18,19 +26,13 @@ from experiments.runs.files import (
     write_text,
 )
 from experiments.runs.lock import LOCK, locked
+from experiments.runs.provenance import provenance
 from experiments.settings import ConfigError
 from experiments.tracking.tracker import Tracker
-from experiments.train.corpus import Corpus, documents, read_texts, stream
+from experiments.train.corpus import read_corpus, read_texts
 from experiments.train.loop import HISTORY, STATE, Training
-from experiments.train.model_card import model_card
 from experiments.train.settings import TrainSettings
-from stateful_gpt.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    save_checkpoint,
-)
-from stateful_gpt.device import choose_device
+from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.tokenizer import (
     Tokenizer,
@@ -44,10 +46,7 @@ CONFIG = "training.yaml"
 TOKENIZER = "tokenizer.json"
 DEPTHS = "depths.json"
 CARD = "README.md"
-
 MEASURES = ("train_loss", "held_out_*", "tokens_read", "nll_by_depth/*", "kl_by_depth/*")
-# settings that say where and how fast, not what is trained
-_FREE = ("output", "device", "tracking")
 
 
 def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
@@ -57,40 +56,33 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
         ConfigError: settings that cannot be, or an output folder that holds another training.
         RunError: a file cannot be written.
     """
-    try:
-        device = choose_device(settings.device.name)
-    except ValueError as error:
-        raise ConfigError(f"device.name: {error}") from None
+    device = torch_device(settings.device.name)
     try:
         architecture = GPTConfig(**settings.architecture.plain())
     except ValueError as error:
         raise ConfigError(f"architecture.{error}") from None
-    texts = read_texts("corpus.train", settings.corpus.train)
-    held_out_texts = read_texts("corpus.held_out", settings.corpus.held_out)
+    texts = {
+        key: read_texts(f"corpus.{key}", folder)
+        for key, folder in (
+            ("train", settings.corpus.train),
+            ("held_out", settings.corpus.held_out),
+        )
+    }
     origin = _starting_point(settings, architecture)
     output = Path(settings.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"output {str(output)!r} cannot be written ({error.strerror or error})"
-        ) from None
+        raise ConfigError(disk_sentence(error, output, key="output")) from None
     try:
-        with locked(
-            output,
-            on_wait=lambda: print(f"{output} is being trained elsewhere: waiting", flush=True),
-            on_no_locks=lambda: warn(f"{output} is where files have no locks: never start twice"),
-        ):
+        with locked(output):
             _claim(output, settings)
             if (output / CARD).exists():
                 print(f"{output} is trained already: nothing to do")
             else:
-                _train(settings, architecture, origin, device, texts, held_out_texts)
+                _train(settings, architecture, origin, device, texts)
     except OSError as error:
-        raise RunError(
-            f"output: {str(error.filename or output)!r} cannot be written"
-            f" ({error.strerror or error})"
-        ) from None
+        raise RunError(disk_sentence(error, output, key="output")) from None
     return output
 
 
@@ -99,24 +91,29 @@ def _train(
     architecture: GPTConfig,
     origin: Checkpoint[GPT] | None,
     device: torch.device,
-    texts: list[str],
-    held_out_texts: list[str],
+    texts: dict[str, list[str]],
 ) -> None:
     output = Path(settings.output)
-    encoding: Any = origin.tokenizer if origin is not None else _tokenizer(settings, texts, output)
+    encoding: Any = origin.tokenizer if origin else _tokenizer(settings, texts["train"], output)
     if encoding.n_vocab > architecture.vocab_size:
         raise ConfigError(
             f"architecture.vocab_size must be at least the tokenizer's {encoding.n_vocab} ids,"
             f" got {architecture.vocab_size}"
         )
-    corpus = _corpus("corpus.train", texts, encoding, settings)
-    held_out = _corpus("corpus.held_out", held_out_texts, encoding, settings)
+    lines, block = settings.corpus.documents == "line", architecture.block_size
+    corpora = {
+        key: read_corpus(f"corpus.{key}", of_key, encoding, block_size=block, lines=lines)
+        for key, of_key in texts.items()
+    }
+    held_out = corpora["held_out"]
     tracker = _open_tracker(settings, output)
     try:
-        training = Training(settings, architecture, origin, device, corpus, output)
-        training.run(held_out, tracker)
+        torch.manual_seed(settings.seed)  # dropout draws from the global generator
+        model = _model(origin, architecture, seed=settings.seed).to(device)
+        training = Training(settings, model, corpora["train"], held_out, output)
+        training.run(tracker)
         save_checkpoint(
-            training.model,
+            model,
             output,
             tokenizer=encoding.name if encoding.name in ("gpt2", "byte") else encoding,
             dtype=torch.float16,
@@ -125,33 +122,28 @@ def _train(
         # the loss that counts is that of the rounded weights in the file
         profile = training.profile(
             load_checkpoint(output, device=device).model,
-            held_out,
             full=architecture.hidden_feedback,
             windows=settings.training.final_windows,
         )
         length = held_out.characters_per_prediction
         depths = {  # losses in nats per token
+            **asdict(profile),
             "trained_passes": settings.training.passes,
-            "nll": profile.nll,
-            "kl": profile.kl,
-            "nll_full": profile.nll_full,
             "contracts": profile.broken_at is None,
             "broken_at": profile.broken_at,
-            "tokens": profile.tokens,
             "characters_per_token": length,
         }
         write_json(output / DEPTHS, depths)
-        loss = f"{profile.nll[0] / length:.4f}"
-        loss_full = None if profile.nll_full is None else f"{profile.nll_full / length:.4f}"
-        card = model_card(settings, training, nats=loss, nats_full=loss_full)
-        write_text(output / CARD, card)
+        loss = f"**{profile.nll[0] / length:.4f} nats per character**"
+        if profile.nll_full is not None:
+            loss += f" in one pass, **{profile.nll_full / length:.4f}** with hidden states fed back"
+        write_text(output / CARD, _card(settings, training, loss=loss))
         tracker.summarize({"held_out_nats_per_character": profile.nll[0] / length})
     except BaseException:
         tracker.finish(failed=True)
         raise
     tracker.finish()
-    fed_back = "" if loss_full is None else f", {loss_full} with hidden states fed back"
-    print(f"{output}: held out {loss} nats per character{fed_back}")
+    print(f"{output}: held out {loss.replace('**', '')}")
 
 
 def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpoint[GPT] | None:
@@ -162,45 +154,45 @@ def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpo
         origin = load_checkpoint(settings.start_from)
     except CheckpointError as error:
         raise ConfigError(f"start_from: {error}") from None
-    found = origin.model.config
+    found = asdict(origin.model.config)
+    found["dropout"] = architecture.dropout
+    found["hidden_feedback"] |= architecture.hidden_feedback  # it gets a gate
     for name, wanted in asdict(architecture).items():
-        value = getattr(found, name)
-        if name == "hidden_feedback" and wanted and not value:
-            continue  # it gets a gate
-        if name != "dropout" and value != wanted:
+        if found[name] != wanted:
             raise ConfigError(
-                f"architecture.{name} must be {value}, as in start_from={settings.start_from},"
-                f" got {wanted}"
+                f"architecture.{name} must be {found[name]}, as in"
+                f" start_from={settings.start_from}, got {wanted}"
             )
     return origin
 
 
-def _corpus(key: str, texts: list[str], encoding: Tokenizer, settings: TrainSettings) -> Corpus:
-    block = settings.architecture.block_size
-    if settings.corpus.documents == "line":
-        return documents(key, texts, encoding, block_size=block)
-    corpus = stream(texts, encoding, block_size=block)
-    if len(corpus.tokens) <= block:
-        raise ConfigError(
-            f"{key} has {len(corpus.tokens)} tokens, fewer than one window of"
-            f" architecture.block_size={block}"
-        )
-    return corpus
+def _model(origin: Checkpoint[GPT] | None, architecture: GPTConfig, *, seed: int) -> GPT:
+    """A fresh model, or the one to start from with the dropout and the gate that are asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    if origin is None:
+        model = GPT(architecture)
+        model.initialize(generator=generator)
+        return model
+    start = origin.model
+    if architecture.hidden_feedback and start.gate is None:
+        start = start.with_gate(generator=generator)
+    model = GPT(replace(start.config, dropout=architecture.dropout), tied=start.tied)
+    model.load_state_dict(start.state_dict())
+    return model
 
 
-def deciding(settings: TrainSettings) -> dict[str, Any]:
-    """What is trained, wherever."""
-    return {key: value for key, value in settings.plain().items() if key not in _FREE}
+def _deciding(settings: TrainSettings) -> dict[str, Any]:
+    """What is trained, wherever and how fast."""
+    return settings.model_dump(mode="json", exclude={"output", "device", "tracking"})
 
 
 def _claim(output: Path, settings: TrainSettings) -> None:
     """Make the output folder ours, or find that it holds this very training."""
-    wanted = deciding(settings)
     path = output / CONFIG
     for name in (CONFIG, TOKENIZER, STATE, HISTORY, DEPTHS, CARD):
         remove_partial(output / name)
     if path.exists():
-        if OmegaConf.to_container(OmegaConf.load(path)) != wanted:
+        if OmegaConf.to_container(OmegaConf.load(path)) != _deciding(settings):
             raise ConfigError(
                 f"output {str(output)!r} holds a training with other settings: choose another"
                 " folder, or remove it"
@@ -210,7 +202,7 @@ def _claim(output: Path, settings: TrainSettings) -> None:
         raise ConfigError(
             f"output {str(output)!r} is not empty and holds no training: choose another folder"
         )
-    write_text(path, OmegaConf.to_yaml(wanted))
+    write_text(path, OmegaConf.to_yaml(_deciding(settings)))
 
 
 def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> Tokenizer:
@@ -226,9 +218,8 @@ def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> Token
     except TokenizerError as error:
         raise ConfigError(f"tokenizer: {error}") from None
     except ImportError:
-        raise ConfigError(
-            "tokenizer=bpe needs rustbpe: pip install 'stateful_gpt[train]'"
-        ) from None
+        message = "tokenizer=bpe needs rustbpe: pip install 'stateful_gpt[train]'"
+        raise ConfigError(message) from None
 
 
 def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
@@ -236,7 +227,7 @@ def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
     return Tracker(
         settings.tracking,
         # two trainings of one name are two runs; one that is resumed stays the same
-        run_id=short_hash([str(output.resolve()), deciding(settings)]),
+        run_id=short_hash([str(output.resolve()), _deciding(settings)]),
         name=output.name,
         group="train",
         tags=["train"],
@@ -246,4 +237,43 @@ def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
         measures=MEASURES,
         warn=warn,
         later=f"wandb sync {shlex.quote(str(output))}/wandb/*run-*",
+    )
+
+
+def _card(settings: TrainSettings, training: Training, *, loss: str) -> str:
+    """The text of a model folder's README.md: what it was trained on, how, how well it predicts."""
+    model, shape, chosen = training.model, training.model.config, settings.training
+    origin, corpus = provenance(model.device), settings.corpus
+    measured = "python -m scripts.held_out_loss --model THIS_FOLDER"
+    if corpus.documents == "line":
+        measured += f" --texts {shlex.quote(corpus.held_out)} --documents line"
+    passes = str(chosen.passes)
+    for name in ("draw_passes", "through_passes", "update_every_pass"):
+        passes += f", {name}" if getattr(chosen, name) else ""
+    read_from, held_out = (
+        ", ".join(path.stem for path in sorted(Path(folder).glob("*.txt")))
+        for folder in (corpus.train, corpus.held_out)
+    )
+    rows = {
+        "start": "from scratch" if settings.start_from is None else f"`{settings.start_from}`",
+        "size": f"{model.count_parameters():,} parameters: {shape.n_layer} layers ×"
+        f" {shape.n_embd}, {shape.n_head} heads",
+        "reads": f"{shape.block_size} tokens at a time, {shape.vocab_size:,} ids",
+        "tokenizer": settings.tokenizer if settings.start_from is None else "as it started",
+        "trained on": f"{read_from} ({training.corpus.size:,} tokens)",
+        "held out": f"{held_out}: {loss}",
+        "measured by": f"`{measured}`",
+        "recipe": f"`{shlex.join(['python', '-m', 'experiments.train', *sys.argv[1:]])}`",
+        "seed": settings.seed,
+        "steps": f"{training.step:,} of {chosen.batch_size} × {shape.block_size} tokens",
+        "passes": passes,
+        "hardware": origin["device"],
+        "time": f"{training.seconds / 60:.0f} minutes",
+        "commit": origin["commit"],
+        "PyTorch": origin["versions"]["torch"],
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return (
+        f"# {Path(settings.output).name}\n\nA GPT of nanoGPT's architecture, trained by this"
+        f" project. Its weights are stored in float16.\n\n| | |\n|---|---|\n{table}\n"
     )

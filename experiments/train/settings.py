@@ -1,11 +1,12 @@
 """The settings of a training."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from experiments.converge.settings import DeviceSettings, Float32Device, TrackingSettings
-from experiments.settings import ConfigError, Count, Number, Positive, Seed, Settings
+from experiments.settings import Count, Number, Positive, Seed, Settings
 
 NotNegative = Annotated[Number, Field(ge=0)]
 
@@ -48,14 +49,12 @@ class TrainingSettings(Settings):
     final_windows: Count | None = None
     save_every_seconds: NotNegative = 60.0
 
-    @model_validator(mode="after")
-    def _gradients_can_pass(self) -> Self:
-        if self.through_passes and self.update_every_pass:
-            raise ConfigError(
-                "training.through_passes and training.update_every_pass cannot both be true: no"
-                " gradient passes through hidden states of weights that have been updated"
-            )
-        return self
+    def conflicts(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            self.through_passes and self.update_every_pass,
+            "training.through_passes and training.update_every_pass cannot both be true: no"
+            " gradient passes through hidden states of weights that have been updated",
+        )
 
 
 class TrainSettings(Settings):
@@ -71,11 +70,9 @@ class TrainSettings(Settings):
     output: str
     seed: Seed = 0
 
-    @model_validator(mode="after")
-    def _passes_need_a_gate(self) -> Self:
-        if self.training.passes > 1 and not self.architecture.hidden_feedback:
-            raise ConfigError(
-                "training.passes must be 1 without architecture.hidden_feedback=true, got"
-                f" {self.training.passes}"
-            )
-        return self
+    def conflicts(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            self.training.passes > 1 and not self.architecture.hidden_feedback,
+            "training.passes must be 1 without architecture.hidden_feedback=true, got"
+            f" {self.training.passes}",
+        )

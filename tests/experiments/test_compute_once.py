@@ -33,14 +33,19 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "s" / "abc", {"study": "s"})
 
 
-def attempt(folder: RunFolder, compute: Callable[[object], object], publish: Any = None) -> Any:
-    return compute_once.compute_once(
+def attempt(
+    folder: RunFolder, compute: Callable[[object], object], tell: Any = lambda: None
+) -> None:
+    def computed(tracker: object) -> Any:
+        compute(tracker)
+        return tell
+
+    compute_once.compute_once(
         folder,
         asked=ALONE,
         device=torch.device("cpu"),
         open_tracker=NoTracker,
-        compute=compute,
-        publish=publish or (lambda tracker, result: None),
+        compute=computed,
         shorten="prompts.max_tokens",
     )
 
@@ -92,7 +97,7 @@ def test_disk_and_memory_are_a_sentence(
 def test_a_computed_run_is_finished_also_where_nobody_can_be_told(
     folder: RunFolder, status: Status, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert attempt(folder, lambda _: 7, lambda tracker, result: broken(None)) == 7
+    attempt(folder, lambda _: None, lambda: broken(None))
     assert status(folder.path)["state"] == "finished"
     err = capsys.readouterr().err
     assert "Traceback" in err
@@ -170,13 +175,13 @@ def test_a_lock_neither_follows_a_link_nor_empties_a_file(tmp_path: Path) -> Non
     run = tmp_path / "run"
     run.mkdir()
     (run / ".lock").symlink_to(precious)
-    with pytest.raises(OSError), lock.locked(run, on_wait=print, on_no_locks=print):  # noqa: PT011
+    with pytest.raises(OSError), lock.locked(run):  # noqa: PT011
         pytest.fail("held through a link")
     RunFolder(run, {}).tidy()
     assert precious.read_text() == "mine"
     (run / ".lock").unlink()
     os.link(precious, run / ".lock")
-    with lock.locked(run, on_wait=print, on_no_locks=print):
+    with lock.locked(run):
         assert lock.is_held(run)
     assert precious.read_text() == "mine"
 

@@ -25,7 +25,7 @@ def test_a_run_ends_with_its_table_and_the_next_command(
     for title in ("run", "settings", "outcome", "iterations to tolerance", "nll", "effect (KL)"):
         assert title in header
     assert set(rule) <= {"-", " "}
-    assert row.startswith(f"{runs()[0].name}  log_prob β=0.5 n=12  settled")
+    assert re.fullmatch(rf"{runs()[0].name}  log_prob β=0.5 n=12  .*  settled", row)
     assert lines[-1] == (
         f"Draw it:  python -m analysis figures {runs()[0].parent} --out {Path('figures/s')}"
     )

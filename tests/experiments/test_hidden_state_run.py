@@ -135,7 +135,7 @@ def test_generation_at_full_depth_is_the_same_by_window_and_in_full(
         (["feedback=hidden_state", "feedback.hidden_strength=1"], ["feedback.hidden_strength"]),
         (["feedback=none", "feedback.hidden_strength=1"], ["feedback.hidden_strength", "none"]),
         (["feedback=hidden_state", "feedback.layers=[0]"], ["feedback.layers", "all", "[0]"]),
-        (["feedback=hidden_state", "feedback.shift=2"], ["feedback.shift", "0, 1", "2"]),
+        (["feedback=hidden_state", "feedback.shift=2"], ["feedback.shift", "0 or 1", "2"]),
         (
             ["feedback=hidden_state", "feedback.shift=0", "recompute=windowed"],
             ["feedback.shift", "1", "windowed"],

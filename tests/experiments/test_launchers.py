@@ -99,7 +99,7 @@ def kill_in_the_midst(process: "subprocess.Popen[str]", study: Path, chance: ran
     def progress() -> int:
         return sum(len(names) for _, _, names in os.walk(study))  # at ease with vanishing ones
 
-    before, wanted = progress(), chance.randint(1, 25)
+    before, wanted = progress(), chance.randint(1, 12)  # of about 20 files of four cells
     deadline = time.monotonic() + DEADLINE
     while abs(progress() - before) < wanted and process.poll() is None:
         assert time.monotonic() < deadline, "it neither got there nor ended"
@@ -232,7 +232,7 @@ def test_workers_say_nothing_but_one_line_a_run_and_know_the_command(
     code, out, err = ended(process)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == "2 runs, launcher joblib, 2 at a time, 1 thread each"
+    assert lines[0] == "2 runs, launcher joblib, runs at a time: 2, threads of each: 1"
     assert re.fullmatch(r"run 1 of 2: [0-9a-f]{10}  log_prob β=\d n=12: .*", lines[1])
     assert re.fullmatch(r"run 2 of 2: [0-9a-f]{10}  log_prob β=\d n=12: .*", lines[2])
     assert lines[3] == ""

@@ -16,7 +16,7 @@ import torch
 from experiments.runs import compute_once
 from experiments.runs.provenance import Changes
 from experiments.state_tracking.contest import accuracy_by_depth
-from experiments.state_tracking.run import run_id
+from experiments.state_tracking.run import locate
 from experiments.state_tracking.settings import (
     ContestantSettings,
     RecipeSettings,
@@ -24,7 +24,7 @@ from experiments.state_tracking.settings import (
     TaskSettings,
     TrackingSettings,
 )
-from experiments.state_tracking.tasks import Target, make_task, test_batch
+from experiments.state_tracking.tasks import make_task, test_batch
 from stateful_gpt.depth import HIDDEN_STATES
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.oracle import LeftToRight
@@ -98,7 +98,7 @@ def test_a_sweep_of_contestants_leaves_whole_runs_and_is_not_run_again(
     before = [path.stat().st_mtime_ns for folder in folders for path in folder.iterdir()]
     code, out, _ = compete(contestants, sweep=True)
     assert code == 0
-    assert "2 runs, all finished already" in out
+    assert "2 runs, 2 finished already" in out
     assert before == [path.stat().st_mtime_ns for folder in folders for path in folder.iterdir()]
 
 
@@ -141,7 +141,7 @@ def test_a_killed_run_starts_afresh_and_finds_the_same_numbers(
 def test_a_run_keeps_the_changes_of_its_source(
     compete: Callable[..., Called], runs: Callable[[], list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patch = Changes(patch=b"diff", sha256="", size=4, left_out=0)
+    patch = Changes(b"diff", {})
     monkeypatch.setattr(compute_once, "changes", lambda: patch)
     assert compete()[0] == 0
     (folder,) = runs()
@@ -161,22 +161,22 @@ def test_a_run_that_cannot_be_written_says_so(
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("task.name=chess", ["task.name", "chess", "cups, modulo"]),
-        ("task.target=third", ["task.target", "third", "state, half"]),
-        ("task.trained_level=0", ["task.trained_level", "at least 1", "0"]),
+        ("task.name=chess", ["task.name", "chess", "'cups' or 'modulo'"]),
+        ("task.target=third", ["task.target", "third", "'state' or 'half'"]),
+        ("task.trained_level=0", ["task.trained_level", "greater than or equal to 1", "0"]),
         ("task.tested_level=2", ["task.tested_level", "at least task.trained_level (3)", "2"]),
-        ("contestant.layers=0", ["contestant.layers", "at least 1", "0"]),
-        ("contestant.layers=two", ["contestant.layers", "two", "a whole number"]),
+        ("contestant.layers=0", ["contestant.layers", "greater than or equal to 1", "0"]),
+        ("contestant.layers=two", ["contestant.layers", "two", "a valid integer"]),
         ("contestant.through=true", ["contestant.through", "contestant.passes=1"]),
         ("contestant.drawn=true", ["contestant.drawn", "contestant.passes=1"]),
         ("contestant.depth=2", ["contestant.depth", "layers, passes, through, drawn, times"]),
         ("+contestant.depth=2", ["contestant.depth", "layers, passes, through, drawn, times"]),
         ("contestant.passes=1,2", ["contestant.passes=1,2"]),
         ("size.n_head=3", ["size.n_embd", "multiple of size.n_head (3)", "8"]),
-        ("training.learning_rate=0", ["training.learning_rate", "above 0", "0"]),
+        ("training.learning_rate=0", ["training.learning_rate", "greater than 0", "0"]),
         ("training.learning_rate=nan", ["training.learning_rate", "finite", "nan"]),
-        ("training.weight_decay=-1", ["training.weight_decay", "at least 0", "-1"]),
-        ("test_words=0", ["test_words", "at least 1", "0"]),
+        ("training.weight_decay=-1", ["training.weight_decay", "greater than or equal to 0", "-1"]),
+        ("test_words=0", ["test_words", "greater than or equal to 1", "0"]),
         ("device.dtype=float64", ["device.dtype", "float32", "float64"]),
         ("study=a/b", ["study", "a/b", "letters"]),
         ("seed=-1", ["seed", "-1"]),
@@ -199,14 +199,14 @@ def test_what_cannot_change_a_result_does_not_change_the_run() -> None:
     same = StateTrackingSettings(
         tracking=TrackingSettings(mode="disabled"), study="x", runs_dir="elsewhere"
     )
-    assert run_id(plain) == run_id(same)
+    assert locate(plain).id == locate(same).id
     others = [
         StateTrackingSettings(seed=1),
         StateTrackingSettings(task=TaskSettings(target="half")),
         StateTrackingSettings(contestant=ContestantSettings(passes=2)),
         StateTrackingSettings(training=RecipeSettings(steps=601)),
     ]
-    assert len({run_id(one) for one in [plain, *others]}) == 5
+    assert len({locate(one).id for one in [plain, *others]}) == 5
 
 
 def answering_gpt(seed: int) -> GPT:
@@ -221,16 +221,16 @@ def answering_gpt(seed: int) -> GPT:
 
 
 def test_the_last_depth_is_what_reading_from_left_to_right_says() -> None:
-    task, model = make_task("cups", Target.STATE), answering_gpt(0)
+    task, model = make_task("cups", "state"), answering_gpt(0)
     accuracy = accuracy_by_depth(model, task, words=32, depth=6)
     assert accuracy[0] != accuracy[6], "feedback matters here"
-    batch = test_batch(task, size=32, length=7)
+    tokens, targets = test_batch(task, size=32, length=7)
     reader = LeftToRight(model, HIDDEN_STATES, batch=32, capacity=7)
     for position in range(7):
-        reader.read(batch.tokens[:, position : position + 1])
+        reader.read(tokens[:, position : position + 1])
         scores = [reader.score_next(torch.full((32,), answer)) for answer in range(task.vocab_size)]
         said = torch.stack(scores).argmax(dim=0)
-        right = (said == batch.targets[:, position]).double().mean().item()
+        right = (said == targets[:, position]).double().mean().item()
         assert accuracy[6][position] == right
 
 

@@ -176,7 +176,7 @@ def test_who_comes_second_waits_and_finds_nothing_to_do(
     words = [sys.executable, "-m", "experiments.train", *settings]
     outputs = [process.communicate(timeout=DEADLINE) for process in [start(words), start(words)]]
     assert [err for _, err in outputs] == ["", ""]
-    assert sum("is being trained elsewhere: waiting" in out for out, _ in outputs) == 1
+    assert sum("is being computed elsewhere: waiting" in out for out, _ in outputs) == 1
     assert sum("nothing to do" in out for out, _ in outputs) == 1
     assert not list((tmp_path / "out").glob(".*"))
 
@@ -262,13 +262,13 @@ def test_a_folder_of_something_else_is_refused_and_kept(train: Train, tmp_path: 
     [
         ("corpus.train=/nowhere", ["corpus.train", "/nowhere", "prepare_corpus"]),
         ("corpus.held_out=/nowhere", ["corpus.held_out", "/nowhere"]),
-        ("training.steps=0", ["training.steps", "at least 1", "0"]),
+        ("training.steps=0", ["training.steps", "greater than or equal to 1", "0"]),
         ("training.learning_rate=nan", ["training.learning_rate", "nan"]),
-        ("training.learning_rate=0", ["training.learning_rate", "above 0"]),
-        ("training.weight_decay=-1", ["training.weight_decay", "at least 0", "-1"]),
-        ("training.final_fraction=2", ["training.final_fraction", "from 0 to 1", "2"]),
-        ("training.precision=int8", ["training.precision", "float32, bfloat16", "'int8'"]),
-        ("training.attention=slow", ["training.attention", "sdpa, reference", "'slow'"]),
+        ("training.learning_rate=0", ["training.learning_rate", "greater than 0"]),
+        ("training.weight_decay=-1", ["training.weight_decay", "greater than or equal to 0", "-1"]),
+        ("training.final_fraction=2", ["training.final_fraction", "less than or equal to 1", "2"]),
+        ("training.precision=int8", ["training.precision", "'float32' or 'bfloat16'", "'int8'"]),
+        ("training.attention=slow", ["training.attention", "'sdpa' or 'reference'", "'slow'"]),
         ("device.dtype=float64", ["device.dtype", "float32", "'float64'"]),
         ("architecture.n_head=3", ["n_head", "3"]),
         ("architecture.dropout=1.5", ["dropout", "1.5"]),
@@ -277,7 +277,7 @@ def test_a_folder_of_something_else_is_refused_and_kept(train: Train, tmp_path: 
         ("tokenizer=/nowhere.json", ["tokenizer", "/nowhere.json"]),
         ("training.stpes=5", ["training.stpes", "did you mean steps?"]),
         ("+nonsense=5", ["nonsense", "allowed here"]),
-        ("seed=-1", ["seed", "from 0 to", "-1"]),
+        ("seed=-1", ["seed", "greater than or equal to 0", "-1"]),
         ("output=/proc/nowhere", ["output", "/proc/nowhere"]),
     ],
 )
@@ -379,13 +379,13 @@ def test_a_document_a_line_is_read_whole_and_alone(train: Train, tmp_path: Path)
     ("overrides", "words"),
     [
         (["training.passes=2"], ["training.passes", "hidden_feedback=true", "2"]),
-        (["training.passes=0"], ["training.passes", "at least 1", "0"]),
-        (["training.evaluate_depth=0"], ["training.evaluate_depth", "at least 1"]),
+        (["training.passes=0"], ["training.passes", "greater than or equal to 1", "0"]),
+        (["training.evaluate_depth=0"], ["training.evaluate_depth", "greater than or equal to 1"]),
         (
             [*STATEFUL, "training.through_passes=true", "training.update_every_pass=true"],
             ["training.through_passes", "training.update_every_pass"],
         ),
-        (["corpus.documents=page"], ["corpus.documents", "file, line", "'page'"]),
+        (["corpus.documents=page"], ["corpus.documents", "'file' or 'line'", "'page'"]),
         (["corpus.documents=line"], ["corpus.train", "does not fit", "block_size=16", "15"]),
         (["start_from=/nowhere.pt"], ["start_from", "/nowhere.pt"]),
         (["start_from=bundled"], ["architecture.block_size", "256", "start_from=bundled", "16"]),
