@@ -1,23 +1,21 @@
 """Find, fingerprint and load the folder of a Hugging Face model, or its name on the hub."""
 
 import hashlib
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stateful_gpt.checkpoint import Checkpoint, CheckpointError
+from stateful_gpt.checkpoint import Checkpoint, CheckpointError, download
+from stateful_gpt.console import cut
 from stateful_gpt.hugging_face import HuggingFaceModel, one_line, quiet
 from stateful_gpt.hugging_face_tokenizer import HuggingFaceTokenizer
-from stateful_gpt.tokenizer import TokenizerError, load_tokenizer
+from stateful_gpt.tokenizer import load_tokenizer
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PREPARED = {"smollm2": "python -m scripts.prepare_smollm2"}  # folders that a command makes
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 
 
 def load_hugging_face(
@@ -40,7 +38,7 @@ def load_hugging_face(
     folder = locate(source)
     model = _read_model(folder, dtype).to(device)
     adapter = HuggingFaceModel(model)
-    encoding = _named_tokenizer(tokenizer) if tokenizer else _own_tokenizer(folder, model)
+    encoding = load_tokenizer(tokenizer) if tokenizer else _own_tokenizer(folder, model)
     # special tokens may lie beyond the embeddings: no text has them
     own = isinstance(encoding, HuggingFaceTokenizer)
     largest = max(encoding.used) if own else encoding.n_vocab - 1
@@ -61,35 +59,20 @@ def locate(source: str | Path) -> Path:
     """
     path = Path(source)
     try:
-        if path.is_dir():
-            if not (path / "config.json").is_file():
-                raise CheckpointError(f"{path} is not a model folder: it has no config.json")
-            return path
-        missing = f"there is no model folder {str(source)!r}"
-        if path.exists():
-            raise CheckpointError(f"{path} must be a folder with config.json and safetensors")
+        exists = path.exists()
     except OSError as error:  # a name that no file system takes
         raise CheckpointError(
-            f"there is no model folder {str(source)[:80]!r} ({error.strerror})"
+            f"there is no model folder {cut(repr(str(source)))} ({error.strerror})"
         ) from None
-    if path.name in PREPARED:
-        raise CheckpointError(f"{missing}: make it with {PREPARED[path.name]}")
-    if not _HUB_NAME.fullmatch(str(source)):
-        raise CheckpointError(missing)
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
+    if exists and not (path / "config.json").is_file():
         raise CheckpointError(
-            f"{missing}, and downloading it from the hub needs huggingface_hub:"
-            " pip install 'stateful_gpt[hugging_face]'"
-        ) from None
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=list(FILES)))
-    except Exception as error:  # the hub's client raises many kinds, most of them its own
+            f"{path} must be a folder with config.json and safetensors: it has no config.json"
+        )
+    if not exists and path.name in PREPARED:
         raise CheckpointError(
-            f"{missing}, and it could not be downloaded from the hub ({type(error).__name__}):"
-            " check the name and the network, or give a local folder"
-        ) from None
+            f"there is no model folder {path}: make it with {PREPARED[path.name]}"
+        )
+    return path if exists else download(str(source), FILES, extra="hugging_face")
 
 
 def fingerprint(source: str | Path) -> str:
@@ -187,7 +170,7 @@ def _own_tokenizer(folder: Path, model: Any) -> Any:
     """The tokenizer in a folder; GPT-2's own for a GPT-2 that comes without one."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         if model.config.model_type == "gpt2":
-            return _named_tokenizer("gpt2")
+            return load_tokenizer("gpt2")
         raise CheckpointError(f"{folder} has no tokenizer: name one (gpt2, byte or a file)")
     found = _read_tokenizer(folder)
     ends: set[int] = set()
@@ -195,10 +178,3 @@ def _own_tokenizer(folder: Path, model: Any) -> Any:
         named = getattr(holder, "eos_token_id", None)
         ends.update([named] if isinstance(named, int) else named or ())
     return HuggingFaceTokenizer(found.backend_tokenizer, name=folder.name, end_tokens=sorted(ends))
-
-
-def _named_tokenizer(tokenizer: str | Path) -> Any:
-    try:
-        return load_tokenizer(tokenizer)
-    except TokenizerError as error:
-        raise CheckpointError(str(error)) from None

@@ -18,7 +18,13 @@ from typing import Any, Protocol
 import tiktoken
 
 from stateful_gpt.console import cut
-from stateful_gpt.untrusted import TOKENIZER_SIZE, parse_json, parse_plain_pickle, read_regular
+from stateful_gpt.untrusted import (
+    TOKENIZER_SIZE,
+    CheckpointError,
+    parse_json,
+    parse_plain_pickle,
+    read_regular,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 BPE_FORMAT = "stateful_gpt.bpe/1"
@@ -34,7 +40,7 @@ GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838
 _LONG_SPACE = re.compile(r"[^\S\x1c-\x1f]{4096,}")  # what Unicode calls white space
 
 
-class TokenizerError(ValueError):
+class TokenizerError(CheckpointError):
     """A tokenizer that cannot be had, or a text that it has no ids for, in one sentence."""
 
 
@@ -154,11 +160,8 @@ def load_tokenizer(name: str | Path, *, vocab_size: int | None = None) -> Tokeni
         return byte_tokenizer(ends=vocab_size != 256)
     try:
         raw = read_regular(name, most=TOKENIZER_SIZE)
-    except OSError as error:
-        raise TokenizerError(
-            f"tokenizer must be gpt2, byte or a readable file, got {cut(repr(str(name)))}"
-            f" ({error.strerror or error})"
-        ) from None
+    except CheckpointError as error:
+        raise TokenizerError(f"tokenizer must be gpt2, byte or a readable file: {error}") from None
     path = Path(name)
     try:
         if raw[:1] == b"\x80":
