@@ -9,7 +9,7 @@ import torch
 
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, download
 from stateful_gpt.console import cut
-from stateful_gpt.hugging_face import HuggingFaceModel, one_line, quiet
+from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
 from stateful_gpt.hugging_face_tokenizer import HuggingFaceTokenizer
 from stateful_gpt.tokenizer import load_tokenizer
 
@@ -92,38 +92,28 @@ def _hash(file: Path, size: int, changed: int) -> str:
 
 
 def _read_model(folder: Path, dtype: torch.dtype) -> Any:
-    """The causal model of transformers in a folder. No pickles are read, and no code is run.
-
-    Raises:
-        CheckpointError: it cannot be loaded, or its weights are not those of its architecture.
-    """
-    transformers, wide = _transformers(), dtype == torch.float64
+    """The causal model in a folder; its weights must be those of its architecture."""
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"{folder} has no safetensors (weights in other formats, pickles above all, are not"
             " read)"
         )
-    with quiet():
-        try:
-            # float64 by way of float32: what is computed when a model is made is the same then
-            model, found = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=torch.float32 if wide else dtype,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are refused below
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except Exception as error:  # of many kinds, most of them of transformers' own
-            raise CheckpointError(
-                f"{folder} is not a causal model that transformers loads: {one_line(error)}"
-            ) from None
-    old = int(transformers.__version__.split(".")[0]) < 5
-    if old and getattr(model.config.get_text_config(), "rope_parameters", None):
+    wide = dtype == torch.float64
+    model, found = _load(
+        "AutoModelForCausalLM",
+        folder,
+        # float64 by way of float32: what is computed when a model is made is the same then
+        dtype=torch.float32 if wide else dtype,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are refused below
+        output_loading_info=True,
+    )
+    version = _transformers().__version__
+    rotary = getattr(model.config.get_text_config(), "rope_parameters", None)
+    if rotary and int(version.split(".")[0]) < 5:
         raise CheckpointError(
-            f"{folder} was written by transformers 5, whose rotary settings"
-            f" {transformers.__version__} would pass over: load it with transformers 5"
+            f"{folder} was written by transformers 5, whose rotary settings {version} would pass"
+            " over: load it with transformers 5"
         )
     kinds = {"missing": "missing", "unexpected": "unexpected", "mismatched": "of another shape"}
     for kind, what in kinds.items():
@@ -135,25 +125,35 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
     return model.double() if wide else model
 
 
-def _read_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of transformers in a folder.
-
-    Raises:
-        CheckpointError: it cannot be loaded.
-    """
-    transformers = _transformers()
-    with quiet():
-        try:
-            found = transformers.AutoTokenizer.from_pretrained(
-                folder, use_fast=True, trust_remote_code=False, local_files_only=True
-            )
-        except Exception as error:  # of many kinds, most of them of transformers' own
-            raise CheckpointError(
-                f"the tokenizer in {folder} cannot be loaded by transformers: {one_line(error)}"
-            ) from None
+def _own_tokenizer(folder: Path, model: Any) -> Any:
+    """The tokenizer in a folder; GPT-2's own for a GPT-2 that comes without one."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        if model.config.model_type == "gpt2":
+            return load_tokenizer("gpt2")
+        raise CheckpointError(f"{folder} has no tokenizer: name one (gpt2, byte or a file)")
+    found = _load("AutoTokenizer", folder, use_fast=True)
     if not hasattr(found, "backend_tokenizer"):
         raise CheckpointError(f"the tokenizer in {folder} has no fast form (tokenizer.json)")
-    return found
+    ends: set[int] = set()
+    for holder in (found, model.config.get_text_config(), model.generation_config):
+        ids = getattr(holder, "eos_token_id", None)
+        ends.update([ids] if isinstance(ids, int) else ids or ())
+    return HuggingFaceTokenizer(found.backend_tokenizer, name=folder.name, end_tokens=sorted(ends))
+
+
+def _load(kind: str, folder: Path, **options: Any) -> Any:
+    """What transformers makes of a folder, without a network and without code that lies in it."""
+    maker = getattr(_transformers(), kind)
+    with quiet():
+        try:
+            return maker.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True, **options
+            )
+        except Exception as error:  # of many kinds, most of them of transformers' own
+            what = "causal model" if kind == "AutoModelForCausalLM" else "tokenizer"
+            raise CheckpointError(
+                f"{folder} is not a {what} that transformers loads: {named(error)}"
+            ) from None
 
 
 def _transformers() -> Any:
@@ -164,17 +164,3 @@ def _transformers() -> Any:
             "models of Hugging Face need transformers: pip install 'stateful_gpt[hugging_face]'"
         ) from None
     return transformers
-
-
-def _own_tokenizer(folder: Path, model: Any) -> Any:
-    """The tokenizer in a folder; GPT-2's own for a GPT-2 that comes without one."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        if model.config.model_type == "gpt2":
-            return load_tokenizer("gpt2")
-        raise CheckpointError(f"{folder} has no tokenizer: name one (gpt2, byte or a file)")
-    found = _read_tokenizer(folder)
-    ends: set[int] = set()
-    for holder in (found, model.config.get_text_config(), model.generation_config):
-        named = getattr(holder, "eos_token_id", None)
-        ends.update([named] if isinstance(named, int) else named or ())
-    return HuggingFaceTokenizer(found.backend_tokenizer, name=folder.name, end_tokens=sorted(ends))
