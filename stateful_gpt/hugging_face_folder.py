@@ -39,9 +39,10 @@ def load_hugging_face(
     model = _read_model(folder, dtype).to(device)
     adapter = HuggingFaceModel(model)
     encoding = load_tokenizer(tokenizer) if tokenizer else _own_tokenizer(folder, model)
-    # special tokens may lie beyond the embeddings: no text has them
-    own = isinstance(encoding, HuggingFaceTokenizer)
-    largest = max(encoding.used) if own else encoding.n_vocab - 1
+    largest = encoding.n_vocab - 1
+    if isinstance(encoding, HuggingFaceTokenizer):
+        # special tokens may lie beyond the embeddings: no text has them
+        largest = max(encoding.used)
     if largest >= adapter.vocab_size:
         raise CheckpointError(
             f"the tokenizer {encoding.name!r} uses the id {largest}, but {folder} has only"
