@@ -11,6 +11,8 @@ a paragraph, as people type. *Persuasion* is written to ``OUT/held_out/``, and r
 
 import argparse
 import hashlib
+import io
+import os
 import re
 import subprocess
 import sys
@@ -42,13 +44,12 @@ def main() -> int:
         print(f"prepare_corpus: {error}", file=sys.stderr)
         return 1
     for name, text in novels.items():
-        flowing = reflow(text)
         if name == HELD_OUT:
             write(options.out / "held_out" / f"{name}.txt", text)
-            write(options.out / "held_out_reflowed" / f"{name}.txt", flowing)
+            write(options.out / "held_out_reflowed" / f"{name}.txt", reflow(text))
         else:
             write(options.out / "train" / f"{name}.txt", text)
-            write(options.out / "train" / f"{name}_reflowed.txt", flowing)
+            write(options.out / "train" / f"{name}_reflowed.txt", reflow(text))
     return 0
 
 
@@ -73,12 +74,9 @@ def read_novels(package: Path | None) -> dict[str, str]:
             package = next(Path(scratch).glob(f"{PACKAGE}*.deb"))
         subprocess.run(["dpkg-deb", "-x", package, scratch], check=True)
         database = next(Path(scratch).rglob("janeaustenr/data/Rdata.rdb")).read_bytes()
-    novels = {}
-    for lines in read_character_vectors(database):
-        text = "\n".join(lines) + "\n"
-        novels[TITLES[lines[0].strip()]] = text
-    missing = set(TITLES.values()) - set(novels)
-    if missing:
+    vectors = read_character_vectors(database)
+    novels = {TITLES[lines[0].strip()]: "\n".join(lines) + "\n" for lines in vectors}
+    if missing := set(TITLES.values()) - set(novels):
         raise ValueError(f"the package lacks {', '.join(sorted(missing))}")
     return novels
 
@@ -86,29 +84,24 @@ def read_novels(package: Path | None) -> dict[str, str]:
 def read_character_vectors(database: bytes) -> list[list[str]]:
     """The string vectors of an R lazy-load database (a row of length-prefixed zlib streams)."""
     vectors = []
-    rest = database
-    while rest:
-        stream = zlib.decompressobj()
-        content = stream.decompress(rest[4:])
-        rest = stream.unused_data
-        encoding_name_length = _integer(content, 14)  # after "X\n" and three version numbers
-        at = 18 + encoding_name_length
-        if _integer(content, at) & 0xFF != CHARACTER_VECTOR:
+    while database:
+        packed = zlib.decompressobj()
+        stream = io.BytesIO(packed.decompress(database[4:]))
+        database = packed.unused_data
+        stream.seek(14)  # behind "X\n" and three version numbers
+        stream.seek(_integer(stream), os.SEEK_CUR)  # the encoding's name
+        if _integer(stream) & 0xFF != CHARACTER_VECTOR:
             raise ValueError("the package's data are not the expected vectors of lines")
-        count = _integer(content, at + 4)
-        at += 8
         lines = []
-        for _ in range(count):
-            length = _integer(content, at + 4)
-            at += 8
-            lines.append(content[at : at + length].decode("utf-8"))
-            at += length
+        for _ in range(_integer(stream)):
+            _integer(stream)  # the encoding, as flags
+            lines.append(stream.read(_integer(stream)).decode("utf-8"))
         vectors.append(lines)
     return vectors
 
 
-def _integer(content: bytes, at: int) -> int:
-    return int.from_bytes(content[at : at + 4], "big")
+def _integer(stream: io.BytesIO) -> int:
+    return int.from_bytes(stream.read(4), "big")
 
 
 if __name__ == "__main__":

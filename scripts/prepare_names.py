@@ -29,21 +29,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("data/names"))
     options = parser.parse_args()
     try:
-        names = read_names()
-        train, held_out = split(names)
-        prompts = [prompt(name) for name in sorted(held_out, key=digest)]
-        for place, lines in (
-            ("train/names.txt", train),
-            ("held_out/names.txt", held_out),
-            ("prompts.jsonl", prompts),
-        ):
+        train, held_out = split(read_names())
+        prompts = map(prompt, sorted(held_out, key=digest))
+        files = {"train/names.txt": train, "held_out/names.txt": held_out, "prompts.jsonl": prompts}
+        for place, lines in files.items():
             write(options.out / place, "".join(f"{line}\n" for line in lines))
     except metadata.PackageNotFoundError:
-        print(
-            f"prepare_names: the package {PACKAGE!r} is not installed:"
-            " pip install 'stateful_gpt[names]'",
-            file=sys.stderr,
-        )
+        helps = "pip install 'stateful_gpt[names]'"
+        print(f"prepare_names: the package {PACKAGE!r} is not installed: {helps}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"prepare_names: {error}", file=sys.stderr)

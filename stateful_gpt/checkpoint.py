@@ -7,45 +7,37 @@ wrong with one is a :class:`CheckpointError` whose message is one sentence.
 import hashlib
 import json
 import os
-import pickle
 import re
-import warnings
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from stateful_gpt.console import cut
 from stateful_gpt.language_model import LanguageModel
-from stateful_gpt.model import GPT, GPTConfig
-from stateful_gpt.tokenizer import (
-    BytePairs,
-    Characters,
-    Tokenizer,
-    TokenizerError,
-    load_tokenizer,
-    save_tokenizer,
+from stateful_gpt.model import GPT
+from stateful_gpt.tokenizer import BytePairs, Characters, Tokenizer, load_tokenizer, save_tokenizer
+from stateful_gpt.untrusted import CheckpointError as CheckpointError
+from stateful_gpt.untrusted import open_regular
+from stateful_gpt.weights import (
+    CONFIG,
+    FORMAT,
+    NANOGPT_TOKENIZER,
+    TOKENIZER,
+    WEIGHTS,
+    build_model,
+    read_folder,
+    read_nanogpt,
 )
-from stateful_gpt.untrusted import SETTINGS_SIZE, parse_json
-from stateful_gpt.weights import CheckpointError as CheckpointError
-from stateful_gpt.weights import State, build_model, check_archive, make_config, open_file
 
-FORMAT = "stateful_gpt.model/1"
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"
-NANOGPT_WEIGHTS, NANOGPT_TOKENIZER = "ckpt.pt", "meta.pkl"
+NANOGPT_WEIGHTS = "ckpt.pt"
 BUNDLED = ("bundled", "bundled_stateful")
 
-# matrices that GPT-2 as published stores transposed, as (in, out)
-_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_GPT2_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-
 
 Model = TypeVar("Model", bound=LanguageModel, covariant=True)
 
@@ -85,29 +77,18 @@ def load_checkpoint(
             memory for, or a tokenizer with more ids than the model has embeddings.
     """
     path = locate(source)
-    passes: int | None = None
-    if path.is_dir():
-        state, config, named_tokenizer, passes = _read_folder(path)
-        size = (path / WEIGHTS).stat().st_size
-    else:
-        state, config = _read_nanogpt(path)
-        size = path.stat().st_size
-        beside = path.with_name(NANOGPT_TOKENIZER)
-        named_tokenizer = beside if beside.exists() else "gpt2"
-    model = build_model(state, config, path, size=size, dtype=dtype)
-    chosen = tokenizer if tokenizer is not None else named_tokenizer
-    try:
-        encoding = load_tokenizer(chosen, vocab_size=config.vocab_size)
-    except TokenizerError as error:
-        raise CheckpointError(str(error)) from None
-    if encoding.n_vocab > config.vocab_size:
+    stored = read_folder(path) if path.is_dir() else read_nanogpt(path)
+    model, ids = build_model(stored, dtype=dtype), stored.config.vocab_size
+    chosen = stored.tokenizer if tokenizer is None else tokenizer
+    encoding = load_tokenizer(chosen, vocab_size=ids)
+    if encoding.n_vocab > ids:
         raise CheckpointError(
             f"the tokenizer {encoding.name!r} has {encoding.n_vocab} ids but {path} only"
-            f" {config.vocab_size} embeddings: name the model's own tokenizer, such as the"
+            f" {ids} embeddings: name the model's own tokenizer, such as the"
             f" {NANOGPT_TOKENIZER} of its data"
         )
     model = model.to(device=device, dtype=dtype).eval()
-    return Checkpoint(model=model, tokenizer=encoding, source=str(source), trained_passes=passes)
+    return Checkpoint(model, encoding, str(source), stored.trained_passes)
 
 
 def locate(source: str | Path) -> Path:
@@ -123,19 +104,40 @@ def locate(source: str | Path) -> Path:
             return path
     path = Path(source)
     try:
-        found = path.exists()
         if path.is_dir() and not (path / CONFIG).exists() and (path / NANOGPT_WEIGHTS).exists():
             return path / NANOGPT_WEIGHTS
+        if path.exists():
+            return path
     except (OSError, ValueError) as error:  # a name that no file system takes
         raise CheckpointError(
             f"there is no model file or folder {cut(repr(str(source)))} ({cut(error)})"
         ) from None
-    if found:
-        return path
-    looks_local = path.is_absolute() or path.suffix in (".pt", ".safetensors", ".bin")
-    if looks_local or not _HUB_NAME.fullmatch(str(source)):
-        raise CheckpointError(f"there is no model file or folder {cut(repr(str(source)))}")
-    return _download(str(source))
+    return download(str(source), (CONFIG, WEIGHTS), extra="hub")
+
+
+def download(name: str, files: Sequence[str], *, extra: str) -> Path:
+    """The folder of a model on the hub, or of its local cache; ``files`` are patterns.
+
+    Raises:
+        CheckpointError: the hub has none or cannot be reached; ``extra`` is what to install for it.
+    """
+    missing = f"there is no model file or folder {cut(repr(name))}"
+    if Path(name).suffix in (".pt", ".safetensors", ".bin") or not _HUB_NAME.fullmatch(name):
+        raise CheckpointError(missing)
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"{missing}, and downloading it from the hub needs huggingface_hub:"
+            f" pip install 'stateful_gpt[{extra}]'"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(files)))
+    except Exception as error:  # the hub's client raises many kinds, most of them its own
+        raise CheckpointError(
+            f"{missing}, and it could not be downloaded from the hub ({type(error).__name__}):"
+            " check the name and the network, or give a local folder"
+        ) from None
 
 
 def fingerprint(source: str | Path) -> str:
@@ -149,7 +151,7 @@ def fingerprint(source: str | Path) -> str:
     digest = hashlib.sha256()
     for file in own if path.is_dir() else [path, path.with_name(NANOGPT_TOKENIZER)]:
         if file.exists():
-            with open_file(file) as stream:
+            with open_regular(file) as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
 
@@ -191,159 +193,3 @@ def save_checkpoint(
     # through bytes: save_file makes a file that only its owner can read
     partial.write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}))
     os.replace(partial, folder / WEIGHTS)
-
-
-def _read_folder(folder: Path) -> tuple[State, GPTConfig, str | Path, int | None]:
-    file, weights = folder / CONFIG, folder / WEIGHTS
-    if not file.exists():
-        raise CheckpointError(f"{folder} is not a model folder: it has no {CONFIG}")
-    with open_file(file, most=SETTINGS_SIZE) as stream:
-        try:
-            settings = parse_json(stream.read())
-        except ValueError as error:
-            raise CheckpointError(f"{file} is not JSON: {cut(error)}") from None
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{file} is not a table of settings")
-    if not weights.exists():
-        raise CheckpointError(
-            f"{folder} has no {WEIGHTS} (weights in other formats, pickles above all, are not read)"
-        )
-    open_file(weights).close()
-    try:
-        state = load_file(weights)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{weights} is damaged or not a safetensors file: {cut(error)}"
-        ) from None
-    if settings.get("format") == FORMAT:
-        passes = settings.get("trained_passes")
-        if passes is not None and (type(passes) is not int or passes < 1):
-            raise CheckpointError(
-                f"{file}: trained_passes must be a whole number of at least 1,"
-                f" got {cut(repr(passes))}"
-            )
-        return *_own_format(folder, settings, state), passes
-    if settings.get("model_type") == "gpt2":
-        return *_published_gpt2(folder, settings, state), None
-    raise CheckpointError(
-        f"{file} describes neither a model of this project (format {FORMAT!r})"
-        f" nor a GPT-2 (model_type 'gpt2')"
-    )
-
-
-def _own_format(
-    folder: Path, settings: dict[str, Any], state: State
-) -> tuple[State, GPTConfig, str | Path]:
-    architecture = settings.get("architecture")
-    known = {field.name for field in fields(GPTConfig)}
-    if not isinstance(architecture, dict) or not set(architecture) <= known:
-        raise CheckpointError(f"{folder / CONFIG} has no architecture with known settings")
-    config = make_config(folder / CONFIG, **architecture)
-    name = settings.get("tokenizer")
-    if name in ("gpt2", "byte"):
-        return state, config, str(name)
-    if name != TOKENIZER:
-        raise CheckpointError(
-            f"{folder / CONFIG}: tokenizer must be gpt2, byte or {TOKENIZER}, got {cut(repr(name))}"
-        )
-    return state, config, folder / TOKENIZER
-
-
-def _published_gpt2(
-    folder: Path, settings: dict[str, Any], state: State
-) -> tuple[State, GPTConfig, str | Path]:
-    expected = {
-        "layer_norm_epsilon": 1e-5,
-        "scale_attn_weights": True,
-        **dict.fromkeys(("scale_attn_by_inverse_layer_idx", "add_cross_attention"), False),
-    }
-    for key, value in expected.items():
-        if settings.get(key, value) != value:
-            raise CheckpointError(
-                f"{folder / CONFIG}: {key} must be {value}, got {cut(repr(settings[key]))}"
-            )
-    activation = settings.get("activation_function", "gelu_new")
-    if not isinstance(activation, str) or activation not in _GPT2_ACTIVATIONS:
-        raise CheckpointError(
-            f"{folder / CONFIG}: activation_function must be one of"
-            f" {', '.join(_GPT2_ACTIVATIONS)}, got {cut(repr(activation))}"
-        )
-    names = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")
-    missing = [name for name in names if name not in settings]
-    if missing:
-        raise CheckpointError(f"{folder / CONFIG} lacks {', '.join(missing)}")
-    config = make_config(
-        folder / CONFIG,
-        block_size=settings["n_positions"],
-        **{name: settings[name] for name in names[1:]},
-        activation=_GPT2_ACTIVATIONS[activation],
-    )
-    if settings.get("n_inner") not in (None, 4 * config.n_embd):
-        raise CheckpointError(
-            f"{folder / CONFIG}: n_inner must be 4 * n_embd, got {cut(repr(settings['n_inner']))}"
-        )
-    renamed: State = {}
-    for name, tensor in state.items():
-        if not name.startswith(("transformer.", "lm_head.")):
-            name = f"transformer.{name}"
-        if name.endswith(_TRANSPOSED) and tensor.ndim == 2:
-            tensor = tensor.t()
-        renamed[name] = tensor
-    return renamed, config, "gpt2"
-
-
-def _read_nanogpt(path: Path) -> tuple[State, GPTConfig]:
-    if path.suffix == ".safetensors":
-        raise CheckpointError(
-            f"name the folder that holds {path.name} and its {CONFIG}, not {path}"
-        )
-    with open_file(path) as stream:
-        try:
-            check_archive(stream)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a pickle's unusual protocol: refused or fine
-                content = torch.load(stream, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            raise CheckpointError(
-                f"{path} is not a checkpoint of plain weights: it is damaged or asks to run code,"
-                " and was not opened further"
-            ) from None
-        except Exception as error:  # torch raises many kinds on damaged archives
-            raise CheckpointError(
-                f"{path} is damaged or not a PyTorch checkpoint: {cut(error)}"
-            ) from None
-    if not isinstance(content, dict) or not {"model", "model_args"} <= set(content):
-        raise CheckpointError(f"{path} is not nanoGPT's: it lacks model and model_args")
-    arguments, state = content["model_args"], content["model"]
-    if not isinstance(arguments, dict) or not isinstance(state, dict):
-        raise CheckpointError(f"{path} is not nanoGPT's: model and model_args must be tables")
-    names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
-    settings = {name: arguments.get(name) for name in names}
-    settings["bias"] = arguments.get("bias", True)
-    for name, value in settings.items():
-        if not isinstance(value, int):  # a tensor, say, which does not print in one line
-            raise CheckpointError(
-                f"{path}: {name} of model_args must be a plain number or truth value, got"
-                f" {cut(repr(value)) if isinstance(value, str | float) else type(value).__name__}"
-            )
-    return {str(k).removeprefix("_orig_mod."): v for k, v in state.items()}, make_config(
-        path, **settings
-    )
-
-
-def _download(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise CheckpointError(
-            f"there is no model file or folder {name!r}, and downloading it from the hub needs"
-            " huggingface_hub: pip install 'stateful_gpt[hub]'"
-        ) from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:  # the hub's client raises many kinds, most of them its own
-        reason = type(error).__name__
-        raise CheckpointError(
-            f"there is no model file or folder {name!r}, and it could not be downloaded from the"
-            f" hub ({reason}): check the name and the network, or give a local folder"
-        ) from None

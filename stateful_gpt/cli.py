@@ -9,7 +9,7 @@ import codecs
 import math
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from stateful_gpt.console import as_text, cut, printable, run_command
 from stateful_gpt.untrusted import machine_memory
@@ -20,12 +20,45 @@ STARTS = ("cold", "carried")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64", "bfloat16")
 SEPARATOR = "-" * 15  # nanoGPT's
-TINY = 5e-324  # the least number above 0
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         super().error(cut(message, 300))
+
+
+def _number(
+    allowed: str, holds: Callable[[float], bool], kind: type[float] = float
+) -> Callable[[str], float]:
+    """What turns a word into a finite number for which ``holds``, as ``allowed`` puts it."""
+
+    def number(text: str) -> float:
+        try:
+            value = kind(text)
+            if math.isfinite(value) and holds(value):
+                return value
+        except (ValueError, OverflowError):
+            pass
+        raise argparse.ArgumentTypeError(f"must be {allowed}, got {cut(text)}")
+
+    return number
+
+
+_FINITE = _number("a finite number", lambda value: True)
+_ABOVE_0 = _number("a finite number above 0", lambda value: value > 0)
+_FROM_0 = _number("a finite number of at least 0", lambda value: value >= 0)
+_PART = _number("above 0 and at most 1", lambda value: 0 < value <= 1)
+_COUNT = _number("a whole number of at least 1", lambda value: value >= 1, int)
+_COUNT_OR_0 = _number("a whole number of at least 0", lambda value: value >= 0, int)
+_SEED = _number(f"a whole number of 0 to {2**63 - 1}", lambda value: 0 <= value < 2**63, int)
+
+
+def _layers(text: str) -> tuple[int, ...] | None:
+    if text == "all":
+        return None
+    if all(word.isascii() and word.isdigit() for word in text.split(",")) and len(text) < 1000:
+        return tuple(map(int, text.split(",")))
+    raise argparse.ArgumentTypeError(f"must be all or such as 0,1,5, got {cut(text)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,73 +67,43 @@ def _parser() -> argparse.ArgumentParser:
         description="Continue a prompt, feeding the model's estimates of all tokens, or its hidden"
         " states, back into it.",
     )
-    text = parser.add_argument_group("text")
-    add = text.add_argument
-    add(
-        "--prompt",
-        required=True,
-        help="the text to continue; - reads it from stdin; '' begins a text with <|endoftext|>",
+    add = parser.add_argument_group("text").add_argument
+    prompt = "the text to continue; - reads it from stdin; '' begins a text with <|endoftext|>"
+    begin = "the prompt begins a text: read <|endoftext|> before it, as an empty prompt does"
+    samples = "so many texts, each from a state of its own; printed when all are done"
+    slide = (
+        "tokens that a full window drops at once; default a quarter of the model's block, 1 is"
+        " nanoGPT's cropping, and recomputes everything for every token"
     )
-    add(
-        "--begin",
-        action="store_true",
-        help="the prompt begins a text: read <|endoftext|> before it, as an empty prompt does",
-    )
-    add(
-        "--samples",
-        type=_whole(1),
-        default=1,
-        metavar="N",
-        help="so many texts, each from a state of its own; they are printed when all are done",
-    )
-    add("--max_new_tokens", type=_whole(0), default=100, metavar="N", help="default 100")
-    add(
-        "--slide",
-        type=_whole(1),
-        metavar="N",
-        help="tokens that a full window drops at once; default a quarter of the model's block, 1 is"
-        " nanoGPT's cropping, and recomputes everything for every token",
-    )
+    add("--prompt", required=True, help=prompt)
+    add("--begin", action="store_true", help=begin)
+    add("--samples", type=_COUNT, default=1, metavar="N", help=samples)
+    add("--max_new_tokens", type=_COUNT_OR_0, default=100, metavar="N", help="default 100")
+    add("--slide", type=_COUNT, metavar="N", help=slide)
     add("--greedy", action="store_true", help="always the most likely token")
-    add(
-        "--temperature",
-        type=_number("a finite number above 0", least=TINY),
-        metavar="X",
-        help="default 0.8",
-    )
-    add("--top_k", type=_whole(1), metavar="K", help="draw from the K most likely")
-    add("--seed", type=_whole(0, 2**63 - 1), default=0, metavar="N", help="default 0")
+    add("--temperature", type=_ABOVE_0, metavar="X", help="default 0.8")
+    add("--top_k", type=_COUNT, metavar="K", help="draw from the K most likely")
+    add("--seed", type=_SEED, default=0, metavar="N", help="default 0")
     add = parser.add_argument_group("feedback").add_argument
-    add(
-        "--feedback",
-        choices=KINDS,
-        default="log_prob",
-        help="default log_prob; hidden_state needs a model trained for it, at --strength 1",
+    kinds = "default log_prob; hidden_state needs a model trained for it, at --strength 1"
+    strength = (
+        "of token feedback: above 0 attends to the expected, below 0 to the surprising; of hidden"
+        " states: what they add to embeddings is multiplied by it; default 0, nothing"
     )
-    add(
-        "--strength",
-        type=_number(),
-        default=0.0,
-        metavar="X",
-        help="of token feedback: above 0 attends to the expected, below 0 to the surprising; of"
-        " hidden states: what they add to embeddings is multiplied by it; default 0, nothing",
-    )
-    add("--layers", type=_layers, metavar="LIST", help="all (default), or such as 0,1,5")
     both = "feed hidden states back as well, at this strength; default 0"
-    add("--hidden_strength", type=_number(), default=0.0, metavar="X", help=both)
-    shifts = "of hidden states: 1 (default) that of the step before, 0 the token's own"
-    add("--shift", type=int, choices=(0, 1), default=1, help=shifts)
-    add("--iterations", type=_whole(1), default=64, metavar="N", help="most passes a token")
-    add(
-        "--tolerance",
-        type=_number("a finite number of at least 0", least=0),
-        default=1e-3,
-        metavar="NATS",
-        help="stop passes that move no estimate by more than this;"
-        " 0 stops only once none can move; default 0.001",
+    shift = "of hidden states: 1 (default) that of the step before, 0 the token's own"
+    tolerance = (
+        "stop passes that move no estimate by more than this; 0 stops only once none can move;"
+        " default 0.001"
     )
-    part = _number("above 0 and at most 1", least=TINY, most=1)
-    add("--damping", type=part, default=1.0, metavar="X", help="part of a pass fed on; default 1")
+    add("--feedback", choices=KINDS, default="log_prob", help=kinds)
+    add("--strength", type=_FINITE, default=0.0, metavar="X", help=strength)
+    add("--layers", type=_layers, metavar="LIST", help="all (default), or such as 0,1,5")
+    add("--hidden_strength", type=_FINITE, default=0.0, metavar="X", help=both)
+    add("--shift", type=int, choices=(0, 1), default=1, help=shift)
+    add("--iterations", type=_COUNT, default=64, metavar="N", help="most passes a token")
+    add("--tolerance", type=_FROM_0, default=1e-3, metavar="NATS", help=tolerance)
+    add("--damping", type=_PART, default=1.0, metavar="X", help="part of a pass fed on; default 1")
     add("--start", choices=STARTS, default="carried")
     add = parser.add_argument_group("model").add_argument
     add("--model", default="bundled", help="bundled, a folder, a ckpt.pt or a hub name")
@@ -114,27 +117,24 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(_as_options(sys.argv[1:] if arguments is None else arguments))
     alone = options.feedback == "hidden_state"
+    of_tokens = not alone and options.feedback != "none"
     drawn = options.temperature or options.top_k  # neither can be 0
-    refused = (
-        (
-            "--greedy draws the most likely token: leave out --temperature and --top_k",
-            options.greedy and drawn,
+    refused = {
+        "--greedy draws the most likely token: leave out --temperature and --top_k": (
+            options.greedy and drawn
         ),
-        (
-            "--greedy always draws the same text: leave out --samples",
-            options.greedy and options.samples > 1,
+        "--greedy always draws the same text: leave out --samples": (
+            options.greedy and options.samples > 1
         ),
-        ("--layers are of attention, not of hidden states", alone and options.layers is not None),
-        (
-            "--hidden_strength adds to a feedback of tokens: leave it out",
-            options.hidden_strength and (alone or options.feedback == "none"),
+        "--layers are of attention, not of hidden states": alone and options.layers is not None,
+        "--hidden_strength adds to a feedback of tokens: leave it out": (
+            options.hidden_strength and not of_tokens
         ),
-        (
-            "--shift 0 is of hidden states, and none are fed back: leave it out",
-            not (options.shift or alone or options.hidden_strength),
+        "--shift 0 is of hidden states, and none are fed back: leave it out": (
+            options.shift == 0 and not alone and not options.hidden_strength
         ),
-    )
-    for sentence, applies in refused:
+    }
+    for sentence, applies in refused.items():
         if applies:
             parser.error(sentence)
     return options
@@ -155,11 +155,10 @@ def _as_options(arguments: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_command("generate", lambda: _main(arguments))
+    return run_command("generate", lambda: _main(parse_arguments(arguments)))
 
 
-def _main(arguments: list[str] | None) -> int:
-    options = parse_arguments(arguments)
+def _main(options: argparse.Namespace) -> int:
     try:
         return _run(options)
     except BrokenPipeError:  # the reader has all it wanted
@@ -169,9 +168,8 @@ def _main(arguments: list[str] | None) -> int:
     except (MemoryError, RuntimeError) as error:
         import torch
 
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(
-            error
-        ):
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if full or "allocate memory" in str(error):
             return _tell("the device's memory does not hold the model and its text", 1)
         raise
     except KeyboardInterrupt:
@@ -203,8 +201,8 @@ def _run(options: argparse.Namespace) -> int:
     )
     model, encoding = checkpoint.model, checkpoint.tokenizer
     tokens = encoding.encode_ordinary(prompt)
-    end = end_token(encoding)
     if options.begin or not tokens:
+        end = end_token(encoding)
         if end is None:
             raise ValueError(
                 f"the tokenizer {encoding.name!r} has no {END_OF_TEXT} to begin a text with:"
@@ -223,45 +221,35 @@ def _run(options: argparse.Namespace) -> int:
             "hidden states can be fed back only to a model with a gate for them, such as"
             f" bundled_stateful; {options.model} has none"
         )
-    if options.layers is not None and max(options.layers) >= model.n_layer:
-        raise ValueError(
-            f"--layers must be from 0 to {model.n_layer - 1}, got {max(options.layers)}"
-        )
-    room = options.samples * (len(tokens) + options.max_new_tokens)
-    needed = 8 * room * (3 + (model.width if feedback.of_hidden else 0))
+    largest = max(options.layers or (0,))
+    if largest >= model.n_layer:
+        raise ValueError(f"--layers must be from 0 to {model.n_layer - 1}, got {largest}")
+    length = len(tokens) + options.max_new_tokens
+    needed = 8 * options.samples * length * (3 + (model.width if feedback.of_hidden else 0))
     if needed > machine_memory():
         raise ValueError(
-            f"{options.samples} texts of up to {room // options.samples:,} tokens need"
-            f" {needed:,} bytes of memory, and the machine has {machine_memory():,}"
+            f"{options.samples} texts of up to {length:,} tokens need {needed:,} bytes of memory,"
+            f" and the machine has {machine_memory():,}"
         )
     if options.feedback != "none" and not feedback.active:
         _tell("at --strength 0 nothing is fed back: this is the plain model")
     slide = min(options.slide or max(1, model.block_size // 4), model.block_size)
-    counts = [len(tokens)] * options.samples
-    outgrown = False
     show = printable if sys.stdout.isatty() else str
-    decoder = codecs.getincrementaldecoder("utf-8")
-    writers = [decoder(errors="replace") for _ in range(options.samples)]
+    writers = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(options.samples)]
     texts = [prompt] * options.samples
+    alone = options.samples == 1
 
     def take(row: int, token: int) -> None:
-        nonlocal outgrown
-        counts[row] += 1
-        if counts[row] > model.block_size and not outgrown:
-            outgrown = True
-            _tell(
-                f"the text has outgrown the model's block of {model.block_size} tokens: from now on"
-                f" its first {slide} are dropped whenever it is full, and the rest recomputed"
-            )
-        if token not in encoding.end_tokens:
-            piece = writers[row].decode(token_bytes(encoding, token))
-            texts[row] += piece
-            if options.samples == 1:
-                print(show(piece), end="", flush=True)
-                if getattr(sys.stdout, "lost", None) is not None:
-                    raise BrokenPipeError  # nobody is there to go on for
+        if token in encoding.end_tokens:
+            return
+        piece = writers[row].decode(token_bytes(encoding, token))
+        texts[row] += piece
+        if alone:
+            print(show(piece), end="", flush=True)
+            if getattr(sys.stdout, "lost", None) is not None:
+                raise BrokenPipeError  # nobody is there to go on for
 
-    if options.samples == 1:
+    if alone:
         print(show(prompt), end="", flush=True)
     undamped = feedback.triangular and options.damping == 1.0
     result = generate(
@@ -288,9 +276,13 @@ def _run(options: argparse.Namespace) -> int:
         on_token=take,
     )
     rests = [writer.decode(b"", final=True) for writer in writers]
-    shown = texts if options.samples > 1 else [""]
-    whole = [show(text + rest) for text, rest in zip(shown, rests, strict=True)]
-    print(f"\n{SEPARATOR}\n".join(whole))
+    whole = rests if alone else [text + rest for text, rest in zip(texts, rests, strict=True)]
+    print(f"\n{SEPARATOR}\n".join(map(show, whole)))
+    if any(len(text) > model.block_size for text in result.tokens):
+        _tell(
+            f"a text has outgrown the model's block of {model.block_size} tokens: whenever it was"
+            f" full, its first {slide} were dropped, and the rest was recomputed"
+        )
     outcomes = [outcome for of_text in result.outcomes for outcome in of_text]
     good = (Outcome.SETTLED, Outcome.WITHIN_TOLERANCE)
     unsettled = [outcome for outcome in outcomes if outcome not in good]
@@ -302,44 +294,3 @@ def _run(options: argparse.Namespace) -> int:
     if Outcome.DIVERGED in unsettled:
         return _tell("the estimates diverged: try a smaller --strength", 1)
     return 0
-
-
-def _number(
-    allowed: str = "a finite number", *, least: float = -math.inf, most: float = math.inf
-) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and least <= value <= most):
-            raise argparse.ArgumentTypeError(f"must be {allowed}, got {cut(text)}")
-        return value
-
-    return number
-
-
-def _whole(least: int, most: float = math.inf) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            bounds = f"at least {least}" if most == math.inf else f"{least} to {most}"
-            raise argparse.ArgumentTypeError(
-                f"must be a whole number of {bounds}, got {cut(repr(text))}"
-            )
-        return value
-
-    return whole_number
-
-
-def _layers(text: str) -> Any:
-    if text == "all":
-        return None
-    try:
-        layers = tuple(map(_whole(0), text.split(",")))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"must be all or such as 0,1,5, got {cut(text)}") from None
-    return layers

@@ -63,24 +63,21 @@ class SteadyStream:
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        try:
-            self.stream.write(text)
-        except OSError as error:
-            self._lose(error)
+        self._try(lambda: self.stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        try:
-            self.stream.flush()
-        except OSError as error:
-            self._lose(error)
+        self._try(self.stream.flush)
 
-    def _lose(self, error: OSError) -> None:
-        self.lost = self.lost or error
-        # or Python would try the rest again at exit, and complain
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())
-        os.close(nowhere)
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.lost = self.lost or error
+            # or Python would try the rest again at exit, and complain
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

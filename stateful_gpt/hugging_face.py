@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from stateful_gpt.checkpoint import CheckpointError
+from stateful_gpt.console import cut
 from stateful_gpt.language_model import PLAIN, Cache, Modulation
+from stateful_gpt.untrusted import CheckpointError
 
 ATTENTION = "stateful_gpt"  # transformers makes checks of its own where "sdpa" is in the name
 CHECKED_TOKENS = 6
@@ -62,8 +63,10 @@ class HuggingFaceModel:
         _register()
         self._model = _with_same_weights(model.eval())
         self._decoder = _decoder(self._model)
-        named = inspect.signature(self._decoder.forward).parameters
-        self._cache_name = "cache" if "cache" in named else "past_key_values"
+        takes = inspect.signature(self._decoder.forward).parameters
+        self._cache_name = "cache" if "cache" in takes else "past_key_values"
+        self.device: torch.device = self._model.device
+        self.dtype: torch.dtype = self._model.dtype
         self._head = _with_same_weights(self._model, {id(self._decoder): _HandsOn()})
         settings = self._model.config.get_text_config()
         self.n_layer: int = settings.num_hidden_layers
@@ -74,16 +77,6 @@ class HuggingFaceModel:
             if self.dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
                 self._model.set_experts_implementation("eager")  # the default one has no float64
             self._check()
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self._model.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self._model.dtype
-        return dtype
 
     def read(
         self, tokens: Tensor, *, modulation: Modulation = PLAIN, cache: Cache | None = None
@@ -135,12 +128,13 @@ class HuggingFaceModel:
         try:
             hidden = self._read(ids, reading)
         except Exception as error:  # of any kind: code that was written for another attention
-            failure = one_line(error)
+            failure = named(error)
+        refused = f"models of the architecture {name} cannot be studied"
         missed = [layer for layer in range(self.n_layer) if layer not in reading.asked]
         if missed:
             raise CheckpointError(
-                f"models of the architecture {name} cannot be studied: layer {missed[0]} has no"
-                " attention into which transformers lets a number per key be fed"
+                f"{refused}: layer {missed[0]} has no attention into which transformers lets a"
+                " number per key be fed"
             )
         if failure is not None:
             raise CheckpointError(f"models of the architecture {name} cannot be read: {failure}")
@@ -149,13 +143,12 @@ class HuggingFaceModel:
         plain.set_attn_implementation("eager")
         with self._precision():
             expected = plain(input_ids=ids, use_cache=False).logits[0]
-        read_on, read_again = self.new_cache(batch=1, capacity=CHECKED_TOKENS), []
+        cache, again = self.new_cache(batch=1, capacity=CHECKED_TOKENS), []
         for start, end in ((0, 3), (3, 5), (4, 6)):
-            read_on.length = start
-            read_again.append(self._read(ids[:, start:end], _Reading(PLAIN), read_on))
-        by_cache = torch.cat([read_again[0], read_again[1][:, :1], read_again[2]], dim=1)
-        scale = expected.abs().max().clamp_min(1.0)
-        close = scale * torch.finfo(self.dtype).eps ** 0.5
+            cache.length = start
+            again.append(self._read(ids[:, start:end], _Reading(PLAIN), cache))
+        by_cache = torch.cat([again[0], again[1][:, :1], again[2]], dim=1)
+        close = expected.abs().max().clamp_min(1.0) * torch.finfo(self.dtype).eps ** 0.5
         for way, said in (
             ("hidden states handed to its head", hidden),
             ("keys and values kept of earlier tokens", by_cache),
@@ -163,13 +156,13 @@ class HuggingFaceModel:
             logits = self.logits(said[0])
             if logits.shape != expected.shape or not bool((logits - expected).abs().max() <= close):
                 raise CheckpointError(
-                    f"models of the architecture {name} cannot be studied: with {way} it says"
-                    " something else than transformers does of the whole text"
+                    f"{refused}: with {way} it says something else than transformers does of the"
+                    " whole text"
                 )
         if self.block_size == sys.maxsize:
             raise CheckpointError(
-                f"models of the architecture {name} cannot be studied: their settings do not say"
-                " how many positions they have (max_position_embeddings)"
+                f"{refused}: their settings do not say how many positions they have"
+                " (max_position_embeddings)"
             )
 
 
@@ -222,14 +215,12 @@ class Float64(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is Tensor.float:
-            func = Tensor.double
-        args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
-        named = {
-            key: torch.float64 if arg is torch.float32 else arg
-            for key, arg in (kwargs or {}).items()
-        }
-        return func(*args, **named)
+        def wide(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        func = Tensor.double if func is Tensor.float else func
+        named = {key: wide(value) for key, value in (kwargs or {}).items()}
+        return func(*map(wide, args), **named)
 
 
 def _attend(
@@ -327,6 +318,6 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def one_line(error: BaseException) -> str:
+def named(error: BaseException) -> str:
     """A foreign error in a sentence of ours."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {cut(error)}"

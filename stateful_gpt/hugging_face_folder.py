@@ -1,23 +1,21 @@
 """Find, fingerprint and load the folder of a Hugging Face model, or its name on the hub."""
 
 import hashlib
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stateful_gpt.checkpoint import Checkpoint, CheckpointError
-from stateful_gpt.hugging_face import HuggingFaceModel, one_line, quiet
+from stateful_gpt.checkpoint import Checkpoint, CheckpointError, download
+from stateful_gpt.console import cut
+from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
 from stateful_gpt.hugging_face_tokenizer import HuggingFaceTokenizer
-from stateful_gpt.tokenizer import TokenizerError, load_tokenizer
+from stateful_gpt.tokenizer import load_tokenizer
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PREPARED = {"smollm2": "python -m scripts.prepare_smollm2"}  # folders that a command makes
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 
 
 def load_hugging_face(
@@ -40,10 +38,11 @@ def load_hugging_face(
     folder = locate(source)
     model = _read_model(folder, dtype).to(device)
     adapter = HuggingFaceModel(model)
-    encoding = _named_tokenizer(tokenizer) if tokenizer else _own_tokenizer(folder, model)
-    # special tokens may lie beyond the embeddings: no text has them
-    own = isinstance(encoding, HuggingFaceTokenizer)
-    largest = max(encoding.used) if own else encoding.n_vocab - 1
+    encoding = load_tokenizer(tokenizer) if tokenizer else _own_tokenizer(folder, model)
+    largest = encoding.n_vocab - 1
+    if isinstance(encoding, HuggingFaceTokenizer):
+        # special tokens may lie beyond the embeddings: no text has them
+        largest = max(encoding.used)
     if largest >= adapter.vocab_size:
         raise CheckpointError(
             f"the tokenizer {encoding.name!r} uses the id {largest}, but {folder} has only"
@@ -61,35 +60,20 @@ def locate(source: str | Path) -> Path:
     """
     path = Path(source)
     try:
-        if path.is_dir():
-            if not (path / "config.json").is_file():
-                raise CheckpointError(f"{path} is not a model folder: it has no config.json")
-            return path
-        missing = f"there is no model folder {str(source)!r}"
-        if path.exists():
-            raise CheckpointError(f"{path} must be a folder with config.json and safetensors")
+        exists = path.exists()
     except OSError as error:  # a name that no file system takes
         raise CheckpointError(
-            f"there is no model folder {str(source)[:80]!r} ({error.strerror})"
+            f"there is no model folder {cut(repr(str(source)))} ({error.strerror})"
         ) from None
-    if path.name in PREPARED:
-        raise CheckpointError(f"{missing}: make it with {PREPARED[path.name]}")
-    if not _HUB_NAME.fullmatch(str(source)):
-        raise CheckpointError(missing)
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
+    if exists and not (path / "config.json").is_file():
         raise CheckpointError(
-            f"{missing}, and downloading it from the hub needs huggingface_hub:"
-            " pip install 'stateful_gpt[hugging_face]'"
-        ) from None
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=list(FILES)))
-    except Exception as error:  # the hub's client raises many kinds, most of them its own
+            f"{path} must be a folder with config.json and safetensors: it has no config.json"
+        )
+    if not exists and path.name in PREPARED:
         raise CheckpointError(
-            f"{missing}, and it could not be downloaded from the hub ({type(error).__name__}):"
-            " check the name and the network, or give a local folder"
-        ) from None
+            f"there is no model folder {path}: make it with {PREPARED[path.name]}"
+        )
+    return path if exists else download(str(source), FILES, extra="hugging_face")
 
 
 def fingerprint(source: str | Path) -> str:
@@ -109,38 +93,28 @@ def _hash(file: Path, size: int, changed: int) -> str:
 
 
 def _read_model(folder: Path, dtype: torch.dtype) -> Any:
-    """The causal model of transformers in a folder. No pickles are read, and no code is run.
-
-    Raises:
-        CheckpointError: it cannot be loaded, or its weights are not those of its architecture.
-    """
-    transformers, wide = _transformers(), dtype == torch.float64
+    """The causal model in a folder; its weights must be those of its architecture."""
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"{folder} has no safetensors (weights in other formats, pickles above all, are not"
             " read)"
         )
-    with quiet():
-        try:
-            # float64 by way of float32: what is computed when a model is made is the same then
-            model, found = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=torch.float32 if wide else dtype,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are refused below
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except Exception as error:  # of many kinds, most of them of transformers' own
-            raise CheckpointError(
-                f"{folder} is not a causal model that transformers loads: {one_line(error)}"
-            ) from None
-    old = int(transformers.__version__.split(".")[0]) < 5
-    if old and getattr(model.config.get_text_config(), "rope_parameters", None):
+    wide = dtype == torch.float64
+    model, found = _load(
+        "AutoModelForCausalLM",
+        folder,
+        # float64 by way of float32: what is computed when a model is made is the same then
+        dtype=torch.float32 if wide else dtype,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are refused below
+        output_loading_info=True,
+    )
+    version = _transformers().__version__
+    rotary = getattr(model.config.get_text_config(), "rope_parameters", None)
+    if rotary and int(version.split(".")[0]) < 5:
         raise CheckpointError(
-            f"{folder} was written by transformers 5, whose rotary settings"
-            f" {transformers.__version__} would pass over: load it with transformers 5"
+            f"{folder} was written by transformers 5, whose rotary settings {version} would pass"
+            " over: load it with transformers 5"
         )
     kinds = {"missing": "missing", "unexpected": "unexpected", "mismatched": "of another shape"}
     for kind, what in kinds.items():
@@ -152,25 +126,35 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
     return model.double() if wide else model
 
 
-def _read_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of transformers in a folder.
-
-    Raises:
-        CheckpointError: it cannot be loaded.
-    """
-    transformers = _transformers()
-    with quiet():
-        try:
-            found = transformers.AutoTokenizer.from_pretrained(
-                folder, use_fast=True, trust_remote_code=False, local_files_only=True
-            )
-        except Exception as error:  # of many kinds, most of them of transformers' own
-            raise CheckpointError(
-                f"the tokenizer in {folder} cannot be loaded by transformers: {one_line(error)}"
-            ) from None
+def _own_tokenizer(folder: Path, model: Any) -> Any:
+    """The tokenizer in a folder; GPT-2's own for a GPT-2 that comes without one."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        if model.config.model_type == "gpt2":
+            return load_tokenizer("gpt2")
+        raise CheckpointError(f"{folder} has no tokenizer: name one (gpt2, byte or a file)")
+    found = _load("AutoTokenizer", folder, use_fast=True)
     if not hasattr(found, "backend_tokenizer"):
         raise CheckpointError(f"the tokenizer in {folder} has no fast form (tokenizer.json)")
-    return found
+    ends: set[int] = set()
+    for holder in (found, model.config.get_text_config(), model.generation_config):
+        ids = getattr(holder, "eos_token_id", None)
+        ends.update([ids] if isinstance(ids, int) else ids or ())
+    return HuggingFaceTokenizer(found.backend_tokenizer, name=folder.name, end_tokens=sorted(ends))
+
+
+def _load(kind: str, folder: Path, **options: Any) -> Any:
+    """What transformers makes of a folder, without a network and without code that lies in it."""
+    maker = getattr(_transformers(), kind)
+    with quiet():
+        try:
+            return maker.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True, **options
+            )
+        except Exception as error:  # of many kinds, most of them of transformers' own
+            what = "causal model" if kind == "AutoModelForCausalLM" else "tokenizer"
+            raise CheckpointError(
+                f"{folder} is not a {what} that transformers loads: {named(error)}"
+            ) from None
 
 
 def _transformers() -> Any:
@@ -181,24 +165,3 @@ def _transformers() -> Any:
             "models of Hugging Face need transformers: pip install 'stateful_gpt[hugging_face]'"
         ) from None
     return transformers
-
-
-def _own_tokenizer(folder: Path, model: Any) -> Any:
-    """The tokenizer in a folder; GPT-2's own for a GPT-2 that comes without one."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        if model.config.model_type == "gpt2":
-            return _named_tokenizer("gpt2")
-        raise CheckpointError(f"{folder} has no tokenizer: name one (gpt2, byte or a file)")
-    found = _read_tokenizer(folder)
-    ends: set[int] = set()
-    for holder in (found, model.config.get_text_config(), model.generation_config):
-        named = getattr(holder, "eos_token_id", None)
-        ends.update([named] if isinstance(named, int) else named or ())
-    return HuggingFaceTokenizer(found.backend_tokenizer, name=folder.name, end_tokens=sorted(ends))
-
-
-def _named_tokenizer(tokenizer: str | Path) -> Any:
-    try:
-        return load_tokenizer(tokenizer)
-    except TokenizerError as error:
-        raise CheckpointError(str(error)) from None

@@ -10,7 +10,7 @@ import json
 import lzma
 import re
 from collections.abc import Iterable
-from functools import cache, cached_property
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,13 @@ from typing import Any, Protocol
 import tiktoken
 
 from stateful_gpt.console import cut
-from stateful_gpt.untrusted import TOKENIZER_SIZE, parse_json, parse_plain_pickle, read_regular
+from stateful_gpt.untrusted import (
+    TOKENIZER_SIZE,
+    CheckpointError,
+    parse_json,
+    parse_plain_pickle,
+    read_regular,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 BPE_FORMAT = "stateful_gpt.bpe/1"
@@ -30,11 +36,10 @@ SPLIT_PATTERN = (
 )
 GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
-# where the rule would go back over every character of a run, which exhausts its stack
-_LONG_SPACE = re.compile(r"[^\S\x1c-\x1f]{4096,}")  # what Unicode calls white space
+MOST_SPACE = 250_000  # white spaces in a row: the rule goes back over them, and its stack is finite
 
 
-class TokenizerError(ValueError):
+class TokenizerError(CheckpointError):
     """A tokenizer that cannot be had, or a text that it has no ids for, in one sentence."""
 
 
@@ -80,32 +85,20 @@ class BytePairs:
         self.ranks = ranks
         self.end_tokens = (len(ranks),) if ends else ()
         self.n_vocab = len(ranks) + ends
-        self._words = self._encoding(SPLIT_PATTERN)
-
-    def _encoding(self, pattern: str) -> tiktoken.Encoding:
-        special = {END_OF_TEXT: self.end_tokens[0]} if self.end_tokens else {}
-        return tiktoken.Encoding(
-            self.name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens=special
+        self._encoding = tiktoken.Encoding(
+            name,
+            pat_str=SPLIT_PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens={END_OF_TEXT: len(ranks)} if ends else {},
         )
 
-    @cached_property
-    def _whole(self) -> tiktoken.Encoding:
-        """Merges across all of a text, as if it were one word."""
-        return self._encoding(r"[\s\S]+")
-
     def encode_ordinary(self, text: str) -> list[int]:
-        ids: list[int] = []
-        begin = 0
-        for run in _LONG_SPACE.finditer(text):
-            # the rule leaves a run's last space to the word that follows
-            end = run.end() - (run.end() < len(text))
-            ids += self._words.encode_ordinary(text[begin : run.start()])
-            ids += self._whole.encode_ordinary(text[run.start() : end])
-            begin = end
-        return ids + self._words.encode_ordinary(text[begin:])
+        if re.search(rf"\s{{{MOST_SPACE}}}", text):
+            raise TokenizerError(f"the text has {MOST_SPACE:,} white spaces in a row, or more")
+        return self._encoding.encode_ordinary(text)
 
     def decode_single_token_bytes(self, token: int) -> bytes:
-        return self._words.decode_single_token_bytes(token)
+        return self._encoding.decode_single_token_bytes(token)
 
 
 class Characters:
@@ -154,11 +147,8 @@ def load_tokenizer(name: str | Path, *, vocab_size: int | None = None) -> Tokeni
         return byte_tokenizer(ends=vocab_size != 256)
     try:
         raw = read_regular(name, most=TOKENIZER_SIZE)
-    except OSError as error:
-        raise TokenizerError(
-            f"tokenizer must be gpt2, byte or a readable file, got {cut(repr(str(name)))}"
-            f" ({error.strerror or error})"
-        ) from None
+    except CheckpointError as error:
+        raise TokenizerError(f"tokenizer must be gpt2, byte or a readable file: {error}") from None
     path = Path(name)
     try:
         if raw[:1] == b"\x80":
@@ -244,29 +234,30 @@ def end_token(encoding: Tokenizer) -> int | None:
     return next(iter(encoding.end_tokens), None)
 
 
-def _ranks_from_lines(raw: bytes) -> dict[bytes, int]:
-    ranks: dict[bytes, int] = {}
-    lines = [line for line in raw.splitlines() if line]
-    for line in lines:
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except ValueError:
-            raise TokenizerError(f"{line[:40]!r} is not a base64 token and its rank") from None
-    if sorted(ranks.values()) != list(range(len(lines))):
-        raise TokenizerError("its ranks are not 0, 1, 2 … with one token each")
+def _ranks(tokens: Iterable[str | bytes]) -> dict[bytes, int]:
+    """Of base64 in the order of rank."""
+    decoded = [base64.b64decode(token, validate=True) for token in tokens]
+    ranks = {token: rank for rank, token in enumerate(decoded)}
+    if len(ranks) != len(decoded):
+        raise TokenizerError("a token stands twice in its ranks")
     return ranks
+
+
+def _ranks_from_lines(raw: bytes) -> dict[bytes, int]:
+    try:
+        lines = [line.split() for line in raw.splitlines() if line]
+        pairs = sorted((int(rank), token) for token, rank in lines)
+    except ValueError:
+        raise TokenizerError("its lines are not a base64 token and its rank each") from None
+    if [rank for rank, _ in pairs] != list(range(len(pairs))):
+        raise TokenizerError("its ranks are not 0, 1, 2 … with one token each")
+    return _ranks(token for _, token in pairs)
 
 
 def _bpe_from_json(content: dict[str, Any]) -> BytePairs:
     if content.get("format") != BPE_FORMAT:
         raise TokenizerError(f"format must be {BPE_FORMAT!r}, got {content.get('format')!r}")
-    name, special = content["name"], content["special_tokens"]
-    ranks = {
-        base64.b64decode(token, validate=True): rank for rank, token in enumerate(content["ranks"])
-    }
-    if len(ranks) != len(content["ranks"]):
-        raise TokenizerError("a token stands twice in its ranks")
+    name, special, ranks = content["name"], content["special_tokens"], _ranks(content["ranks"])
     if content["pattern"] != SPLIT_PATTERN:  # any other may take for ever, or match nothing
         raise TokenizerError("its pattern is not the one that this project writes")
     if special not in ({}, {END_OF_TEXT: len(ranks)}) or not isinstance(name, str):

@@ -1,4 +1,4 @@
-"""Training a GPT on a stream of tokens: the step, the schedule, the held-out loss.
+"""Training a GPT on a stream of tokens: the step, the schedule, the loss.
 
 Knows nothing of files, Hydra or W&B: ``experiments.train`` gives it data and keeps its state.
 
@@ -62,13 +62,11 @@ class TrainingConfig:
             )
 
 
-def next_token_loss(
-    model: GPT, hidden: Tensor, targets: Tensor, *, chunk: int = 512, reduction: str = "mean"
-) -> Tensor:
-    """Cross-entropy in nats of (B, T) targets given (B, T, C) hidden states; IGNORE does not count.
+def next_token_loss(model: GPT, hidden: Tensor, targets: Tensor, *, chunk: int = 512) -> Tensor:
+    """Mean cross-entropy in nats of (B, T) targets given (B, T, C) hidden states.
 
-    Logits are made and scored ``chunk`` positions at a time, which is what keeps them in the
-    processor's cache. ``reduction`` is ``mean`` over the counted targets, or ``sum``.
+    IGNORE does not count. Logits are made and scored ``chunk`` positions at a time, which is what
+    keeps them in the processor's cache.
     """
     weight = model.lm_head.weight.to(hidden.dtype)
     total = torch.zeros((), device=hidden.device)
@@ -78,8 +76,6 @@ def next_token_loss(
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         total = total + F.cross_entropy(logits, t, reduction="sum", ignore_index=IGNORE)
-    if reduction == "sum":
-        return total
     return total / (targets != IGNORE).sum()
 
 
@@ -182,44 +178,3 @@ def _update(model: GPT, optimizers: list[torch.optim.Optimizer], config: Trainin
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-
-
-@torch.no_grad()
-def total_nats(
-    model: GPT, tokens: Tensor, *, batch_size: int = 16, stride: int | None = None
-) -> float:
-    """-log P of tokens[1:] in nats, read in windows of the model's block size.
-
-    Windows start ``stride`` tokens apart (default: the block size, so each window starts afresh).
-    With a smaller stride each token is counted once, where it has the most text before it.
-
-    Raises:
-        ValueError: a stride that would leave tokens out.
-    """
-    block = model.config.block_size
-    stride = stride or block
-    if not 1 <= stride <= block:
-        raise ValueError(f"stride must be from 1 to the block of {block} tokens, got {stride}")
-    was_training = model.training
-    model.eval()
-    windows = []
-    counted = 1  # tokens[0] is given
-    start = 0
-    while counted < len(tokens):
-        piece = tokens[start : start + block + 1]
-        window = torch.full((block + 1,), IGNORE)
-        window[: len(piece)] = piece
-        inputs = window[:-1].clamp_min(0)
-        targets = window[1:].clone()
-        targets[: counted - start - 1] = IGNORE  # already counted with the window before
-        windows.append((inputs, targets))
-        counted = start + len(piece)
-        start += stride
-    total = 0.0
-    device = next(model.parameters()).device
-    for i in range(0, len(windows), batch_size):
-        inputs = torch.stack([w[0] for w in windows[i : i + batch_size]]).to(device)
-        targets = torch.stack([w[1] for w in windows[i : i + batch_size]]).to(device)
-        total += next_token_loss(model, model(inputs), targets, reduction="sum").item()
-    model.train(was_training)
-    return total

@@ -3,7 +3,6 @@
 Needs no torch; every runner may use it.
 """
 
-import errno
 import io
 import json
 import os
@@ -13,16 +12,11 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from stateful_gpt.console import cut
+
 SETTINGS_SIZE = 2**24  # bytes; the most that is read of a file of settings
 TOKENIZER_SIZE = 2**26  # bytes; the largest published ones have a tenth of it
 
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-}
 # what a pickled dict of texts and whole numbers is made of; none of it names or calls anything
 _PLAIN_OPCODES = {
     *("PROTO", "FRAME", "MARK", "STOP", "MEMOIZE"),
@@ -32,64 +26,67 @@ _PLAIN_OPCODES = {
 }
 
 
+class CheckpointError(ValueError):
+    """A model, or a part of one, that cannot be loaded; the message is one sentence."""
+
+
 def machine_memory() -> int:
     """Bytes of memory that the machine has."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def open_regular(path: str | Path, *, most: int) -> io.BufferedReader:
-    """Open a regular file of at most ``most`` bytes for reading; links to one count as one.
+def open_regular(path: str | Path, *, most: int | None = None) -> io.BufferedReader:
+    """Open a regular file of at most ``most`` bytes, by default as many as the machine has memory.
 
     Raises:
-        OSError: there is none, it is a pipe, device, socket or folder, or it is larger; its
-            ``strerror`` says which.
+        CheckpointError: there is none, it is a pipe, device, socket or folder, or it is larger.
     """
+    most = machine_memory() if most is None else most
     try:
         # a pipe that nobody writes to would be waited for
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError as error:  # a zero byte in the name
-        raise OSError(errno.EINVAL, str(error), str(path)) from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{cut(path)} cannot be read: {reason}") from None
     found = os.fstat(handle)
-    kind = _KINDS.get(stat.S_IFMT(found.st_mode))
-    if kind is not None or found.st_size > most:
-        os.close(handle)
-        size = f"it has {found.st_size:,} bytes, and at most {most:,} are read"
-        raise OSError(
-            errno.EINVAL, size if kind is None else f"it is {kind}, not a regular file", str(path)
-        )
-    return open(handle, "rb")
+    if stat.S_ISREG(found.st_mode) and found.st_size <= most:
+        return open(handle, "rb")
+    os.close(handle)
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{cut(path)} cannot be read: it is not a regular file")
+    raise CheckpointError(
+        f"{cut(path)} cannot be read: it has {found.st_size:,} bytes, and at most {most:,} are read"
+    )
 
 
 def read_regular(path: str | Path, *, most: int) -> bytes:
-    """The bytes of a regular file of at most ``most`` of them; an OSError as in open_regular."""
+    """The bytes of a regular file of at most ``most`` of them; raises as ``open_regular``."""
     with open_regular(path, most=most) as stream:
         return stream.read(most)
 
 
-def parse_json(raw: bytes | str) -> Any:
-    """The content of a JSON text.
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """The table that a JSON text is.
 
     Raises:
-        ValueError: it is not JSON, nested too deeply, or names a key twice.
+        ValueError: it is none, nested too deeply, or names a key twice.
     """
     try:
-        return json.loads(raw, object_pairs_hook=_without_duplicates)
+        content = json.loads(raw, object_pairs_hook=_without_duplicates)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError("it is not a table")
+    return content
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in table if names.count(name) > 1)
-        raise ValueError(f"it names {twice[:80]!r} twice")
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ValueError(f"it names {name[:80]!r} twice")
+        table[name] = value
     return table
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise ValueError("it asks for code")
 
 
 def parse_plain_pickle(raw: bytes) -> Any:
@@ -106,6 +103,6 @@ def parse_plain_pickle(raw: bytes) -> Any:
                 )
             if opcode.name == "LONG_BINPUT" and (argument or 0) > count:
                 raise ValueError("it asks for more memory than its content needs")
-        return _PlainUnpickler(io.BytesIO(raw)).load()
+        return pickle.loads(raw)
     except (pickle.UnpicklingError, EOFError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"it is damaged: {error}") from None

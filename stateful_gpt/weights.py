@@ -1,53 +1,191 @@
-"""Weights of unknown origin: what is allowed in them, and a model made of them.
+"""Files of models, of unknown origin: what is allowed in them, and a model made of them.
 
-Nothing is allocated that the file's own size does not account for.
+Each file is checked once, here. Nothing is allocated that its own size does not account for.
 """
 
-import io
 import math
 import os
 import pickle
 import re
+import warnings
 import zipfile
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stateful_gpt.console import cut
 from stateful_gpt.model import GPT, GPTConfig
-from stateful_gpt.untrusted import machine_memory, open_regular
+from stateful_gpt.untrusted import (
+    SETTINGS_SIZE,
+    CheckpointError,
+    machine_memory,
+    open_regular,
+    parse_json,
+    read_regular,
+)
 
-State = dict[str, Tensor]
+FORMAT = "stateful_gpt.model/1"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+NANOGPT_TOKENIZER = "meta.pkl"
 
+# matrices that GPT-2 as published stores transposed, as (in, out)
+_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+# what a GPT-2 as published may state, the default first
+_PUBLISHED: dict[str, tuple[object, ...]] = {
+    "activation_function": tuple(_ACTIVATIONS),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
 _MASK_BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class CheckpointError(ValueError):
-    """A model that cannot be loaded; the message is one sentence for the user."""
+@dataclass(frozen=True)
+class Stored:
+    """What the files of a model hold; ``file`` is that of its weights."""
+
+    file: Path
+    state: dict[str, Tensor]
+    config: GPTConfig
+    tokenizer: str | Path
+    trained_passes: int | None = None
 
 
-def open_file(path: Path, *, most: int | None = None) -> io.BufferedReader:
-    """Open a file of a model; whatever is wrong with it is a CheckpointError."""
+def read_folder(folder: Path) -> Stored:
+    """A folder of this project, or of a GPT-2 as published.
+
+    Raises:
+        CheckpointError: it is neither, or a file of it is not what it should be.
+    """
+    file, weights = folder / CONFIG, folder / WEIGHTS
+    if not file.exists():
+        raise CheckpointError(f"{folder} is not a model folder: it has no {CONFIG}")
+    raw = read_regular(file, most=SETTINGS_SIZE)
     try:
-        return open_regular(path, most=machine_memory() if most is None else most)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {cut(error.strerror)}") from None
+        settings = parse_json(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON of settings: {cut(error)}") from None
+    if not weights.exists():
+        raise CheckpointError(
+            f"{folder} has no {WEIGHTS} (weights in other formats, pickles above all, are not read)"
+        )
+    open_regular(weights).close()
+    try:
+        state = load_file(weights)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{weights} is damaged or not a safetensors file: {cut(error)}"
+        ) from None
+    if settings.get("format") == FORMAT:
+        return _own_format(file, settings, weights, state)
+    if settings.get("model_type") == "gpt2":
+        return _published_gpt2(file, settings, weights, state)
+    raise CheckpointError(
+        f"{file} describes neither a model of this project (format {FORMAT!r})"
+        f" nor a GPT-2 (model_type 'gpt2')"
+    )
 
 
-def make_config(file: Path, **settings: Any) -> GPTConfig:
-    """The settings that a file states, each of them checked."""
+def _own_format(
+    file: Path, settings: dict[str, Any], weights: Path, state: dict[str, Tensor]
+) -> Stored:
+    architecture = settings.get("architecture")
+    tokenizer, passes = settings.get("tokenizer"), settings.get("trained_passes")
+    whole = passes is None or (type(passes) is int and passes >= 1)
+    allowed = ("gpt2", "byte", TOKENIZER)
+    _require(file, "architecture", architecture, isinstance(architecture, dict), "a table")
+    _require(file, "tokenizer", tokenizer, tokenizer in allowed, " or ".join(allowed))
+    _require(file, "trained_passes", passes, whole, "a whole number of at least 1")
+    named = file.with_name(TOKENIZER) if tokenizer == TOKENIZER else tokenizer
+    return Stored(weights, state, _config(file, **(architecture or {})), named or "gpt2", passes)
+
+
+def _published_gpt2(
+    file: Path, settings: dict[str, Any], weights: Path, state: dict[str, Tensor]
+) -> Stored:
+    values = {key: settings.get(key, allowed[0]) for key, allowed in _PUBLISHED.items()}
+    for key, allowed in _PUBLISHED.items():
+        _require(file, key, values[key], values[key] in allowed, " or ".join(map(str, allowed)))
+    config = _config(
+        file,
+        block_size=settings.get("n_positions"),
+        **{name: settings.get(name) for name in ("vocab_size", "n_layer", "n_head", "n_embd")},
+        activation=_ACTIVATIONS[values["activation_function"]],
+    )
+    inner = settings.get("n_inner")
+    _require(file, "n_inner", inner, inner in (None, 4 * config.n_embd), "4 * n_embd")
+    renamed = {}
+    for name, tensor in state.items():
+        prefix = "" if name.startswith(("transformer.", "lm_head.")) else "transformer."
+        transposed = name.endswith(_TRANSPOSED) and tensor.ndim == 2
+        renamed[prefix + name] = tensor.t() if transposed else tensor
+    return Stored(weights, renamed, config, "gpt2")
+
+
+def _require(file: Path, key: str, value: object, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise CheckpointError(f"{file}: {key} must be {allowed}, got {cut(repr(value))}")
+
+
+def _config(file: Path, **settings: Any) -> GPTConfig:
     try:
         return GPTConfig(**settings)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{file}: {cut(error)}") from None
 
 
-def check_archive(stream: BinaryIO) -> None:
+def read_nanogpt(path: Path) -> Stored:
+    """nanoGPT's ``ckpt.pt``, with the ``meta.pkl`` beside it, if there is one.
+
+    Raises:
+        CheckpointError: it is none, or asks to run code.
+    """
+    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"name the folder that holds {path.name} and its {CONFIG}, not {path}"
+        )
+    with open_regular(path) as stream:
+        try:
+            _check_archive(stream)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a pickle's unusual protocol: refused or fine
+                content = torch.load(stream, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise CheckpointError(
+                f"{path} is not a checkpoint of plain weights: it is damaged or asks to run code,"
+                " and was not opened further"
+            ) from None
+        except Exception as error:  # torch raises many kinds on damaged archives
+            raise CheckpointError(
+                f"{path} is damaged or not a PyTorch checkpoint: {cut(error)}"
+            ) from None
+    found = content if isinstance(content, dict) else {}
+    arguments, state = found.get("model_args"), found.get("model")
+    if not isinstance(arguments, dict) or not isinstance(state, dict):
+        raise CheckpointError(f"{path} is not nanoGPT's: it lacks the tables model and model_args")
+    names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
+    sizes = {name: arguments.get(name) for name in names}
+    beside = path.with_name(NANOGPT_TOKENIZER)
+    return Stored(
+        path,
+        {str(name).removeprefix("_orig_mod."): tensor for name, tensor in state.items()},
+        _config(path, **sizes, bias=arguments.get("bias", True)),
+        beside if beside.exists() else "gpt2",
+    )
+
+
+def _check_archive(stream: BinaryIO) -> None:
     """Refuse what takes more memory to read than the file has bytes."""
     size = os.fstat(stream.fileno()).st_size
     with zipfile.ZipFile(stream) as archive:
@@ -61,60 +199,45 @@ def check_archive(stream: BinaryIO) -> None:
     stream.seek(0)
 
 
-class _Unfilled(TorchFunctionMode):
-    """Makes modules without drawing initial weights for them."""
+def build_model(stored: Stored, *, dtype: torch.dtype) -> GPT:
+    """A model with these weights, each name and shape of which must be the expected one.
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return None
-        return func(*args, **(kwargs or {}))
-
-
-def build_model(
-    state: State, config: GPTConfig, path: Path, *, size: int, dtype: torch.dtype
-) -> GPT:
-    """A model with these weights, each name and shape of which must be the expected one."""
-    state = {name: tensor for name, tensor in state.items() if not _MASK_BUFFER.search(name)}
-    _check_tensors(state, config, path, size=size, dtype=dtype)
+    Raises:
+        CheckpointError: they are not, or the machine has no memory for them in this ``dtype``.
+    """
+    state = {name: one for name, one in stored.state.items() if not _MASK_BUFFER.search(name)}
+    _check_sizes(state, stored.config, stored.file, dtype=dtype)
     head, embedding = state.get("lm_head.weight"), state.get("transformer.wte.weight")
     tied = head is None or (embedding is not None and torch.equal(head, embedding))
     with _Unfilled():
-        model = GPT(config, tied=tied)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        model = GPT(stored.config, tied=tied)
     if tied and embedding is not None:
         state["lm_head.weight"] = embedding
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            raise CheckpointError(f"{path} lacks the weights {name}")
-        if name not in expected:
-            raise CheckpointError(
-                f"{path} has weights {cut(repr(name))} that the architecture does not"
-            )
-        if expected[name] != found[name]:
-            raise CheckpointError(
-                f"{path}: {name} must have shape {expected[name]}, got {found[name]}"
-            )
-    model.load_state_dict(state, assign=True)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{stored.file}: {cut(error)}") from None
     if tied:
         model.lm_head.weight = model.transformer.wte.weight
     return model
 
 
-def _check_tensors(
-    state: State, config: GPTConfig, path: Path, *, size: int, dtype: torch.dtype
+class _Unfilled(TorchFunctionMode):
+    """Makes modules without drawing initial weights for them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def _check_sizes(
+    state: dict[str, Tensor], config: GPTConfig, file: Path, *, dtype: torch.dtype
 ) -> None:
-    """Refuse tensors that are no plain weights, and sizes that the file of ``size`` bytes belies.
+    """Refuse tensors that are no plain weights, and sizes that the file belies.
 
     It comes before anything is allocated for them.
     """
-    held = needed = 0
     for name, tensor in state.items():
         plain = (
             isinstance(tensor, Tensor)
@@ -125,26 +248,19 @@ def _check_tensors(
         )
         if not plain:
             raise CheckpointError(
-                f"{path}: {cut(repr(name))} is not a dense tensor of floating-point numbers"
+                f"{file}: {cut(repr(name))} is not a dense tensor of floating-point numbers"
             )
-        held += tensor.numel()
-        needed += tensor.numel() * tensor.itemsize
-    # a tied weight may be named twice
-    if needed > 2 * size:
-        raise CheckpointError(
-            f"{path}: its weights would take {needed:,} bytes, but it has only {size:,}"
-        )
+    held = sum(tensor.numel() for tensor in state.values())
+    stored = sum(tensor.numel() * tensor.itemsize for tensor in state.values())
+    size, memory, wanted = file.stat().st_size, machine_memory(), held * dtype.itemsize
     L, C, rows = config.n_layer, config.n_embd, config.vocab_size + config.block_size
     stated = rows * C + 12 * L * C * C if max(L, C, rows) < 2**40 else math.inf
-    # a little off is said better by the name or shape that is wrong
-    if len(state) < L or stated > 2 * held:
-        raise CheckpointError(
-            f"{path} states sizes that take {L:.3g} layers and {stated:,} weights, but it lacks"
-            f" them: it has {len(state)} tensors of {held:,} weights"
-        )
-    memory = machine_memory()
-    if held * dtype.itemsize > memory:
-        raise CheckpointError(
-            f"{path} needs {held * dtype.itemsize:,} bytes of memory, and the machine has"
-            f" {memory:,}"
-        )
+    problem = None
+    if stored > 2 * size:  # a tied weight may be named twice
+        problem = f"its weights would take {stored:,} bytes, but it has only {size:,}"
+    elif len(state) < L or stated > 2 * held:  # a little off is said by the name that is wrong
+        problem = f"the sizes it states take {L:.3g} layers and {stated:,} weights; it has {held:,}"
+    elif wanted > memory:
+        problem = f"it needs {wanted:,} bytes of memory, and the machine has {memory:,}"
+    if problem is not None:
+        raise CheckpointError(f"{file}: {problem}")

@@ -1,26 +1,79 @@
 """Benchmarks, each of which prints ratios against a peer, with their range.
 
-    python -m scripts.benchmark sweep          # the whole study against a naive loop
-    python -m scripts.benchmark generation     # text with feedback against transformers' plain text
-    python -m scripts.benchmark cuda           # a sweep's passes on a GPU
-    python -m scripts.benchmark load           # reading many saved runs
-
-``--quick`` takes at most two minutes, ``--json`` prints an object as the last line.
+python -m scripts.benchmark sweep          # the whole study against a naive loop
+python -m scripts.benchmark generation     # text with feedback against transformers' plain text
+python -m scripts.benchmark cuda           # a sweep's passes on a GPU
+python -m scripts.benchmark load           # reading many saved runs
 """
 
+import argparse
+import json
+import os
+import platform
+import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import asdict
 from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from scripts.benchmark.rows import Row
 
 NAMES = ("sweep", "generation", "cuda", "load")
 
 
 def main() -> int:
-    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
-        print(__doc__, file=sys.stderr)
-        return 2
-    module = import_module(f"scripts.benchmark.{sys.argv.pop(1)}")
-    code: int = module.main()
-    return code
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--quick", action="store_true", help="at most two minutes, on less")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--only", nargs="*", default=[], metavar="KEY", help="some rows")
+    options = parser.parse_args()
+    measures = import_module(f"scripts.benchmark.{options.name}").ROWS
+    rows = (
+        row
+        for keys, measure in measures.items()
+        if not options.only or not set(options.only).isdisjoint(keys)
+        for row in measure(quick=options.quick)
+    )
+    report(rows, as_json=options.json, quick=options.quick)
+    return 0
+
+
+def report(rows: Iterable[Row], *, as_json: bool, quick: bool) -> None:
+    """Print each row as soon as it is measured."""
+    machine = hardware()
+    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+    done = []
+    for row in rows:
+        mark = ("met" if row.met else "MISSED") if row.target else ""
+        spread = f"{row.value:8.2f}  ({row.low:.2f} to {row.high:.2f})"
+        print(f"{row.key:22} {spread:30} {row.target:8} {mark:6}  {row.note}", flush=True)
+        done.append(row)
+    if as_json:
+        values = {row.key: row.value for row in done}  # one of load's is called rows
+        print(json.dumps({"rows": list(map(asdict, done)), **values, **machine, "quick": quick}))
+
+
+def hardware() -> dict[str, object]:
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "commit": commit or None,
+    }
 
 
 if __name__ == "__main__":

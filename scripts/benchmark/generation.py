@@ -1,13 +1,11 @@
 """Text at the exact fixed point of the feedback, against transformers' plain text, same weights."""
 
 import statistics
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from scripts.benchmark.rows import Row, arguments, in_turns, ratio, report
+from scripts.benchmark.rows import Measures, Row, in_turns, ratio
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import Start, generate
@@ -42,7 +40,7 @@ def as_transformers(model: GPT) -> Any:
     return peer.eval()
 
 
-def generation(key: str, model: GPT, *, new: int, target: str, repeats: int) -> Row:
+def generation(key: str, model: GPT, *, new: int, target: str, quick: bool) -> list[Row]:
     """Tokens a second with exact feedback over transformers' without any, greedily.
 
     Settling the prompt is part of our time, as reading it is of theirs.
@@ -67,29 +65,22 @@ def generation(key: str, model: GPT, *, new: int, target: str, repeats: int) -> 
         ).tokens[0]
 
     same = "yes" if ours(0.0) == theirs() else "no"
-    slow, fast = in_turns(theirs, ours, repeats=repeats)
+    slow, fast = in_turns(theirs, ours, repeats=3 if quick else 5)
     rates = [f"{new / statistics.median(taken):.0f}" for taken in (fast, slow)]
     note = f"{' against '.join(rates)} tokens/s; at β = 0 both draw the same text: {same}"
-    return ratio(key, slow, fast, target=target, note=note)
+    return [ratio(key, slow, fast, target=target, note=note)]
 
 
-def rows(*, quick: bool, only: list[str]) -> Iterator[Row]:
-    repeats = 3 if quick else 5
-    if not only or "generate_bundled" in only:
-        bundled = load_checkpoint("bundled").model
-        yield generation("generate_bundled", bundled, new=200, target=">= 1.5", repeats=repeats)
-    if not only or "generate_gpt2" in only:
-        model = GPT(GPTConfig())
-        model.initialize(generator=torch.Generator().manual_seed(0))
-        new = 48 if quick else 256
-        yield generation("generate_gpt2", model.eval(), new=new, target=">= 1.0", repeats=repeats)
+def generate_bundled(*, quick: bool) -> list[Row]:
+    model = load_checkpoint("bundled").model
+    return generation("generate_bundled", model, new=200, target=">= 1.5", quick=quick)
 
 
-def main() -> int:
-    options = arguments("generation", __doc__)
-    found = rows(quick=options.quick, only=options.only)
-    return report(found, as_json=options.json, quick=options.quick)
+def generate_gpt2(*, quick: bool) -> list[Row]:
+    model = GPT(GPTConfig())
+    model.initialize(generator=torch.Generator().manual_seed(0))
+    new = 48 if quick else 256
+    return generation("generate_gpt2", model.eval(), new=new, target=">= 1.0", quick=quick)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+ROWS: Measures = {("generate_bundled",): generate_bundled, ("generate_gpt2",): generate_gpt2}

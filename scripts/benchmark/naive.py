@@ -16,8 +16,15 @@ from torch import Tensor
 
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.model import GPT
+from stateful_gpt.tokenizer import Tokenizer
 
 TEXTS = Path(__file__).parents[2] / "experiments" / "converge" / "prompts.jsonl"
+
+
+def read_texts(tokenizer: Tokenizer, count: int, length: int) -> list[list[int]]:
+    """The first ``length`` ids of each of the first ``count`` texts of the study."""
+    lines = TEXTS.read_text(encoding="utf-8").splitlines()[:count]
+    return [tokenizer.encode_ordinary(json.loads(line)["text"])[:length] for line in lines]
 
 
 def log_softmax_of_pass(model: GPT, tokens: Tensor, bias: Tensor) -> Tensor:
@@ -51,27 +58,21 @@ def study(model: GPT, texts: list[list[int]], strength: float) -> list[float]:
                 plain = before = log_probs
             for other in (plain, before):
                 (other.exp() * (other - log_probs)).sum(dim=1).mean().item()
-            estimates = torch.cat(
-                [torch.zeros(1), log_probs[:-1].gather(1, tokens[1:, None]).squeeze(1)]
-            )
+            estimates[1:] = log_probs[:-1].gather(1, tokens[1:, None]).squeeze(1)
             before = log_probs
         ends.append(estimates[1:].mean().item())
     return ends
 
 
 @torch.no_grad()
-def main() -> int:
+def main() -> None:
     strengths, count, length = sys.argv[1].split(","), int(sys.argv[2]), int(sys.argv[3])
     checkpoint = load_checkpoint("bundled")
-    lines = TEXTS.read_text(encoding="utf-8").splitlines()[:count]
-    texts = [
-        checkpoint.tokenizer.encode_ordinary(json.loads(line)["text"])[:length] for line in lines
-    ]
-    for strength in strengths:
-        ends = study(checkpoint.model, texts, float(strength))
-        print(json.dumps({"strength": float(strength), "nll": -sum(ends) / len(ends)}), flush=True)
-    return 0
+    texts = read_texts(checkpoint.tokenizer, count, length)
+    for strength in map(float, strengths):
+        ends = study(checkpoint.model, texts, strength)
+        print(json.dumps({"strength": strength, "nll": -sum(ends) / len(ends)}), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,18 +6,19 @@ measures off, ``overhead`` (measures, files and tracking over the passes alone),
 """
 
 import json
-import math
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from functools import partial
+from math import log
 from pathlib import Path
 
 import torch
+import yaml
 
-from scripts.benchmark.rows import Row, arguments, in_turns, ratio, report, row, seconds
+from scripts.benchmark.naive import read_texts
+from scripts.benchmark.rows import Measures, Row, in_turns, ratio, row, seconds
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import generate
@@ -51,49 +52,32 @@ def study(strengths: str, *words: str) -> dict[float, dict[str, float]]:
             raise RuntimeError(done.stderr.strip())
         found = {}
         for path in Path(folder).glob("*/*/summary.json"):
+            config = yaml.safe_load(path.with_name("config.yaml").read_text(encoding="utf-8"))
             summary = json.loads(path.read_text(encoding="utf-8"))
-            config = (path.parent / "config.yaml").read_text(encoding="utf-8")
-            (strength,) = (
-                float(line.split(":")[1]) for line in config.splitlines() if "  strength:" in line
-            )
-            found[strength] = summary["overall"]
-    return found
+            found[config["feedback"]["strength"]] = summary["overall"]
+        return found
 
 
 def against_the_naive_loop(*, quick: bool) -> list[Row]:
-    strengths, repeats = (FEW, 1) if quick else (STRENGTHS, 3)
-    times: dict[str, list[float]] = {"naive": [], "whole": [], "bare": []}
-    largest = 0.0
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        ends = naive(strengths)
-        times["naive"].append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-        found = study(strengths)
-        times["whole"].append(time.perf_counter() - begin)
-        times["bare"].append(seconds(lambda: study(strengths, *OFF, "tracking.mode=disabled")))
-        largest = max(abs(found[s]["nll"] - nll) for s, nll in ends.items())
-    medians = {name: f"{statistics.median(taken):.1f} s" for name, taken in times.items()}
-    note = f"naive {medians['naive']}; their losses differ by at most {largest:.1g} nats/token"
+    strengths, largest = FEW if quick else STRENGTHS, 0.0
+    ends: dict[float, float] = {}
+    found: dict[float, dict[str, float]] = {}
+    peer, whole, bare = [], [], []
+    for _ in range(1 if quick else 3):
+        peer.append(seconds(lambda: ends.update(naive(strengths))))
+        whole.append(seconds(lambda: found.update(study(strengths))))
+        bare.append(seconds(lambda: study(strengths, *OFF, "tracking.mode=disabled")))
+        largest = max(largest, *(abs(found[s]["nll"] - nll) for s, nll in ends.items()))
+    of_peer, of_whole, of_bare = (f"{statistics.median(t):.1f} s" for t in (peer, whole, bare))
+    note = f"{of_whole}; naive {of_peer}; their losses differ by at most {largest:.1g} nats/token"
+    off = f"{of_bare}, measures and tracking off"
     return [
-        ratio(
-            "sweep_vs_naive",
-            times["naive"],
-            times["whole"],
-            target=">= 3",
-            note=f"{medians['whole']}; {note}",
-        ),
-        ratio(
-            "sweep_bare_vs_naive",
-            times["naive"],
-            times["bare"],
-            target=">= 10",
-            note=f"{medians['bare']}, measures and tracking off",
-        ),
+        ratio("sweep_vs_naive", peer, whole, target=">= 3", note=note),
+        ratio("sweep_bare_vs_naive", peer, bare, target=">= 10", note=off),
     ]
 
 
-def passes_alone(texts: list[list[int]], model: LanguageModel, strength: float) -> None:
+def passes_alone(model: LanguageModel, texts: list[list[int]], strength: float) -> None:
     generate(
         model,
         texts,
@@ -103,94 +87,73 @@ def passes_alone(texts: list[list[int]], model: LanguageModel, strength: float) 
     )
 
 
-def overhead(*, quick: bool) -> Row:
+def overhead(*, quick: bool) -> list[Row]:
     """What the study's runs take beyond the passes, over the passes; model and start-up apart."""
     checkpoint = load_checkpoint("bundled")
-    texts = _texts(checkpoint.tokenizer, TEXTS, TOKENS)
-    strengths = [float(word) for word in (FEW if quick else STRENGTHS).split(",")]
+    passes = partial(
+        passes_alone, checkpoint.model, read_texts(checkpoint.tokenizer, TEXTS, TOKENS)
+    )
+    strengths = FEW if quick else STRENGTHS
     ratios = []
     for _ in range(1 if quick else 3):
-        passes_alone(texts, checkpoint.model, 0.5)
-        alone = sum(
-            seconds(lambda s=s: passes_alone(texts, checkpoint.model, s))  # type: ignore[misc]
-            for s in strengths
-        )
-        whole = sum(found["seconds"] for found in study(",".join(map(str, strengths))).values())
+        passes(0.5)
+        alone = sum(seconds(partial(passes, float(word))) for word in strengths.split(","))
+        whole = sum(found["seconds"] for found in study(strengths).values())
         ratios.append((whole - alone) / alone)
-    return row("overhead", ratios, target="<= 1.0", note="(computing - passes alone) / passes")
+    note = "(computing - passes alone) / passes"
+    return [row("overhead", ratios, target="<= 1.0", note=note)]
 
 
-def job_seconds(*, quick: bool) -> Row:
+def job_seconds(*, quick: bool) -> list[Row]:
     """A run's cost beside what it computes: many runs less few, by run."""
     few, many = 2, 8 if quick else 14
 
     def beside(runs: int) -> float:
         strengths = ",".join(str(number / 10) for number in range(1, runs + 1))
+        found: dict[float, dict[str, float]] = {}
         words = ("prompts.limit=1", "prompts.max_tokens=32")
-        begin = time.perf_counter()
-        found = study(strengths, *words)
-        return time.perf_counter() - begin - sum(one["seconds"] for one in found.values())
+        taken = seconds(lambda: found.update(study(strengths, *words)))
+        return taken - sum(one["seconds"] for one in found.values())
 
     costs = [(beside(many) - beside(few)) / (many - few) for _ in range(1 if quick else 3)]
-    return row("job_seconds", costs, target="<= 0.25", note="W&B offline")
+    return [row("job_seconds", costs, target="<= 0.25", note="W&B offline")]
 
 
-def scaling(key: str, sizes: list[tuple[int, int]], *, quick: bool) -> Row:
+def scaling(key: str, target: str, sizes: dict[int, tuple[int, int]], *, repeats: int) -> list[Row]:
     """The exponent of time against what varies of (texts, tokens), at GPT-2's shape, 2 layers."""
     model = GPT(GPTConfig(n_layer=2))
     model.initialize(generator=torch.Generator().manual_seed(0))
     model.eval()
     generator = torch.Generator().manual_seed(1)
-    works = []
-    for count, length in sizes:
-        texts = torch.randint(50257, (count, length), generator=generator).tolist()
-        works.append(lambda texts=texts: passes_alone(texts, model, 0.5))
-    times = in_turns(*works, repeats=1 if quick else 3)
-    varied = [length if sizes[0][0] == sizes[-1][0] else count for count, length in sizes]
-    slopes = [
-        statistics.linear_regression(
-            [math.log(v) for v in varied], list(map(math.log, taken))
-        ).slope
-        for taken in zip(*times, strict=True)
+    works = [
+        partial(passes_alone, model, torch.randint(50257, size, generator=generator).tolist(), 0.5)
+        for size in sizes.values()
     ]
-    each = ", ".join(
-        f"{v}: {statistics.median(taken):.2f} s" for v, taken in zip(varied, times, strict=True)
-    )
-    target = "<= 1.5" if key == "scaling_T" else "<= 1.0"
-    return row(key, slopes, target=target, note=each)
+    times = in_turns(*works, repeats=repeats)
+    logs = [log(varied) for varied in sizes]
+    slopes = [
+        statistics.linear_regression(logs, [log(taken) for taken in turn]).slope
+        for turn in zip(*times, strict=True)
+    ]
+    medians = zip(sizes, map(statistics.median, times), strict=True)
+    note = ", ".join(f"{varied}: {taken:.2f} s" for varied, taken in medians)
+    return [row(key, slopes, target=target, note=note)]
 
 
-def _texts(tokenizer: object, count: int, length: int) -> list[list[int]]:
-    from scripts.benchmark.naive import TEXTS as FILE
-
-    lines = FILE.read_text(encoding="utf-8").splitlines()[:count]
-    encode = tokenizer.encode_ordinary  # type: ignore[attr-defined]
-    return [encode(json.loads(line)["text"])[:length] for line in lines]
+def scaling_T(*, quick: bool) -> list[Row]:
+    sizes = {length: (1, length) for length in (64, 128, 256, 512, 1024)[: 3 if quick else 5]}
+    return scaling("scaling_T", "<= 1.5", sizes, repeats=1 if quick else 3)
 
 
-def rows(*, quick: bool, only: list[str]) -> Iterator[Row]:
-    def wanted(*keys: str) -> bool:
-        return not only or any(key in only for key in keys)
-
-    if wanted("sweep_vs_naive", "sweep_bare_vs_naive"):
-        yield from against_the_naive_loop(quick=quick)
-    if wanted("overhead"):
-        yield overhead(quick=quick)
-    if wanted("job_seconds"):
-        yield job_seconds(quick=quick)
-    if wanted("scaling_T"):
-        lengths = (64, 128, 256) if quick else (64, 128, 256, 512, 1024)
-        yield scaling("scaling_T", [(1, length) for length in lengths], quick=quick)
-    if wanted("scaling_prompts"):
-        counts = (1, 4, 16) if quick else (1, 4, 16, 64)
-        yield scaling("scaling_prompts", [(count, 32) for count in counts], quick=quick)
+def scaling_prompts(*, quick: bool) -> list[Row]:
+    sizes = {count: (count, 32) for count in (1, 4, 16, 64)[: 3 if quick else 4]}
+    return scaling("scaling_prompts", "<= 1.0", sizes, repeats=1 if quick else 3)
 
 
-def main() -> int:
-    options = arguments("sweep", __doc__)
-    found = rows(quick=options.quick, only=options.only)
-    return report(found, as_json=options.json, quick=options.quick)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+ROWS: Measures = {
+    ("sweep_vs_naive", "sweep_bare_vs_naive"): against_the_naive_loop,
+    ("overhead",): overhead,
+    ("job_seconds",): job_seconds,
+    ("scaling_T",): scaling_T,
+    ("scaling_prompts",): scaling_prompts,
+}

@@ -141,13 +141,3 @@ def test_names_are_learned_stated_and_drawn(
     drawn = capfd.readouterr().out.splitlines()[::2]  # a line of dashes between two
     assert len(drawn) == 20
     assert set(drawn) <= set(NAMES)
-
-
-def test_lines_have_no_stride(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["held_out_loss", "--documents", "line", "--stride", "5"])
-    with pytest.raises(SystemExit) as stop:
-        held_out_loss.main()
-    assert stop.value.code == 2
-    assert "--stride needs --documents file" in capsys.readouterr().err.splitlines()[-1]

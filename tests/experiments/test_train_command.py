@@ -22,7 +22,6 @@ from stateful_gpt.depth import depth_profile
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.tokenizer import decode
-from stateful_gpt.train import total_nats
 
 Called = tuple[int, str, str]
 Train = Callable[..., Called]
@@ -86,8 +85,10 @@ def test_it_learns_and_the_folder_is_a_model_whose_card_states_its_loss(
     known = checkpoint.tokenizer.n_vocab
     assert known == 257 if tokenizer == "byte" else 257 < known <= ids
     held_out = (tmp_path / "held_out" / "text.txt").read_text()
-    tokens = stream([held_out], checkpoint.tokenizer, block_size=16).tokens
-    per_character = total_nats(checkpoint.model, tokens) / len(held_out)
+    corpus = stream([held_out], checkpoint.tokenizer, block_size=16)
+    profile = depth_profile(checkpoint.model, corpus.windows(), depth=0, full=False)
+    per_character = profile.nll[0] * profile.tokens / len(held_out)
+    tokens = corpus.tokens
     card = (folder / "README.md").read_text(encoding="utf-8")
     stated = re.search(r"\*\*([\d.]+) nats per character\*\*", card)
     assert stated is not None

@@ -1,14 +1,17 @@
 """The benchmarks measure what they say, and their peers compute the same."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 import scripts.benchmark.cuda as cuda
-from scripts.benchmark import naive
+from scripts.benchmark import load, naive
+from scripts.benchmark.__main__ import main
 from scripts.benchmark.generation import as_transformers
 from scripts.benchmark.rows import row
 from stateful_gpt.feedback import Feedback
@@ -45,11 +48,14 @@ def test_the_peer_of_generation_has_the_same_weights(make_gpt: Make) -> None:
     assert (theirs - ours).abs().max() <= 1e-10  # float64 through two layers
 
 
-def test_the_gpu_benchmark_runs_on_a_cpu_at_a_small_size(make_gpt: Make) -> None:
+def test_the_gpu_benchmark_runs_on_a_cpu_at_a_small_size(
+    make_gpt: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_gpt(3, block_size=32, dtype=torch.float32)
-    size = cuda.Size(texts=2, tokens=16, alone=1, repeats=1)
-    rows = list(cuda.rows(model, size, only=[]))
-    assert [found.key for found in rows] == ["batch_vs_alone", "outside_kernels"]
+    small = (model, [[1, 2, 3, 4] * 4] * 2, 0.0)
+    monkeypatch.setattr(cuda, "checked", lambda *, quick: small)
+    rows = [row for measure in cuda.ROWS.values() for row in measure(quick=True)]
+    assert [(found.key,) for found in rows] == list(cuda.ROWS)
     assert rows[0].value > 0
     assert 0 <= rows[1].value < 1
 
@@ -74,3 +80,23 @@ def test_without_cuda_it_says_so_in_one_sentence() -> None:
 def test_a_row_says_whether_it_is_met() -> None:
     assert row("x", [1.0, 3.0, 2.0], target=">= 2", note="").met
     assert not row("x", [1.0, 3.0, 2.0], target="<= 1.5", note="").met
+    assert row("x", [1.0], note="").met, "where nothing is asked"
+
+
+def test_only_the_rows_asked_for_are_measured_and_the_last_line_is_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measures = {("a", "b"): lambda quick: [row("a", [2.0], note="x")], ("c",): lambda quick: 1 / 0}
+    monkeypatch.setattr("scripts.benchmark.generation.ROWS", measures)
+    monkeypatch.setattr(sys, "argv", ["x", "generation", "--json", "--quick", "--only", "b"])
+    assert main() == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["a"], found["quick"], found["rows"][0]["note"]) == (2.0, True, "x")
+
+
+def test_every_row_of_every_saved_run_is_read_and_counted(tmp_path: Path) -> None:
+    load.write_runs(tmp_path, runs=3, iterations=2)
+    found = load.measure(tmp_path)
+    assert (found["runs"], found["rows"]) == (3, 3 * 2 * 4 * 125)
+    assert 0 < found["frames_seconds"] + found["trajectories_seconds"] <= found["seconds"] * 1.001
+    assert found["peak_bytes"] > 2**20

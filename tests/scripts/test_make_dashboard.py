@@ -38,26 +38,24 @@ def test_the_dashboard_shows_curves_front_response_page_and_runs(
 ) -> None:
     code, out, err = call("--print", "--study", "mine")
     assert (code, err) == (0, "")
-    section = json.loads(out)["section"]
+    made = json.loads(out)
     panels: dict[str, list[dict[str, Any]]] = {
-        one["name"]: one["panels"] for one in section["panelBankConfig"]["sections"]
+        one["name"]: one["panels"] for one in made["sections"]
     }
     curves = panels["How the estimates settle, by strength"] + panels["The settled front"]
     for curve in curves:
-        config = curve["config"]
-        assert curve["viewType"] == "Run History Line Plot"
-        assert config["xAxis"] == "iteration"
-        assert set(config["metrics"]) <= set(AGGREGATES)
-        assert config["groupBy"] == "feedback.value.strength"
-    assert curves[0]["config"]["yLogScale"] is True
+        assert curve["x"] == "iteration"
+        assert set(curve["y"]) <= set(AGGREGATES)
+        assert curve["groupby"] == {"name": "feedback.strength"}
+    assert curves[0]["log_y"] is True
     responses = panels["Response to strength"]
-    assert all(one["config"]["xAxis"] == "config:feedback.value.strength" for one in responses)
+    assert all(one["x"] == {"name": "feedback.strength"} for one in responses)
     page, tokens = panels["Tokens"]
-    assert page["config"]["mediaKeys"] == ["page"]
-    assert "token_trajectories_table" in json.dumps(tokens["config"])
+    assert page["media_keys"] == ["page"]
+    assert tokens["query"] == {"summaryTable": {"tableKey": "token_trajectories_table"}}
     (runs,) = panels["Table of runs"]
-    assert runs["viewType"] == "Run Comparer"
-    assert "mine" in json.dumps(section["runSets"])
+    assert runs["diff_only"] == "split"
+    assert "mine" in made["runset_settings"]["filters"]
 
 
 def test_without_a_login_it_is_one_sentence(tmp_path: Path) -> None:

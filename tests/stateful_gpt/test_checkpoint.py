@@ -585,8 +585,8 @@ def test_a_damaged_folder_is_one_sentence(folder: Path, damage: str) -> None:
 
 GPT2_DAMAGES: dict[str, tuple[dict[str, object], str]] = {
     "n_head wrong": ({"n_head": 5}, "multiple of n_head"),
-    "n_layer wrong": ({"n_layer": 4}, "lacks the weights"),
-    "n_embd wrong": ({"n_embd": 28}, "must have shape"),
+    "n_layer wrong": ({"n_layer": 4}, "Missing key"),
+    "n_embd wrong": ({"n_embd": 28}, "size mismatch"),
     "n_positions missing": ({"n_positions": None}, "block_size"),
     "another activation": ({"activation_function": "relu"}, "activation_function"),
     "activation a list": ({"activation_function": ["gelu_new"]}, "activation_function"),

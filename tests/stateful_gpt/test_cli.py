@@ -221,8 +221,8 @@ def test_a_prompt_longer_than_the_block_is_continued(run: Run) -> None:
     code, out, err = run("--prompt", prompt, "--max_new_tokens", "3", "--greedy")
     assert code == 0
     assert err == PLAIN + (
-        "generate: the text has outgrown the model's block of 32 tokens: from now on its first 8"
-        " are dropped whenever it is full, and the rest recomputed\n"
+        "generate: a text has outgrown the model's block of 32 tokens: whenever it was full, its"
+        " first 8 were dropped, and the rest was recomputed\n"
     )
     assert out.startswith(prompt)
 

@@ -1,5 +1,6 @@
-"""Training: the loss and its gradients, the schedule, the data order, the held-out sum."""
+"""Training: the loss and its gradients, the schedule, the data order."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from stateful_gpt.depth import depth_profile
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.train import (
     IGNORE,
@@ -18,13 +20,11 @@ from stateful_gpt.train import (
     make_optimizers,
     next_token_loss,
     schedule,
-    total_nats,
     training_step,
 )
 
 Make = Callable[..., GPT]
 Tokens = Callable[..., Tensor]
-WrittenOut = Callable[..., Tensor]
 
 # float64, sums of up to a hundred losses of a few nats each
 ROUNDING = 1e-12
@@ -46,8 +46,6 @@ def test_loss_is_cross_entropy_of_full_logits(
     loss = next_token_loss(model, hidden, windows[:, 1:], chunk=chunk)
     assert loss.dtype == torch.float64
     assert loss.item() == pytest.approx(expected.item(), rel=ROUNDING)
-    total = next_token_loss(model, hidden, windows[:, 1:], chunk=chunk, reduction="sum")
-    assert total.item() == pytest.approx(expected.item() * batch * length, rel=ROUNDING)
 
 
 def gradients(model: GPT, loss: Tensor) -> list[Tensor]:
@@ -129,47 +127,6 @@ def test_batches_reach_every_window_of_the_corpus_and_no_further() -> None:
     assert batch_at(0, tokens[:5], size=2, length=4, seed=0).tolist() == [[0, 1, 2, 3, 4]] * 2
 
 
-@given(
-    seed=st.integers(0, 2**31),
-    length=st.integers(1, 30),
-    stride=st.none() | st.integers(1, 6),
-    batch_size=st.integers(1, 4),
-)
-def test_total_nats_counts_each_token_once_with_the_most_text_before_it(
-    make_gpt: Make,
-    make_tokens: Tokens,
-    written_out: WrittenOut,
-    seed: int,
-    length: int,
-    stride: int | None,
-    batch_size: int,
-) -> None:
-    block = 6
-    model = make_gpt(seed, block_size=block, n_layer=1)
-    tokens = make_tokens(seed + 1, 1, length)[0]
-    hop = stride or block
-    expected = 0.0
-    for t in range(1, length):
-        start = 0
-        while t - start > block:  # the first window that reaches token t
-            start += hop
-        logits = written_out(model, tokens[start:t])[-1]
-        expected -= logits.log_softmax(dim=0)[tokens[t]].item()
-    total = total_nats(model, tokens, batch_size=batch_size, stride=stride)
-    assert total == pytest.approx(expected, rel=1e-11, abs=1e-11)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_total_nats_evaluates_without_dropout_and_leaves_the_mode_alone(training: bool) -> None:
-    config = GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=1, n_embd=8, dropout=0.5)
-    model = GPT(config)
-    model.initialize(generator=torch.Generator().manual_seed(0))
-    tokens = torch.arange(40) % 11
-    model.train(training)
-    assert total_nats(model, tokens) == total_nats(model, tokens)
-    assert model.training == training
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_parameter_has_one_optimizer_and_muon_only_matrices_of_blocks(
     make_gpt: Make, tied: bool
@@ -191,6 +148,18 @@ def trainable(dtype: torch.dtype = torch.float32) -> GPT:
     return model.to(dtype)
 
 
+def nll(model: GPT, windows: Tensor) -> float:
+    return depth_profile(model, windows, depth=0, full=False).nll[0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_is_without_dropout_and_leaves_the_mode_alone(training: bool) -> None:
+    model = GPT(dataclasses.replace(trainable().config, dropout=0.5)).train(training)
+    windows = torch.arange(40).view(5, 8) % 11
+    assert nll(model, windows) == nll(model, windows)
+    assert model.training == training
+
+
 def test_a_few_steps_lower_the_loss() -> None:
     model = trainable()
     config = TrainingConfig(
@@ -210,7 +179,7 @@ def test_a_few_steps_lower_the_loss() -> None:
     ]
     assert losses[0] == pytest.approx(math.log(23), abs=0.1)  # a fresh model knows nothing
     assert losses[-1] < 0.3
-    assert total_nats(model, tokens) / 399 < 0.5
+    assert nll(model, tokens.view(25, 16)) < 0.5
 
 
 def test_a_step_reports_its_loss_and_uses_the_scheduled_rates() -> None:
@@ -241,7 +210,7 @@ def test_a_padded_step_is_the_step_without_padding() -> None:
     # AdamW divides by the root of its own gradients, so that rounding of tiny ones shows more
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert (one - other).abs().max() <= 1e-3
-    losses = [total_nats(model, windows.flatten()) for model in models]
+    losses = [nll(model, windows) for model in models]
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
