@@ -52,6 +52,7 @@ def provenance(device: "torch.device") -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | _versions(),
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
 
 
@@ -110,6 +111,7 @@ def _git(*arguments: str, index: str | None = None) -> bytes | None:
         return None
 
 
+@lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:

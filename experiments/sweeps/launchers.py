@@ -1,17 +1,24 @@
-"""Hydra's launchers: which extra each needs, and how the cores are divided among their workers."""
+"""Hydra's launchers: which extra each needs, how cores and GPUs are divided among their workers."""
 
+import fcntl
+import itertools
 import os
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from omegaconf import open_dict, read_write
 
 from experiments.settings import ConfigError
 
 BASIC = "basic"
 SUBMITIT_LOCAL = "submitit_local"
 SUBMITIT = (SUBMITIT_LOCAL, "submitit_slurm")
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+TAKEN = "STATEFUL_GPT_WORKER_OF"  # the folder of the sweep in which this process has taken a GPU
 # hydra/launcher=: the extra that installs it
 EXTRAS = {"joblib": "joblib", **dict.fromkeys(SUBMITIT, "submitit"), "ray": "ray"}
 
@@ -75,6 +82,50 @@ def threads(launcher: str, options: Any, *, workers: int | None) -> int | None:
     if workers is None:
         return None
     return max(1, cores() // workers)
+
+
+def gpus(launcher: str, options: Any, *, devices: Collection[str]) -> list[str]:
+    """The GPUs that the workers on this machine divide, as ``CUDA_VISIBLE_DEVICES`` names them.
+
+    Ray and Slurm divide them by themselves: where a run is to use one they are asked for it.
+
+    Args:
+        devices: what ``device`` is in the sweep's runs.
+    """
+    if launcher in ("ray", "submitit_slurm") and "cuda" in devices:
+        with read_write(options), open_dict(options):
+            if launcher == "ray":
+                options.ray.remote.num_gpus = options.ray.remote.get("num_gpus") or 1
+            else:
+                options.gpus_per_node = options.get("gpus_per_node") or 1
+    if launcher not in ("joblib", SUBMITIT_LOCAL) or set(devices) <= {"cpu"}:
+        return []
+    visible = os.environ.get(VISIBLE)
+    if visible is None:
+        import torch
+
+        return [str(number) for number in range(torch.cuda.device_count())]
+    return [name for name in visible.split(",") if name]
+
+
+def take_gpu(gpus: Sequence[str], folder: str) -> None:
+    """Have this process see one of the GPUs, until it ends: the one that fewest others see.
+
+    Args:
+        folder: of the sweep, for its workers' locks: one that ends in any way lets go of its own.
+    """
+    if os.environ.get(TAKEN) == folder:  # in an earlier run of this worker
+        return
+    for place in itertools.count():
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(Path(folder, str(place)), flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+        else:  # left open: the lock is held as long as this process lives
+            os.environ[VISIBLE], os.environ[TAKEN] = gpus[place % len(gpus)], folder
+            return
 
 
 def cores() -> int:

@@ -82,6 +82,7 @@ class CellJob:
         directory: from which the sweep was started; its paths are relative to that.
         threads: of PyTorch; None leaves them alone.
         done, total: how many of the sweep's runs had ended when it began, and how many it has.
+        gpus: that the workers divide, and ``gpu_folder`` that for their locks.
     """
 
     runner: Runner
@@ -90,8 +91,12 @@ class CellJob:
     threads: int | None
     done: int
     total: int
+    gpus: Sequence[str] = ()
+    gpu_folder: str = ""
 
     def __call__(self, config: DictConfig) -> None:
+        if self.gpus:
+            launchers.take_gpu(self.gpus, self.gpu_folder)
         if self.threads is not None:
             import torch
 
@@ -199,9 +204,13 @@ def sweep(
         words += [f"launcher {launcher}", *(f"{what}: {n}" for what, n in many.items() if n)]
     print(", ".join(words), flush=True)
     asked = Asked(command, bar=launcher == launchers.BASIC)
-    job = CellJob(runner, asked, os.getcwd(), threads, ended, len(first))
+    gpus = launchers.gpus(launcher, options, devices={one.device.name for one in settings})
     code = 0
-    with _progress([cells[n] for n in distinct if n not in finished], len(finished), len(first)):
+    with (
+        tempfile.TemporaryDirectory(prefix="gpus-") as folder,
+        _progress([cells[n] for n in distinct if n not in finished], len(finished), len(first)),
+    ):
+        job = CellJob(runner, asked, os.getcwd(), threads, ended, len(first), gpus, folder)
         try:
             if launcher == launchers.BASIC:  # here and now: composing twice would take as long
                 for place, number in enumerate(left):

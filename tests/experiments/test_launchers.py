@@ -70,10 +70,12 @@ def grid(tmp_path: Path) -> Callable[[int], list[str]]:
 def sweep(command: Command, start: Start, tmp_path: Path) -> Sweep:
     """Start a sweep on a launcher into a study, as a process that leads a group of its own."""
 
-    def run(launcher: str, study: str, *words: str, threads: int = 1) -> "subprocess.Popen[str]":
+    def run(
+        launcher: str, study: str, *words: str, threads: int = 1, **environment: str
+    ) -> "subprocess.Popen[str]":
         call = command(f"hydra/launcher={launcher}", f"study={study}", *words)
         call.insert(3, "-m")
-        return start(call, PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(threads))
+        return start(call, PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(threads), **environment)
 
     return run
 
@@ -241,6 +243,65 @@ def test_workers_say_nothing_but_one_line_a_run_and_know_the_command(
         assert status["command"].startswith("python -m experiments.converge -m model=checkpoint")
         assert status["threads"] == 1
         assert status["process"] != process.pid
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "two_at_a_time"),
+    [
+        pytest.param("joblib", "hydra.launcher.n_jobs=2", marks=needs["joblib"]),
+        pytest.param(
+            "submitit_local", "hydra.sweeper.max_batch_size=2", marks=needs["submitit_local"]
+        ),
+    ],
+)
+def test_each_worker_sees_a_gpu_of_its_own(
+    sweep: Sweep, tmp_path: Path, launcher: str, two_at_a_time: str
+) -> None:
+    words = ("feedback.strength=0,1,2,3", two_at_a_time, "device=auto")
+    code, _, err = ended(sweep(launcher, "s", *words, CUDA_VISIBLE_DEVICES="3,7"))
+    assert (code, err) == (0, "")
+    statuses = [json.loads(path.read_text()) for path in tmp_path.glob("runs/s/*/status.json")]
+    assert {status["visible_gpus"] for status in statuses} == {"3", "7"}
+
+
+def test_workers_divide_gpus_and_one_that_ends_lets_go(tmp_path: Path) -> None:
+    program = (
+        "import sys; from experiments.sweeps.launchers import take_gpu, os\n"
+        f"for _ in range(2): take_gpu(['a', 'b'], {str(tmp_path)!r})\n"
+        "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
+    )
+
+    def worker() -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def seen(process: "subprocess.Popen[str]") -> str:
+        assert process.stdout is not None
+        return process.stdout.readline().strip()
+
+    workers = [worker() for _ in range(3)]
+    first = [seen(process) for process in workers]
+    assert sorted(first) == ["a", "a", "b"], "shared when there are more workers"
+    gone = first.index("b")
+    workers[gone].kill()
+    workers[gone].communicate()
+    workers[gone] = worker()
+    assert seen(workers[gone]) == "b"
+    for process in workers:
+        process.communicate(timeout=DEADLINE)
+
+
+def test_ray_and_slurm_are_asked_for_a_gpu_where_a_run_is_to_use_one() -> None:
+    from omegaconf import OmegaConf
+
+    for launcher, key in (("ray", "ray.remote.num_gpus"), ("submitit_slurm", "gpus_per_node")):
+        for device, asked in (("cuda", 1), ("auto", 0), ("cpu", 0)):
+            options = OmegaConf.load(ROOT / "conf" / "hydra" / "launcher" / f"{launcher}.yaml")
+            assert launchers.gpus(launcher, options, devices={device}) == []
+            assert OmegaConf.select(options, key) == asked
 
 
 @needs["joblib"]
