@@ -77,7 +77,10 @@ def open_tracker(
         config=config,
         folder=folder,
         axis="iteration",
-        measures=(*AGGREGATES, *(f"{measure}_log10" for measure in LOG10)),
+        measures={
+            **dict.fromkeys((*AGGREGATES, *(f"{name}_log10" for name in LOG10)), "iteration"),
+            **{"settled_share": "iteration", "generation/*": "generation_step"},
+        },
         warn=warn,
         later=f"python -m scripts.sync_wandb {shlex.quote(str(study))}",
         patience=patience,

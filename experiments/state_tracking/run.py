@@ -104,7 +104,7 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
             config=folder.config,
             folder=folder.path,
             axis="step",
-            measures=("loss_*",),
+            measures={"loss_*": "step"},
             warn=warn,
             later=f"wandb sync {shlex.quote(str(folder.path))}/wandb/*run-*",
         ),

@@ -179,7 +179,7 @@ def sweep(
     Raises:
         ConfigError: a setting that cannot be, before anything is written.
     """
-    settings = [to_settings(composed, runner.settings) for _, composed in jobs]
+    settings: list[Any] = [to_settings(composed, runner.settings) for _, composed in jobs]
     launcher = str(config.hydra.runtime.choices["hydra/launcher"])
     options, batch = config.hydra.launcher, config.hydra.sweeper.max_batch_size
     launchers.check_installed(launcher)

@@ -7,7 +7,7 @@ its server has failed, the other runs of the process go on offline without askin
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ LOGIN = "there is no API key (wandb login makes one known)"
 class Tracker:
     """One W&B run, or nothing when tracking is disabled or broken.
 
-    ``axis`` is the column of a row that its ``measures`` are drawn over; it is W&B's step too where
-    no other is given, so that a row which W&B's server has already is not added a second time.
+    ``axis`` is the column of a row that is W&B's step, too, where no other is given, so that a row
+    which W&B's server has already is not added a second time; ``measures`` says over which column
+    each measure is drawn.
 
     ``patience``: seconds that the server may take to begin and to end a run, for whoever has
     nothing else to do than to upload: that never goes on offline.
@@ -47,7 +48,7 @@ class Tracker:
         config: dict[str, Any],
         folder: Path,
         axis: str,
-        measures: Collection[str],
+        measures: Mapping[str, str],
         warn: Callable[[str], object],
         later: str,
         patience: float | None = None,
@@ -177,8 +178,8 @@ class Tracker:
             ),
         )
         run.define_metric(self._axis, hidden=True)
-        for measure in self._measures:
-            run.define_metric(measure, step_metric=self._axis)
+        for measure, axis in self._measures.items():
+            run.define_metric(measure, step_metric=axis)
         if not any((self._folder / "wandb").glob("*run-*")):
             raise OSError(f"W&B does not write to {self._folder}")
         self._run = run

@@ -234,7 +234,7 @@ def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
         config=settings.plain(),
         folder=output,
         axis="step",
-        measures=MEASURES,
+        measures=dict.fromkeys(MEASURES, "step"),
         warn=warn,
         later=f"wandb sync {shlex.quote(str(output))}/wandb/*run-*",
     )
