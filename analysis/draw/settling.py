@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.draw import style
@@ -55,27 +56,49 @@ def settling(runs: Runs) -> Figure:
         sharex=True,
         sharey=True,
     )
+    reach = max(2 * float(curves["high"].max()), 10 * level) / (level * FLOOR)
     for row, (variant, group) in zip(grid, groups.items(), strict=True):
         shade = style.colours(group["strength"])
         for axes, sign in zip(row, signs, strict=True):
             chosen = group[group["strength"] * sign > 0].drop_duplicates("group")
             axes.axhspan(level * 1e-9, level, color="#eeeeee", linewidth=0, zorder=0)
+            names: list[tuple[float, str, str]] = []
             for _, one in style.evenly(chosen.sort_values("strength"), MOST_CURVES).iterrows():
                 ends = curves[curves["group"] == one["group"]].set_index("iteration")
                 ends = ends[["median", "low", "high"]].clip(lower=level * FLOOR)
                 name = strength_text(one["kind"], one["strength"])
-                style.band(axes, ends, shade[one["strength"]], label=name)
-            if len(chosen):
-                axes.legend(loc="upper right")
+                style.band(axes, ends, shade[one["strength"]])
+                names.append((float(ends.index.max()), name, shade[one["strength"]]))
+            _name(axes, names, level * FLOOR, passes)
             prefix = f"{style.drawable(variant)}: " if len(groups) > 1 else ""
             side = "below 0" if sign < 0 else "above 0"
             axes.set_title(f"{prefix}{style.symbol(group)} {side}")
             style.log_axis(axes)
-            axes.set_ylim(bottom=level * FLOOR / 2)
+            axes.set_ylim(level * FLOOR / reach**0.35, level * FLOOR * reach)
             style.pass_axis(axes, 1, passes, label="Pass" if axes in grid[-1] else "")
         row[0].set_ylabel(MEASURES[measure])
     grid[0, 0].text(0.6, level, " rounding", va="top", color=style.QUIET, fontsize=8.5)
     return figure
+
+
+def _name(axes: Axes, names: list[tuple[float, str, str]], y: float, passes: int) -> None:
+    """Each name below the end of its line; one that would touch another goes a row lower."""
+    rows: list[float] = []  # where the last name of each row ends
+    width = 0.24 * max(passes, 2)
+    for end, name, colour in sorted(names):
+        x = min(max(end, 0.5 + width / 2), max(passes, 2) + 0.5 - width / 2)
+        row = next((n for n, taken in enumerate(rows) if x - width / 2 >= taken), len(rows))
+        rows[row : row + 1] = [x + width / 2]
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(0, -9 - 12 * row),
+            textcoords="offset points",
+            color=colour,
+            ha="center",
+            va="center",
+            weight="bold",
+        )
 
 
 def _curves(runs: Runs, shown: pd.DataFrame, measure: str) -> pd.DataFrame:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.draw import style
-from analysis.frames import grouped
+from analysis.frames import grouped, last_step
 from analysis.intervals import paired
 from analysis.runs import Runs
 
@@ -90,9 +91,10 @@ def _headline(runs: Runs) -> str:
 
 @style.house_style()
 def regimes(runs: Runs) -> Figure:
-    """Contraction rate and Lyapunov exponent by strength."""
+    """Contraction rate and Lyapunov exponent by strength, and passes predicted against needed."""
     groups, note = style.facets(runs, least=2)
     prompts = runs.prompts.join(runs.runs["strength"], on="run")
+    prompts = prompts.join(_predicted(runs), on=["run", "prompt_id"])
     known = prompts[["rate", "lyapunov"]].notna().any()
     if not groups or not known.any():
         raise style.NotDrawn(
@@ -112,12 +114,14 @@ def regimes(runs: Runs) -> Figure:
         title=title,
         caption=(
             "Left: factor by which a pass shrinks the distance to the end; at 1 it would not. "
-            "Right: growth rate of a small change along the text; above 0 is chaos. Dots and bars: "
-            f"median and {style.spread_words(prompts['prompt_id'].nunique())}.{note}"
+            "Middle: growth rate of a small change along the text; above 0 is chaos. Dots, bars: "
+            f"median and {style.spread_words(prompts['prompt_id'].nunique())}. Right: passes to "
+            "rest as first error and rate predict them, against those needed; a dot a text and "
+            f"strength.{note}"
         ),
-        width=10.0,
-        height=1.4 + 3.4 * len(groups),
-        shape=(len(groups), 2),
+        width=11.0,
+        height=1.6 + 3.4 * len(groups),
+        shape=(len(groups), 3),
     )
     for row, (variant, group) in zip(grid, groups.items(), strict=True):
         shade = style.colours(group["strength"])
@@ -132,6 +136,27 @@ def regimes(runs: Runs) -> Figure:
             axes.set_ylabel(name)
             style.strength_axis(axes, group)
         row[0].set_ylim(bottom=0)
+        both = chosen[["predicted", "iterations_to_tolerance", "strength"]].dropna()
+        row[2].scatter(*both.to_numpy().T[:2], c=both["strength"].map(shade), s=22)
+        most = 1.08 * both.to_numpy()[:, :2].max(initial=2.0)
+        row[2].plot([0, most], [0, most], color=style.INK, linewidth=1.0)
+        row[2].set(xlim=(0, most), ylim=(0, most), xlabel="Passes predicted")
+        row[2].set_ylabel("Passes needed")
+        for axis in (row[2].xaxis, row[2].yaxis):
+            axis.set_major_locator(MaxNLocator(5, integer=True))
         if len(groups) > 1:
             row[0].set_title(style.drawable(variant))
     return figure
+
+
+def _predicted(runs: Runs) -> pd.Series:
+    """Passes until an error that shrinks by the rate from its first value is within tolerance."""
+    begun = last_step(runs.iterations[runs.iterations["iteration"] == 1])
+    keys = ["run", "prompt_id"]
+    first = begun.set_index(keys)["oracle_error_max"]
+    prompts = runs.prompts.set_index(keys)
+    rate = prompts["rate"].where(prompts["rate"].between(0, 1, inclusive="neither"))
+    shrinks = (first.where(first > 0) / prompts["reporting_tolerance"]).reindex(prompts.index)
+    predicted = 1 - np.log(shrinks) / np.log(rate)
+    known: pd.Series = predicted.where(np.isfinite(predicted)).clip(lower=1).rename("predicted")
+    return known
