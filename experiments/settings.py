@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Self, TypeVar
 
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     BaseModel,
@@ -19,6 +19,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+
+from stateful_gpt.console import cut
 
 LARGEST_SEED = 2**32 - 1  # numbers made from several seeds must fit into PyTorch's 64 bits
 
@@ -77,12 +79,13 @@ def to_settings(config: DictConfig, schema: type[S]) -> S:
     """
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True)
-        missing = OmegaConf.missing_keys(config)
     except OmegaConfBaseException as error:
         raise ConfigError(sentence(error)) from None
-    if missing:
-        raise ConfigError(_missing(min(missing)))
-    return parse(plain, schema)
+    settings = parse(_given(plain), schema)
+    # a default of the schema is for stored settings: what is composed has all, less a ``~key``
+    for key in _absent(_given(plain), schema):
+        raise ConfigError(_missing(key))
+    return settings
 
 
 def parse(plain: dict[str, Any], schema: type[S]) -> S:
@@ -97,10 +100,25 @@ def parse(plain: dict[str, Any], schema: type[S]) -> S:
         raise ConfigError(_mistake(error, plain, schema)) from None
 
 
+def _given(plain: Any) -> Any:
+    """Without the values that OmegaConf says are missing."""
+    if not isinstance(plain, dict):
+        return plain
+    return {key: _given(value) for key, value in plain.items() if value != MISSING}
+
+
+def _absent(plain: Any, schema: Any, prefix: str = "") -> Iterator[str]:
+    for name, field in schema.model_fields.items():
+        if name not in plain:
+            yield prefix + name
+        elif isinstance(plain[name], dict):
+            yield from _absent(plain[name], field.annotation, f"{prefix}{name}.")
+
+
 def unknown_key(full_key: str, allowed: list[str]) -> str:
     close = difflib.get_close_matches(full_key.rpartition(".")[2], allowed, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"unknown key {full_key!r}{hint}; allowed here: {', '.join(allowed)}"
+    return f"unknown key {cut(repr(full_key))}{hint}; allowed here: {', '.join(allowed)}"
 
 
 def sentence(error: BaseException, *, options: list[str] | None = None) -> str:
@@ -110,7 +128,7 @@ def sentence(error: BaseException, *, options: list[str] | None = None) -> str:
         options: instead of the choices that Hydra finds in the group of a missing one.
     """
     if isinstance(error, OverrideParseException):
-        return f"the override {error.override!r} cannot be read: it must be key=value"
+        return f"the override {cut(repr(error.override))} cannot be read: it must be key=value"
     cause = error.__cause__ or error
     key, place = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
     if isinstance(place, DictConfig) and "is not in struct" in str(cause):
@@ -161,4 +179,6 @@ def _mistake(error: ValidationError, plain: Any, schema: type[Settings]) -> str:
     ours = [m["msg"] for m in mistakes if list(map(str, m["loc"]))[: len(names)] == names]
     takes = [re.sub(r"^(Input should be|Value error,) |, (unable|got) .*", "", m) for m in ours]
     allowed = field.description or " or ".join(dict.fromkeys(takes))
-    return f"{key} must be {allowed}, got {'null' if value is None else repr(value)}"
+    if first["type"] == "model_type":
+        allowed = f"a group of settings ({', '.join(inner.model_fields)})"
+    return f"{key} must be {allowed}, got {'null' if value is None else cut(repr(value))}"

@@ -36,7 +36,9 @@ SPLIT_PATTERN = (
 )
 GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
-MOST_SPACE = 250_000  # white spaces in a row: the rule goes back over them, and its stack is finite
+# where the rule would go back over every white space of a run, for which its stack is too small;
+# what follows is what it, unlike Python, calls no white space
+_LONG_SPACE = re.compile(r"[^\S\x1c-\x1f]{4096,}")
 
 
 class TokenizerError(CheckpointError):
@@ -93,9 +95,18 @@ class BytePairs:
         )
 
     def encode_ordinary(self, text: str) -> list[int]:
-        if re.search(rf"\s{{{MOST_SPACE}}}", text):
-            raise TokenizerError(f"the text has {MOST_SPACE:,} white spaces in a row, or more")
-        return self._encoding.encode_ordinary(text)
+        ids: list[int] = []
+        begin = 0
+        try:
+            for run in _LONG_SPACE.finditer(text):
+                if run.end() < len(text):  # the rule leaves the last space to what follows
+                    ids += self._encoding.encode_ordinary(text[begin : run.end() - 1])
+                    begin = run.end() - 1
+            return ids + self._encoding.encode_ordinary(text[begin:])
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # tiktoken's, which has no other name
+                raise
+            raise TokenizerError(f"tiktoken cannot encode the text: {cut(error)}") from None
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         return self._encoding.decode_single_token_bytes(token)

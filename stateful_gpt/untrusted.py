@@ -9,6 +9,7 @@ import os
 import pickle
 import pickletools
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from stateful_gpt.console import cut
 
 SETTINGS_SIZE = 2**24  # bytes; the most that is read of a file of settings
 TOKENIZER_SIZE = 2**26  # bytes; the largest published ones have a tenth of it
+
+MEMBERSHIP = "/proc/self/cgroup"
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 # what a pickled dict of texts and whole numbers is made of; none of it names or calls anything
 _PLAIN_OPCODES = {
@@ -31,8 +35,15 @@ class CheckpointError(ValueError):
 
 
 def machine_memory() -> int:
-    """Bytes of memory that the machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory that this process may use: all, or what its control groups allow."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError):  # not Linux
+        group = Path(MEMBERSHIP).read_text().rpartition("0::/")[2].strip()
+        place = CONTROL_GROUPS / group
+        for folder in (place, *place.parents):
+            with suppress(OSError, ValueError):  # a group without a limit says max
+                limits.append(int((folder / "memory.max").read_text()))
+    return min(limits)
 
 
 def open_regular(path: str | Path, *, most: int | None = None) -> io.BufferedReader:

@@ -216,7 +216,8 @@ def build_model(stored: Stored, *, dtype: torch.dtype) -> GPT:
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{stored.file}: {cut(error)}") from None
+        said = str(error).removeprefix("Error(s) in loading state_dict for GPT:")
+        raise CheckpointError(f"{cut(stored.file)}: {cut(said)}") from None
     if tied:
         model.lm_head.weight = model.transformer.wte.weight
     return model

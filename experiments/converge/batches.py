@@ -9,7 +9,7 @@ import torch
 
 from experiments.converge.prompts import EncodedPrompt
 from experiments.converge.recorder import Recorder
-from experiments.converge.records import Measures
+from experiments.converge.records import ITERATIONS, Measures, trajectory_schema
 from experiments.converge.settings import ConvergeSettings
 from experiments.runs.folder import RunFolder
 from stateful_gpt.checkpoint import Checkpoint
@@ -70,9 +70,10 @@ def compute(
         vocab_size=encoding.n_vocab,
         end_tokens=encoding.end_tokens,
     )
+    schemas = (trajectory_schema(model.dtype), ITERATIONS)
     done: list[dict[str, Any]] = []
     while (first := len(done)) < len(prompts):
-        kept = folder.kept(first, [prompt.id for prompt in prompts[first:]])
+        kept = folder.kept(first, [prompt.id for prompt in prompts[first:]], schemas)
         if kept is not None:
             done += kept
             on_batch(len(done))

@@ -10,7 +10,8 @@ from pydantic.dataclasses import dataclass as checked
 
 from experiments.converge.settings import PromptSettings
 from experiments.settings import ConfigError
-from stateful_gpt.tokenizer import Tokenizer, decode
+from stateful_gpt.console import cut
+from stateful_gpt.tokenizer import Tokenizer, TokenizerError, decode
 
 LARGEST_FILE = 64 * 1024 * 1024  # bytes; far more than any model's block holds
 
@@ -67,21 +68,24 @@ def encode_prompts(
     """
     encoded = []
     for prompt in prompts:
-        tokens = prompt.tokens
+        tokens, named = prompt.tokens, f"prompt {cut(repr(prompt.id))}"
         if prompt.text is not None:
-            tokens = encoding.encode_ordinary(prompt.text)
+            try:
+                tokens = encoding.encode_ordinary(prompt.text)
+            except TokenizerError as error:
+                raise ConfigError(f"{named}: {error}") from None
         tokens = (tokens or [])[:max_tokens]
         if not tokens:
-            raise ConfigError(f"prompt {prompt.id!r} is empty: it must have at least one token")
+            raise ConfigError(f"{named} is empty: it must have at least one token")
         wrong = [i for i in tokens if not 0 <= i < vocab_size]
         if wrong:
             raise ConfigError(
-                f"prompt {prompt.id!r} has the token id {wrong[0]}, but the model's vocabulary"
+                f"{named} has the token id {wrong[0]}, but the model's vocabulary"
                 f" goes from 0 to {vocab_size - 1}"
             )
         if len(tokens) > block_size:
             raise ConfigError(
-                f"prompt {prompt.id!r} has {len(tokens)} tokens, more than the model's block of"
+                f"{named} has {len(tokens)} tokens, more than the model's block of"
                 f" {block_size}: set prompts.max_tokens={block_size} or less"
             )
         encoded.append(EncodedPrompt(prompt.id, decode(encoding, tokens), tokens))
@@ -90,8 +94,8 @@ def encode_prompts(
 
 def _from_file(path: Path, *, by_line: bool) -> list[Prompt]:
     if path.suffix not in (".txt", ".jsonl"):
-        raise ConfigError(f"prompts.file must end in .txt or .jsonl, got {str(path)!r}")
-    what = f"prompts.file {str(path)!r}"
+        raise ConfigError(f"prompts.file must end in .txt or .jsonl, got {cut(repr(str(path)))}")
+    what = f"prompts.file {cut(repr(str(path)))}"
     try:
         size = path.stat().st_size
         if size > LARGEST_FILE:
@@ -127,7 +131,7 @@ def _from_lines(text: str, what: str) -> list[Prompt]:
             raise ConfigError(f"{what}, line {number}, must have either text or tokens")
         if prompt.id in prompts:
             raise ConfigError(
-                f"{what}, line {number}, repeats the id {prompt.id!r}: ids must differ"
+                f"{what}, line {number}, repeats the id {cut(repr(prompt.id))}: ids must differ"
             )
         prompts[prompt.id] = prompt
     return list(prompts.values())
@@ -138,4 +142,4 @@ def _mistake(error: ValidationError) -> str:
     if not first["loc"]:
         return f"is not a JSON object ({first['msg']})"
     key = ".".join(map(str, first["loc"]))
-    return f"{key}: {first['msg'].lower()}, got {first['input']!r}"
+    return f"{key}: {first['msg'].lower()}, got {cut(repr(first['input']))}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from experiments.runs.folder import RunFolder
+from experiments.runs.folder import RunFolder, damage, read_status
 from experiments.runs.lock import locked
 from experiments.runs.provenance import changes, provenance
 from experiments.settings import ConfigError
@@ -70,6 +70,8 @@ def torch_device(name: str) -> "torch.device":
 def finished_already(folder: RunFolder) -> bool:
     """Whether there is nothing to compute, which is said."""
     if not folder.finished:
+        if read_status(folder.path).get("state") == "finished":
+            warn(f"{folder.path} is damaged ({damage(folder.path)}) and is computed again")
         return False
     folder.tidy()
     print(f"{folder.path} is finished: nothing to compute")

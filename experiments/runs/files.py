@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stateful_gpt.untrusted import open_regular
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Have ``write`` fill a temporary file in the same folder, then give it its final name."""
@@ -44,8 +46,9 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """The content of a JSON file, or None if there is no whole one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with open_regular(path) as stream:
+            return json.loads(stream.read())
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -5,19 +5,30 @@ done; then the files of the run are put together and ``status.json`` says ``fini
 nothing of what is computed.
 """
 
+import hashlib
 import os
 import shutil
 import socket
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from omegaconf import OmegaConf
 
-from experiments.runs.files import read_json, write_atomically, write_json, write_table, write_text
+from experiments.runs.files import (
+    read_json,
+    short_hash,
+    write_atomically,
+    write_json,
+    write_table,
+    write_text,
+)
 from experiments.runs.lock import LOCK, is_held
+from stateful_gpt.untrusted import SETTINGS_SIZE, open_regular, read_regular
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
@@ -27,6 +38,13 @@ ITERATIONS = "iterations.parquet"
 CHANGES = "changes.patch"
 TRACEBACK = "traceback.txt"
 TRACKER = "wandb"
+# the tables of a finished run, and columns without which nobody can read them
+TABLES = {
+    TRAJECTORY: ("prompt_id", "step", "iteration", "position", "token", "log_prob"),
+    ITERATIONS: ("prompt_id", "step", "iteration"),
+}
+TABLES_OF_CONTEST = {"accuracy.parquet": ("depth", "level", "accuracy")}
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PARTS = ".prompts"
 
 
@@ -46,6 +64,10 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
+        return self._said_to_be_finished and damage(self.path) is None
+
+    @property
+    def _said_to_be_finished(self) -> bool:
         return read_status(self.path).get("state") == "finished"
 
     def tidy(self) -> None:
@@ -62,6 +84,8 @@ class RunFolder:
             changes: the patch from the commit to the source that runs; empty if they agree.
         """
         shutil.rmtree(self.path / TRACKER, ignore_errors=True)
+        if (parts := self.path / _PARTS).is_symlink() or parts.is_file():
+            parts.unlink()
         for leftover in (*self.path.glob(".*.*.*"), self.path / TRACEBACK, self.path / CHANGES):
             if leftover.is_file():
                 leftover.unlink()
@@ -90,7 +114,7 @@ class RunFolder:
         if traceback is not None:
             write_text(self.path / TRACEBACK, traceback)
             error = f"{error} (see {self.path / TRACEBACK})"
-        if not self.finished:  # by another process, where there are no locks
+        if not self._said_to_be_finished:  # by another process, where there are no locks
             self._end("failed", error)
         return error
 
@@ -107,25 +131,30 @@ class RunFolder:
         ended = {"state": state, "error": error, "finished": now()}
         write_json(self.path / STATUS, self._status | ended)
 
-    def kept(self, first: int, prompt_ids: list[str]) -> list[dict[str, Any]] | None:
-        """The summaries of a batch that an earlier attempt has finished, or None.
+    def kept(
+        self, first: int, prompt_ids: list[str], schemas: Sequence[pa.Schema]
+    ) -> list[dict[str, Any]] | None:
+        """The summaries of a batch that an earlier attempt has finished, or None: also of one that
+        is damaged, of another run, or of a version with other columns.
 
         Args:
             first: number of its first prompt; ``prompt_ids`` are those from there on.
+            schemas: of trajectory and iterations.
         """
         part = read_json(self._part(first, "json"))
         try:
-            # a part of before there were batches is the summary of one prompt
-            summaries = list(part.get("prompts", [part]))
+            checksum = part.pop("checksum", None)
+            # earlier versions had none, did not say where it came from (then from the attempt
+            # before, as far as is known), and before there were batches wrote one prompt's summary
+            if checksum not in (None, self._checksum(first, part)):
+                return None
+            summaries, origin = part.get("prompts", [part]), part.pop("origin", self._before)
             ids = [summary["prompt_id"] for summary in summaries]
-            for name in (TRAJECTORY, ITERATIONS):
-                pq.read_metadata(self._part(first, name))
-        except (AttributeError, KeyError, TypeError, OSError, pa.ArrowException):
+            found = [pq.read_schema(self._part(first, name)) for name in TABLES]
+        except (AttributeError, LookupError, TypeError, ValueError, OSError, pa.ArrowException):
             return None  # a crash of the whole machine can leave a name without its content
-        if not ids or ids != prompt_ids[: len(ids)]:
+        if not ids or ids != prompt_ids[: len(ids)] or found != list(schemas):
             return None
-        # earlier versions did not say: then it was the attempt before, as far as is known
-        origin = part.pop("origin", self._before)
         self._status["kept"] += [{"prompt_id": prompt_id, "origin": origin} for prompt_id in ids]
         self._parts.append(first)
         return summaries
@@ -138,10 +167,13 @@ class RunFolder:
         iterations: pa.Table,
     ) -> None:
         """Save a finished batch. The summaries come last: with them, it is whole."""
+        for name in (*TABLES, "json"):
+            if self._part(first, name).is_dir():  # no file could take its place
+                shutil.rmtree(self._part(first, name))
         write_table(self._part(first, TRAJECTORY), trajectory)
         write_table(self._part(first, ITERATIONS), iterations)
-        content = {"prompts": summaries, "origin": _origin_of_part(self._status)}
-        write_json(self._part(first, "json"), content)
+        part = {"prompts": summaries, "origin": _origin_of_part(self._status)}
+        write_json(self._part(first, "json"), part | {"checksum": self._checksum(first, part)})
         self._parts.append(first)
 
     def assemble(self, summary: dict[str, Any]) -> str | None:
@@ -151,7 +183,7 @@ class RunFolder:
             a sentence if some of them have another origin than this attempt; ``status.json`` names
             them.
         """
-        for name in (TRAJECTORY, ITERATIONS):
+        for name in TABLES:
             parts = [self._part(first, name) for first in sorted(self._parts)]
 
             def write(path: Path, parts: list[Path] = parts) -> None:
@@ -173,8 +205,44 @@ class RunFolder:
             f" another {', '.join(names)}; {STATUS} says which"
         )
 
+    def _checksum(self, first: int, part: dict[str, Any]) -> str:
+        """Of a batch as a part of this run."""
+        digests = []
+        for name in TABLES:
+            with open_regular(self._part(first, name)) as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        return short_hash([self.id, first, part, digests], 64)
+
     def _part(self, number: int, name: str) -> Path:
         return self.path / _PARTS / f"{number:05d}.{name}"
+
+
+def damage(folder: Path) -> str | None:
+    """What is not whole of a finished run, in a few words: as the tables of ``analysis`` see it."""
+    config, summary = read_config(folder), read_json(folder / SUMMARY)
+    if config is None:
+        return f"unreadable {CONFIG}"
+    contest = "contestant" in config
+    if not isinstance(summary, dict) or not (contest or isinstance(summary.get("prompts"), list)):
+        return f"unreadable {SUMMARY}"
+    for name, columns in (TABLES_OF_CONTEST if contest else TABLES).items():
+        try:
+            with open_regular(folder / name) as stream:
+                found = pq.read_schema(stream).names
+        except (OSError, ValueError, pa.ArrowException):
+            return f"{'unreadable' if (folder / name).exists() else 'no'} {name}"
+        if missing := [column for column in columns if column not in found]:
+            return f"{name} has no column {', '.join(missing)}"
+    return None
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The settings of a run; None where there is nothing to read."""
+    try:
+        content = yaml.load(read_regular(folder / CONFIG, most=SETTINGS_SIZE), Loader=_LOADER)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def read_status(folder: Path) -> dict[str, Any]:

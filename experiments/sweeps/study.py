@@ -9,20 +9,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.runs.files import read_json
-from experiments.runs.folder import CONFIG, STATUS, SUMMARY, read_status
+from experiments.runs.folder import CONFIG, STATUS, SUMMARY, damage, read_config, read_status
 from experiments.runs.lock import LOCK, is_held
 from experiments.sweeps.plan import Cell, Plan, plans
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class State(StrEnum):
     """What became of a run."""
 
     FINISHED = "finished"
+    DAMAGED = "damaged"  # finished once, and computed again by the same command
     RUNNING = "running"
     INTERRUPTED = "interrupted"  # begun, and nobody is computing it any more
     FAILED = "failed"
@@ -115,7 +112,7 @@ def look(path: Path, name: str, cell: Cell | None, *, probe: bool = True) -> Run
         name=name,
         state=state,
         error=error,
-        config=cell.config if cell is not None else _config(folder),
+        config=cell.config if cell is not None else read_config(folder),
         overall=overall,
         command=status.get("command"),
         located=problem is None,
@@ -125,7 +122,8 @@ def look(path: Path, name: str, cell: Cell | None, *, probe: bool = True) -> Run
 def _state(folder: Path, status: dict[str, Any], *, probe: bool) -> tuple[State, str | None]:
     said = status.get("state")
     if said == "finished":
-        return State.FINISHED, None
+        found = damage(folder)
+        return (State.FINISHED, None) if found is None else (State.DAMAGED, found)
     held = is_held(folder) if probe else None
     if held or (held is None and said == "running"):
         return State.RUNNING, None
@@ -133,11 +131,3 @@ def _state(folder: Path, status: dict[str, Any], *, probe: bool) -> tuple[State,
         return State.FAILED, str(status.get("error"))
     # a folder without a status was killed before its first file
     return (State.INTERRUPTED if folder.is_dir() else State.MISSING), None
-
-
-def _config(folder: Path) -> dict[str, Any] | None:
-    try:
-        content = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), Loader=_LOADER)
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -7,6 +7,8 @@ import json
 import pickle
 import sys
 import time
+import zipfile
+import zlib
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from experiments.runs.files import write_atomically, write_json
-from experiments.settings import ConfigError
 from experiments.tracking.tracker import Tracker
 from experiments.train.corpus import Corpus
 from experiments.train.settings import TrainSettings
@@ -29,6 +30,7 @@ STATE = "training_state.pt"
 HISTORY = "history.json"
 # what is saved beside weights, optimizers, random numbers and history
 _COUNTS = ("step", "seconds", "tokens_read", "loss")
+_NO_ARCHIVE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 
 class Training:
@@ -123,6 +125,7 @@ class Training:
 
     def _save(self) -> None:
         state = {
+            "settings": self.settings.deciding(),
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": torch.get_rng_state(),
@@ -133,14 +136,26 @@ class Training:
         write_atomically(self.output / STATE, lambda path: torch.save(state, path))
         write_json(self.output / HISTORY, self.history)
 
-    def _resume(self) -> None:
-        path = self.output / STATE
-        if not path.exists():
-            return
+    def _saved(self) -> dict[str, Any] | None:
+        """The state in the folder; None, with a warning, if it is damaged or another training's."""
+        path, ours = self.output / STATE, self.settings.deciding()
         try:
-            state = torch.load(path, map_location=self.model.device, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ConfigError(f"output: {str(path)!r} is damaged, remove it ({error})") from None
+            with zipfile.ZipFile(path) as archive:
+                whole = archive.testzip() is None  # it has a checksum of each of its parts
+            if whole:
+                state = torch.load(path, map_location=self.model.device, weights_only=True)
+                if state.get("settings", ours) == ours:  # earlier versions did not say
+                    return dict(state)
+        except (OSError, ValueError, RuntimeError, EOFError, AttributeError, *_NO_ARCHIVE):
+            pass
+        said = f"{path} is damaged or of another training: this one begins anew"
+        print(f"warning: {said}", file=sys.stderr)
+        return None
+
+    def _resume(self) -> None:
+        state = self._saved() if (self.output / STATE).exists() else None
+        if state is None:
+            return
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from experiments.runs.compute_once import (
     warn,
 )
 from experiments.runs.files import (
+    read_json,
     remove_partial,
     short_hash,
     write_atomically,
@@ -33,6 +35,7 @@ from experiments.train.corpus import read_corpus, read_texts
 from experiments.train.loop import HISTORY, STATE, Training
 from experiments.train.settings import TrainSettings
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from stateful_gpt.console import cut
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.tokenizer import (
     Tokenizer,
@@ -77,10 +80,13 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
     try:
         with locked(output):
             _claim(output, settings)
-            if (output / CARD).exists():
+            problem = _damage(output) if (output / CARD).exists() else None
+            if problem is not None:
+                warn(f"{output} is damaged ({problem}) and is trained again")
+            elif (output / CARD).exists():
                 print(f"{output} is trained already: nothing to do")
-            else:
-                _train(settings, architecture, origin, device, texts)
+                return output
+            _train(settings, architecture, origin, device, texts)
     except OSError as error:
         raise RunError(disk_sentence(error, output, key="output")) from None
     return output
@@ -181,18 +187,13 @@ def _model(origin: Checkpoint[GPT] | None, architecture: GPTConfig, *, seed: int
     return model
 
 
-def _deciding(settings: TrainSettings) -> dict[str, Any]:
-    """What is trained, wherever and how fast."""
-    return settings.model_dump(mode="json", exclude={"output", "device", "tracking"})
-
-
 def _claim(output: Path, settings: TrainSettings) -> None:
     """Make the output folder ours, or find that it holds this very training."""
     path = output / CONFIG
     for name in (CONFIG, TOKENIZER, STATE, HISTORY, DEPTHS, CARD):
         remove_partial(output / name)
     if path.exists():
-        if OmegaConf.to_container(OmegaConf.load(path)) != _deciding(settings):
+        if OmegaConf.to_container(OmegaConf.load(path)) != settings.deciding():
             raise ConfigError(
                 f"output {str(output)!r} holds a training with other settings: choose another"
                 " folder, or remove it"
@@ -202,7 +203,16 @@ def _claim(output: Path, settings: TrainSettings) -> None:
         raise ConfigError(
             f"output {str(output)!r} is not empty and holds no training: choose another folder"
         )
-    write_text(path, OmegaConf.to_yaml(_deciding(settings)))
+    write_text(path, OmegaConf.to_yaml(settings.deciding()))
+
+
+def _damage(output: Path) -> str | None:
+    """What is not whole of a training that has ended."""
+    try:
+        load_checkpoint(output)
+    except CheckpointError as error:
+        return cut(error)
+    return None if isinstance(read_json(output / DEPTHS), dict) else f"unreadable {DEPTHS}"
 
 
 def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> Tokenizer:
@@ -210,10 +220,11 @@ def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> Token
         if settings.tokenizer != "bpe":
             return load_tokenizer(settings.tokenizer)
         path = output / TOKENIZER
-        if not path.exists():
-            size = settings.architecture.vocab_size
-            trained = train_bpe(texts, vocab_size=size, name=output.name)
-            write_atomically(path, lambda partial: save_tokenizer(trained, partial))
+        with suppress(TokenizerError):  # there is none yet, or it is damaged
+            return load_tokenizer(path)
+        size = settings.architecture.vocab_size
+        trained = train_bpe(texts, vocab_size=size, name=output.name)
+        write_atomically(path, lambda partial: save_tokenizer(trained, partial))
         return load_tokenizer(path)
     except TokenizerError as error:
         raise ConfigError(f"tokenizer: {error}") from None
@@ -227,7 +238,7 @@ def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
     return Tracker(
         settings.tracking,
         # two trainings of one name are two runs; one that is resumed stays the same
-        run_id=short_hash([str(output.resolve()), _deciding(settings)]),
+        run_id=short_hash([str(output.resolve()), settings.deciding()]),
         name=output.name,
         group="train",
         tags=["train"],

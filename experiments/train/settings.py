@@ -1,7 +1,7 @@
 """The settings of a training."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -69,6 +69,10 @@ class TrainSettings(Settings):
     start_from: str | None = None
     output: str
     seed: Seed = 0
+
+    def deciding(self) -> dict[str, Any]:
+        """What is trained, wherever and how fast."""
+        return self.model_dump(mode="json", exclude={"output", "device", "tracking"})
 
     def conflicts(self) -> Iterator[tuple[bool, str]]:
         yield (

@@ -17,7 +17,7 @@ from experiments.converge.settings import ConvergeSettings, GenerationSettings
 from experiments.runs import compute_once, lock
 from experiments.runs.compute_once import ALONE, RunError
 from experiments.runs.files import write_json
-from experiments.runs.folder import RunFolder
+from experiments.runs.folder import RunFolder, read_status
 
 ROOT = Path(__file__).parents[2]
 Called = tuple[int, str, str]
@@ -160,7 +160,7 @@ def test_a_run_is_finished_before_its_kept_prompts_go(
     monkeypatch.setattr("experiments.runs.folder.shutil.rmtree", broken)  # killed at this moment
     with pytest.raises(TypeError):
         folder.finish()
-    assert folder.finished
+    assert read_status(folder.path)["state"] == "finished"
     monkeypatch.undo()
     folder.tidy()
     assert not (folder.path / ".prompts").exists()

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -13,11 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
 import experiments.converge.run
+from analysis.read.run_folder import read_run
+from analysis.read.saved import NotData
 from experiments.converge.settings import (
     ConvergeSettings,
     DeviceSettings,
@@ -29,6 +33,8 @@ from experiments.converge.settings import (
 from experiments.runs import compute_once
 from experiments.runs.compute_once import RunError
 from experiments.settings import parse
+from experiments.sweeps.report import report
+from experiments.sweeps.study import survey
 
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]
@@ -165,17 +171,36 @@ def failed(broken_off: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     return copy, undisturbed
 
 
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def swap(one: Path, other: Path) -> None:
+    before = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(before)
+
+
+def in_its_place(path: Path) -> Path:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    return path
+
+
 def test_finished_prompts_are_kept_not_computed_again(
     converge: Converge, failed: tuple[Path, Path]
 ) -> None:
     folder, undisturbed = failed
-    part = folder / ".prompts" / "00001.json"
-    kept = json.loads(part.read_text())
-    kept["prompts"][0]["seconds"] = 12345.678  # a mark that no computation would make
-    part.write_text(json.dumps(kept))
     assert converge("device.batch=1")[0] == 0
-    prompts = json.loads((folder / "summary.json").read_text())["prompts"]
-    assert prompts[1]["seconds"] == 12345.678
+    assert len(json.loads((folder / "status.json").read_text())["kept"]) == 2
     assert_same_numbers(folder, undisturbed)
 
 
@@ -196,8 +221,24 @@ def test_finished_prompts_are_kept_not_computed_again(
         lambda parts: (parts.parent / "config.yaml").write_bytes(b"\x00"),
         lambda parts: (parts.parent / ".trajectory.parquet.k3j4").write_bytes(b"garbage"),
         lambda parts: (parts / ".00000.json.k3j4").write_bytes(b"garbage"),
+        lambda parts: (parts / "00000.json").write_text("[" * 100_000),
+        lambda parts: edit(parts / "00000.json", lambda part: part.update(prompts=[7])),
+        lambda parts: edit(parts / "00000.json", lambda part: part["prompts"][0].update(nll=0.0)),
+        lambda parts: edit(parts / "00001.json", lambda part: part.update(checksum="0")),
+        lambda parts: swap(parts / "00000.trajectory.parquet", parts / "00001.trajectory.parquet"),
+        lambda parts: rewrite(parts / "00000.trajectory.parquet", lambda t: t.slice(1)),
+        lambda parts: rewrite(
+            parts / "00001.iterations.parquet", lambda t: t.drop_columns(["nll"])
+        ),
+        lambda parts: swap(parts / "00000.iterations.parquet", parts / "00000.trajectory.parquet"),
+        lambda parts: in_its_place(parts / "00000.json").mkdir(),
+        lambda parts: in_its_place(parts / "00001.trajectory.parquet").mkdir(),
+        lambda parts: os.mkfifo(in_its_place(parts / "00000.json")),
+        lambda parts: os.mkfifo(in_its_place(parts / "00000.iterations.parquet")),
+        lambda parts: in_its_place(parts).write_bytes(b"no folder"),
+        lambda parts: in_its_place(parts).symlink_to(parts.parent.parent),
     ],
-    ids=range(14),
+    ids=range(28),
 )
 def test_a_half_written_folder_is_recovered(
     compute: Callable[..., Path], failed: tuple[Path, Path], damage: Callable[[Path], object]
@@ -210,6 +251,50 @@ def test_a_half_written_folder_is_recovered(
     assert_same_numbers(folder, undisturbed)
     assert {path.name for path in folder.iterdir()} == {path.name for path in undisturbed.iterdir()}
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("summary.json", Path.unlink),
+        ("summary.json", lambda path: path.write_text('{"prompts": [')),
+        ("summary.json", lambda path: path.write_text('{"prompts": 7}')),
+        ("summary.json", lambda path: path.write_text("[" * 100_000)),
+        ("config.yaml", Path.unlink),
+        ("config.yaml", lambda path: path.write_bytes(b"\x00")),
+        ("config.yaml", lambda path: path.write_text("- 1")),
+        ("trajectory.parquet", Path.unlink),
+        ("trajectory.parquet", lambda path: path.write_bytes(path.read_bytes()[:-9])),
+        ("trajectory.parquet", lambda path: rewrite(path, lambda t: t.drop_columns(["log_prob"]))),
+        ("iterations.parquet", lambda path: path.write_bytes(b"")),
+        ("iterations.parquet", lambda path: rewrite(path, lambda t: t.drop_columns(["step"]))),
+        ("iterations.parquet", lambda path: os.mkfifo(in_its_place(path))),
+    ],
+    ids=range(13),
+)
+def test_a_damaged_run_is_said_to_be_and_computed_again(
+    compute: Callable[..., Path],
+    broken_off: tuple[Path, Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    damage: Callable[[Path], object],
+) -> None:
+    undisturbed = broken_off[1]
+    folder = tmp_path / "runs" / "s" / undisturbed.name
+    shutil.copytree(undisturbed, folder)
+    assert survey(folder.parent).complete
+    damage(folder / name)
+    if (folder / name).exists() <= (folder / name).is_file():  # or the tables wait for the pipe
+        with pytest.raises(NotData):
+            read_run(folder)
+    study = survey(folder.parent)
+    assert not study.complete
+    assert re.search(rf"damaged: .*{name}", report(study))
+    assert compute("device.batch=1") == folder
+    assert f"is damaged ({study.runs[0].error}) and is computed again" in capfd.readouterr().err
+    assert_same_numbers(folder, undisturbed)
+    assert survey(folder.parent).complete
 
 
 # --- processes that are killed, or that meet ----------------------------------------------------

@@ -136,9 +136,30 @@ def test_a_value_from_a_shell_is_read_as_what_it_is(monkeypatch: pytest.MonkeyPa
     assert (settings.feedback.strength, settings.study) == (0.25, "2024")
 
 
-def test_what_only_the_user_knows_must_be_given() -> None:
-    with pytest.raises(ConfigError, match=r"^model\.path must be given"):
-        settings_of("model=checkpoint")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("model=checkpoint", "model.path must be given"),
+        ("~feedback", "feedback must be given"),
+        ("~feedback.strength", "feedback.strength must be given"),
+        ("~study", "study must be given"),
+        ("measures=5", "measures must be a group of settings (oracle, lyapunov, kl), got 5"),
+        ("measures=null", "measures must be a group of settings (oracle, lyapunov, kl), got null"),
+        ("~measures +measures=[1]", "measures must be a group of settings"),
+        ("feedback.strength=${feedback.strength}", "feedback.strength"),
+        ("seed=${seed}", "seed"),
+        ("feedback.strength=${feedback}", "feedback.strength"),
+        (f"seed={'9' * 4000}", "seed must be"),
+        (f"feedback.kind={'x' * 5000}", "(5,002 characters)"),
+    ],
+)
+def test_what_is_lacking_or_of_another_kind_is_one_sentence(words: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings_of(words)
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert "Settings" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def choices(schema: Any, name: str) -> tuple[Any, ...]:

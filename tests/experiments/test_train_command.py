@@ -299,13 +299,47 @@ def test_a_corpus_that_is_not_text_is_one_sentence(train: Train, tmp_path: Path)
     assert re.fullmatch(r"error: corpus\.train: .+ not readable text .+\n", err)
 
 
-def test_a_damaged_state_is_one_sentence(train: Train, tmp_path: Path) -> None:
-    train("training.steps=2")
-    (tmp_path / "out" / "README.md").unlink()  # as if killed before the end
-    (tmp_path / "out" / "training_state.pt").write_bytes(b"PK\x03\x04 torn")
-    code, _, err = train("training.steps=2")
-    assert code == 2
-    assert re.fullmatch(r"error: output: .*training_state\.pt.* is damaged, remove it .+\n", err)
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def of_another(path: Path) -> None:
+    state = torch.load(path, weights_only=True)
+    state["settings"]["seed"] += 1
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("training_state.pt", lambda path: path.write_bytes(b"PK\x03\x04 torn")),
+        ("training_state.pt", lambda path: path.write_bytes(b"")),
+        ("training_state.pt", flip),
+        ("training_state.pt", of_another),
+        ("model.safetensors", Path.unlink),
+        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-100])),
+        ("config.json", lambda path: path.write_text("{")),
+        ("tokenizer.json", Path.unlink),
+        ("tokenizer.json", lambda path: path.write_text("[]")),
+        ("depths.json", lambda path: path.write_bytes(b"")),
+    ],
+)
+def test_a_damaged_training_is_made_again(
+    train: Train, tmp_path: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    words, out = ("training.steps=2", "tokenizer=bpe"), tmp_path / "out"
+    train(*words)
+    weights = (out / "model.safetensors").read_bytes()
+    if name == "training_state.pt":
+        (out / "README.md").unlink()  # as if killed before the end
+    damage(out / name)
+    code, _, err = train(*words)
+    assert code == 0
+    assert re.fullmatch(rf"warning: .*{name}.*\n", err) or "is trained again" in err
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert "nothing to do" in train(*words)[1]
 
 
 # --- stateful models ----------------------------------------------------------------------------

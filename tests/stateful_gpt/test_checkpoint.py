@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from stateful_gpt import untrusted
 from stateful_gpt.checkpoint import (
     CheckpointError,
     fingerprint,
@@ -406,6 +407,22 @@ def test_a_model_larger_than_the_machine_is_refused(
     assert "and the machine has 60,000" in refusal(folder, dtype=torch.float64)
 
 
+@pytest.mark.parametrize(
+    ("limits", "allowed"),
+    [({"job/step": "5000", "job": "max"}, 5000), ({"job": "4000", "job/step": "max"}, 4000)],
+)
+def test_memory_is_what_the_control_groups_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, str], allowed: int
+) -> None:
+    for group, limit in limits.items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / group / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "cgroup").write_text("0::/job/step\n")
+    monkeypatch.setattr(untrusted, "MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(untrusted, "CONTROL_GROUPS", tmp_path)
+    assert untrusted.machine_memory() == allowed
+
+
 def make_fifo(path: Path) -> None:
     os.mkfifo(path)
 
@@ -604,7 +621,10 @@ def test_a_published_folder_that_is_another_model_is_refused(
     changes, words = GPT2_DAMAGES[damage]
     folder = shutil.copytree(published[1], tmp_path / "model")
     change_settings(folder, **changes)
-    assert words in refusal(folder, tokenizer="byte")
+    said = refusal(folder, tokenizer="byte")
+    assert words in said
+    assert "state_dict for" not in said
+    assert str(folder) in said
 
 
 def test_another_number_of_heads_that_divides_cannot_be_seen_in_shapes(

@@ -5,14 +5,15 @@ import json
 import os
 import pickle
 import random
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stateful_gpt import tokenizer
 from stateful_gpt.tokenizer import (
-    MOST_SPACE,
     SPLIT_PATTERN,
     TokenizerError,
     byte_tokenizer,
@@ -232,19 +233,31 @@ def test_decoding_joins_bytes_before_reading_characters() -> None:
 # --- long runs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("character", ["a", "1", "!", "☃", "\x1c"])
+@pytest.mark.parametrize("character", ["a", "1", "!", "☃", "\x1c", " ", "\n", "\r", "\t", "\u3000"])
 def test_a_megabyte_of_one_character_is_a_text_like_any_other(character: str) -> None:
-    text = "It was" + character * (MOST_SPACE - 1) + "x"
+    text = "It was" + character * 300_000 + "x"
     assert decode(gpt2_tokenizer(), gpt2_tokenizer().encode_ordinary(text)) == text
 
 
-@pytest.mark.parametrize("run", [" ", "\n", " \n", "\u3000"])
-def test_white_space_without_an_end_is_one_sentence(run: str) -> None:
-    most = run * (MOST_SPACE // len(run) - 1)
-    text = "It was" + most + "x"
-    assert decode(gpt2_tokenizer(), gpt2_tokenizer().encode_ordinary(text)) == text
-    with pytest.raises(TokenizerError, match="white spaces in a row"):
-        gpt2_tokenizer().encode_ordinary(most + run + "x")
+@given(st.text(" \n\r\t\u3000\xa0\x1c\x85x1!'s", max_size=40))
+def test_runs_that_are_cut_have_the_same_ids(text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "_LONG_SPACE", re.compile(r"[^\S\x1c-\x1f]{2,}"))
+        cut = gpt2_tokenizer().encode_ordinary(text)
+    assert cut == gpt2_tokenizer().encode_ordinary(text)
+
+
+class PanicException(BaseException):
+    """Named as tiktoken's own."""
+
+
+def test_a_panic_of_tiktoken_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(*_: object) -> None:
+        raise PanicException("StackOverflow\nin Rust")
+
+    monkeypatch.setattr("tiktoken.Encoding.encode_ordinary", panic)
+    with pytest.raises(TokenizerError, match=r"^tiktoken cannot encode the text: StackOverflow in"):
+        byte_tokenizer().encode_ordinary("a")
 
 
 # --- nanoGPT's meta.pkl ---------------------------------------------------------------------------
