@@ -81,7 +81,7 @@ def _headline(runs: Runs) -> str:
         return "What the strength of the feedback does: no text comes to rest"
     words = "Estimates are at rest after"
     if needed.isna().any():
-        words = f"{needed.notna().sum()} of {len(needed)} texts are at rest, after"
+        words = f"{needed.notna().sum()} of {len(needed)} texts reach their fixed point, after"
     words += f" at most {needed.max():.0f} passes"
     # T - 1 of the longest text, where the theorem bounds every run
     length = (runs.prompts["prompt_tokens"] + runs.prompts["generated_tokens"].fillna(0)).max()

@@ -148,7 +148,8 @@ class RunFolder:
             # before, as far as is known), and before there were batches wrote one prompt's summary
             if checksum not in (None, self._checksum(first, part)):
                 return None
-            summaries, origin = part.get("prompts", [part]), part.pop("origin", self._before)
+            summaries: list[dict[str, Any]] = part.get("prompts", [part])
+            origin = part.pop("origin", self._before)
             ids = [summary["prompt_id"] for summary in summaries]
             found = [pq.read_schema(self._part(first, name)) for name in TABLES]
         except (AttributeError, LookupError, TypeError, ValueError, OSError, pa.ArrowException):
