@@ -46,6 +46,7 @@ Model = TypeVar("Model", bound=LanguageModel, covariant=True)
 class Checkpoint(Generic[Model]):
     """A model ready to run, and the tokenizer that its ids belong to.
 
+    ``source`` is what was asked for; of a name on the hub it is ``NAME@REVISION``.
     ``trained_passes`` is the number of passes a model with hidden-state feedback was trained in,
     where its folder says so.
     """
@@ -88,7 +89,7 @@ def load_checkpoint(
             f" {NANOGPT_TOKENIZER} of its data"
         )
     model = model.to(device=device, dtype=dtype).eval()
-    return Checkpoint(model, encoding, str(source), stored.trained_passes)
+    return Checkpoint(model, encoding, with_revision(source, path), stored.trained_passes)
 
 
 def locate(source: str | Path) -> Path:
@@ -138,6 +139,12 @@ def download(name: str, files: Sequence[str], *, extra: str) -> Path:
             f"{missing}, and it could not be downloaded from the hub ({type(error).__name__}):"
             " check the name and the network, or give a local folder"
         ) from None
+
+
+def with_revision(source: str | Path, found: Path) -> str:
+    """``NAME@REVISION`` of what was found in the hub's cache, else the source as it is."""
+    cached = found.parent.name == "snapshots" and found != Path(source)
+    return f"{source}@{found.name}" if cached else str(source)
 
 
 def fingerprint(source: str | Path) -> str:

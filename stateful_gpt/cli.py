@@ -106,7 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--damping", type=_PART, default=1.0, metavar="X", help="part of a pass fed on; default 1")
     add("--start", choices=STARTS, default="carried")
     add = parser.add_argument_group("model").add_argument
-    add("--model", default="bundled", help="bundled, a folder, a ckpt.pt or a hub name")
+    models = (
+        "bundled, bundled_stateful, smollm2, a ckpt.pt, a folder (nanoGPT's, this project's, or any"
+        " causal model of transformers) or a name on the hub"
+    )
+    add("--model", default="bundled", help=models)
     add("--tokenizer", help="gpt2, byte or a file, instead of the model's own")
     add("--device", choices=DEVICES, default="auto")
     add("--dtype", choices=DTYPES, default="float32")
@@ -185,10 +189,10 @@ def _tell(sentence: str, code: int = 0) -> int:
 def _run(options: argparse.Namespace) -> int:
     import torch
 
-    from stateful_gpt.checkpoint import load_checkpoint
     from stateful_gpt.device import DTYPES, choose_device
     from stateful_gpt.feedback import Feedback
     from stateful_gpt.generate import Sampling, Start, generate
+    from stateful_gpt.load import load_model
     from stateful_gpt.recompute import Outcome, RecomputeConfig
     from stateful_gpt.tokenizer import END_OF_TEXT, end_token, token_bytes
 
@@ -196,12 +200,12 @@ def _run(options: argparse.Namespace) -> int:
     prompt = as_text(options.prompt)
     if prompt == "-":  # without the line feed that echo adds
         prompt = as_text(sys.stdin.read()).removesuffix("\n") if sys.stdin is not None else ""
-    checkpoint = load_checkpoint(
+    checkpoint = load_model(
         options.model, tokenizer=options.tokenizer, dtype=DTYPES[options.dtype], device=device
     )
     model, encoding = checkpoint.model, checkpoint.tokenizer
     tokens = encoding.encode_ordinary(prompt)
-    if options.begin or not tokens:
+    if not tokens or (options.begin and not encoding.encode_ordinary("")):
         end = end_token(encoding)
         if end is None:
             raise ValueError(
@@ -238,10 +242,25 @@ def _run(options: argparse.Namespace) -> int:
     writers = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(options.samples)]
     texts = [prompt] * options.samples
     alone = options.samples == 1
+    lengths, outgrown = [len(tokens)] * options.samples, False
+
+    def say_once_if_outgrown(length: int) -> None:
+        nonlocal outgrown
+        if length > model.block_size and not outgrown:
+            outgrown = True
+            costs = "every token costs" if slide == 1 else f"one token in {slide} costs"
+            if alone and sys.stdout.isatty():
+                print(file=sys.stderr)  # the text stands there
+            _tell(
+                f"the text has outgrown the model's block of {model.block_size} tokens: from here"
+                f" on {costs} a recompute of the whole block (--slide)"
+            )
 
     def take(row: int, token: int) -> None:
         if token in encoding.end_tokens:
             return
+        lengths[row] += 1
+        say_once_if_outgrown(lengths[row])
         piece = writers[row].decode(token_bytes(encoding, token))
         texts[row] += piece
         if alone:
@@ -251,6 +270,7 @@ def _run(options: argparse.Namespace) -> int:
 
     if alone:
         print(show(prompt), end="", flush=True)
+    say_once_if_outgrown(len(tokens))
     undamped = feedback.triangular and options.damping == 1.0
     result = generate(
         model,
@@ -278,11 +298,6 @@ def _run(options: argparse.Namespace) -> int:
     rests = [writer.decode(b"", final=True) for writer in writers]
     whole = rests if alone else [text + rest for text, rest in zip(texts, rests, strict=True)]
     print(f"\n{SEPARATOR}\n".join(map(show, whole)))
-    if any(len(text) > model.block_size for text in result.tokens):
-        _tell(
-            f"a text has outgrown the model's block of {model.block_size} tokens: whenever it was"
-            f" full, its first {slide} were dropped, and the rest was recomputed"
-        )
     outcomes = [outcome for of_text in result.outcomes for outcome in of_text]
     good = (Outcome.SETTLED, Outcome.WITHIN_TOLERANCE)
     unsettled = [outcome for outcome in outcomes if outcome not in good]

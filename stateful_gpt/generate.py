@@ -6,6 +6,13 @@ command line.
 Shapes: B batch, T tokens of a window, C width, V vocabulary.
 """
 
+if __name__ == "__main__":  # first: --help need not wait for torch
+    import sys
+
+    from stateful_gpt.cli import main
+
+    sys.exit(main())
+
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -326,11 +333,3 @@ def _check(texts: list[list[int]], previous: Sequence[Tensor] | None, vocab_size
             raise ValueError(f"token ids must be from 0 to {vocab_size - 1}, got {worst}")
     if previous is not None and [len(p) for p in previous] != [len(text) for text in texts]:
         raise ValueError("previous must hold one estimate for every token of every prompt")
-
-
-if __name__ == "__main__":
-    import sys
-
-    from stateful_gpt.cli import main
-
-    sys.exit(main())

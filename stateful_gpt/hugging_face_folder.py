@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stateful_gpt.checkpoint import Checkpoint, CheckpointError, download
+from stateful_gpt.checkpoint import Checkpoint, CheckpointError, download, with_revision
 from stateful_gpt.console import cut
 from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
 from stateful_gpt.hugging_face_tokenizer import HuggingFaceTokenizer
@@ -15,7 +15,8 @@ from stateful_gpt.tokenizer import load_tokenizer
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-PREPARED = {"smollm2": "python -m scripts.prepare_smollm2"}  # folders that a command makes
+# names that stand for a folder, and the command that makes it
+PREPARED = {"smollm2": (Path("data/models/smollm2"), "python -m scripts.prepare_smollm2")}
 
 
 def load_hugging_face(
@@ -28,8 +29,9 @@ def load_hugging_face(
     """Load a causal model of transformers in evaluation mode.
 
     Args:
-        source: a folder with ``config.json`` and (sharded) safetensors, or a name on the hub, which
-            needs a network. No pickles are read, and no code that comes with a model is run.
+        source: a folder with ``config.json`` and (sharded) safetensors, ``smollm2``, or a name on
+            the hub, which needs a network. No pickles are read, and no code that comes with a model
+            is run.
         tokenizer: ``gpt2``, ``byte`` or a file, instead of the model's own.
 
     Raises:
@@ -48,8 +50,7 @@ def load_hugging_face(
             f"the tokenizer {encoding.name!r} uses the id {largest}, but {folder} has only"
             f" {adapter.vocab_size} embeddings"
         )
-    revision = f"@{folder.name}" if folder.parent.name == "snapshots" else ""
-    return Checkpoint(model=adapter, tokenizer=encoding, source=f"{source}{revision}")
+    return Checkpoint(adapter, encoding, with_revision(source, folder))
 
 
 def locate(source: str | Path) -> Path:
@@ -58,7 +59,8 @@ def locate(source: str | Path) -> Path:
     Raises:
         CheckpointError: there is no such folder, and it is no name that can be downloaded.
     """
-    path = Path(source)
+    path, command = PREPARED.get(Path(source).name, (Path(source), None))
+    path = path if str(source) in PREPARED else Path(source)
     try:
         exists = path.exists()
     except OSError as error:  # a name that no file system takes
@@ -69,10 +71,8 @@ def locate(source: str | Path) -> Path:
         raise CheckpointError(
             f"{path} must be a folder with config.json and safetensors: it has no config.json"
         )
-    if not exists and path.name in PREPARED:
-        raise CheckpointError(
-            f"there is no model folder {path}: make it with {PREPARED[path.name]}"
-        )
+    if not exists and command is not None:
+        raise CheckpointError(f"there is no model folder {path}: make it with {command}")
     return path if exists else download(str(source), FILES, extra="hugging_face")
 
 

@@ -13,6 +13,7 @@ from experiments.runs.files import short_hash
 from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError
 from stateful_gpt.checkpoint import CheckpointError
+from stateful_gpt.load import fingerprint
 
 # how random numbers come from the seeds; another number for another way. Runs from before there
 # was one, whose streams of random numbers met, keep their names and files: these are others
@@ -72,12 +73,7 @@ def run_id(settings: ConvergeSettings, *, model: str, prompts: str) -> str:
 def _identity(model: ModelSettings) -> str:
     """A hash of the model, and of the tokenizer where that is not the model's own."""
     try:
-        if model.library == "transformers":
-            from stateful_gpt.hugging_face_folder import fingerprint as fingerprint_of
-        else:
-            from stateful_gpt.checkpoint import fingerprint as fingerprint_of
-
-        weights = fingerprint_of(model.path)
+        weights = fingerprint(model.path, library=model.library)
     except (CheckpointError, OSError) as error:
         why = str(error) if isinstance(error, CheckpointError) else error.strerror or str(error)
         raise ConfigError(f"model.path {model.path!r} cannot be read: {why}") from None

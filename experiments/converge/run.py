@@ -24,10 +24,11 @@ from experiments.runs.compute_once import (
 from experiments.settings import ConfigError
 from experiments.sweeps.report import feedback_of
 from experiments.tracking.tracker import Tracker
-from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from stateful_gpt.checkpoint import Checkpoint, CheckpointError
 from stateful_gpt.device import DTYPES
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.language_model import LanguageModel
+from stateful_gpt.load import load_model
 
 
 def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
@@ -96,6 +97,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
         folder,
         asked=asked,
         device=device,
+        origin={"model": checkpoint.source},
         open_tracker=lambda: open_tracker(
             folder.config,
             folder.id,
@@ -146,8 +148,10 @@ def _checkpoint(
 ) -> Checkpoint[LanguageModel]:
     """Kept between the jobs of a sweep in one process, while the files stay the same."""
     _in_float64.cache_clear()  # before there are two models
-    load: Callable[..., Checkpoint[LanguageModel]] = load_checkpoint
-    if model.library == "transformers":
-        from stateful_gpt.hugging_face_folder import load_hugging_face as load
-
-    return load(model.path, tokenizer=model.tokenizer, dtype=DTYPES[dtype], device=device)
+    return load_model(
+        model.path,
+        library=model.library,
+        tokenizer=model.tokenizer,
+        dtype=DTYPES[dtype],
+        device=device,
+    )

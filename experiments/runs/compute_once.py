@@ -5,7 +5,7 @@ Whatever goes wrong is a sentence in ``status.json``. A mistake of ours keeps it
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,7 @@ def compute_once(
     open_tracker: Callable[[], Tracker],
     compute: Callable[[Tracker], Callable[[], object]],
     shorten: str,
+    origin: Mapping[str, Any] = {},
 ) -> None:
     """Compute a run unless it is finished. Waits for whoever computes it already.
 
@@ -93,6 +94,7 @@ def compute_once(
         compute: computes the run and writes its files; returns what tells the tracker the rest of
             it, without which the run is safe.
         shorten: the setting that makes the run smaller.
+        origin: what ``status.json`` says besides of where the results come from.
 
     Raises:
         RunError: it broke off; ``status.json`` says so too, unless nothing can be written.
@@ -103,12 +105,13 @@ def compute_once(
                 print(f"{folder.path} was finished meanwhile: nothing to compute")
                 return
             changed = changes()
-            origin = {
+            whole = {
                 **provenance(device),
+                **origin,
                 "command": asked.command,
                 "command_of_this_run": asked.command_of_this_run,
             }
-            folder.begin(origin, changes=changed.patch if changed else b"")
+            folder.begin(whole, changes=changed.patch if changed else b"")
             _attempt(folder, open_tracker, compute, shorten)
     except OSError as error:
         raise RunError(disk_sentence(error, folder.path)) from None

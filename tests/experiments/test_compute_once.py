@@ -217,23 +217,38 @@ def test_no_prompt_of_one_seed_draws_like_a_prompt_of_another() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["status", "nowhere"], ["converge", "--help"], ["converge", "--cfg", "job"]]
+    ("command", "code"),
+    [
+        ("experiments.status nowhere", 2),
+        ("experiments.status --help", 0),
+        ("experiments.converge --help", 0),
+        ("experiments.converge --cfg job", 0),
+        ("experiments.converge feedback.strenth=1", 2),
+        ("experiments.converge -m feedback.strength=0,x", 2),
+        ("experiments.train --help", 0),
+        ("experiments.train --cfg job", 0),
+        ("experiments.train training.steps=0", 2),
+        ("stateful_gpt.generate --help", 0),
+        ("stateful_gpt.generate --prompt x --strength abc", 2),
+    ],
 )
-def test_a_command_that_computes_nothing_imports_no_torch(words: list[str], tmp_path: Path) -> None:
-    code = (
+def test_a_command_that_computes_nothing_imports_no_torch(
+    command: str, code: int, tmp_path: Path
+) -> None:
+    module, *words = command.split()
+    program = (
         "import runpy, sys\n"
-        f"sys.argv = {words!r}\n"
+        f"sys.argv = {[module, *words]!r}\n"
         "try:\n"
-        f"    runpy.run_module('experiments.{words[0]}', run_name='__main__')\n"
-        "except SystemExit:\n"
-        "    pass\n"
-        "sys.exit('torch' in sys.modules)\n"
+        f"    runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as stop:\n"
+        "    print(f'exit {stop.code or 0}', *{'torch', 'wandb', 'pandas'} & set(sys.modules))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"exit {code}", done.stdout + done.stderr
 
 
 def test_the_name_of_a_state_tracking_run_and_its_commands(

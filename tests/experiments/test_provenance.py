@@ -137,6 +137,25 @@ def test_a_run_keeps_the_patch_and_a_later_clean_attempt_removes_it(
     assert not (folder / "changes.patch").exists()
 
 
+def test_a_run_names_its_model_with_the_revision_that_the_hub_gave(
+    compute: Callable[..., Path],
+    checkpoint_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import transformers
+
+    snapshot = tmp_path / "snapshots" / "0a1b2c"
+    settings = {"vocab_size": 257, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    config = transformers.GPT2Config(**settings)
+    transformers.GPT2LMHeadModel(config).save_pretrained(snapshot)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
+    for path, name in (("us/gpt", "us/gpt@0a1b2c"), (str(checkpoint_folder),) * 2):
+        folder = compute(f"model.path={path}", "model.tokenizer=byte")
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        assert status["model"] == name
+
+
 def test_each_run_of_a_sweep_stores_the_command_of_that_run_alone(
     in_process: Callable[..., Any], settings: list[str], runs: Callable[[], list[Path]]
 ) -> None:

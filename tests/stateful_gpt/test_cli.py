@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,14 +19,21 @@ from stateful_gpt.cli import main
 from stateful_gpt.device import DEVICES, DTYPES
 from stateful_gpt.feedback import KINDS, Feedback, FeedbackKind
 from stateful_gpt.generate import Sampling, Start, generate
+from stateful_gpt.hugging_face import HuggingFaceModel, quiet
+from stateful_gpt.load import load_model
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.tokenizer import byte_tokenizer, decode, save_tokenizer
+from tests.tiny_transformers import tiny
 
 Capture = pytest.CaptureFixture[str]
 Run = Callable[..., tuple[int, str, str]]
 
 PROMPT = "The ship"
+OUTGROWN = (
+    "generate: the text has outgrown the model's block of 32 tokens: from here on {} a recompute of"
+    " the whole block (--slide)\n"
+)
 PLAIN = "generate: at --strength 0 nothing is fed back: this is the plain model\n"
 
 
@@ -219,12 +227,82 @@ def test_samples_that_end_are_printed_without_their_end(make_ending: Path, run: 
 def test_a_prompt_longer_than_the_block_is_continued(run: Run) -> None:
     prompt = "a long prompt, " * 5  # 75 bytes for a block of 32
     code, out, err = run("--prompt", prompt, "--max_new_tokens", "3", "--greedy")
-    assert code == 0
-    assert err == PLAIN + (
-        "generate: a text has outgrown the model's block of 32 tokens: whenever it was full, its"
-        " first 8 were dropped, and the rest was recomputed\n"
-    )
+    assert (code, err) == (0, PLAIN + OUTGROWN.format("one token in 8 costs"))
     assert out.startswith(prompt)
+
+
+@pytest.mark.parametrize("samples", ["1", "2"])
+def test_that_the_block_is_outgrown_is_said_once_and_when_it_happens(
+    run: Run, monkeypatch: pytest.MonkeyPatch, samples: str
+) -> None:
+    new = 32 - len(PROMPT) + 9
+    said_at: list[int] = []
+    drawn: list[int] = []
+
+    def watched(*arguments: Any, on_token: Callable[[int, int], None], **options: Any) -> Any:
+        def watch(row: int, token: int) -> None:
+            drawn.append(token)
+            on_token(row, token)
+
+        return generate(*arguments, on_token=watch, **options)
+
+    def tell(sentence: str, code: int = 0) -> int:
+        said_at.append(len(drawn))
+        return told(sentence, code)
+
+    told = cli._tell
+    monkeypatch.setattr(cli, "_tell", tell)
+    monkeypatch.setattr(sys.modules["stateful_gpt.generate"], "generate", watched)
+    options = ("--slide", "1", "--samples", samples, "--temperature", "0.1", "--strength", "0.1")
+    code, _, err = run("--max_new_tokens", str(new), *options)
+    assert (code, err) == (0, OUTGROWN.format("every token costs"))
+    assert said_at == [int(samples) * (32 - len(PROMPT)) + 1], "at the first token past the block"
+
+
+def test_a_text_that_just_fills_the_block_has_not_outgrown_it(run: Run) -> None:
+    assert run("--max_new_tokens", str(32 - len(PROMPT)), "--greedy")[2] == PLAIN
+
+
+# --- any model ----------------------------------------------------------------------------------
+
+
+def test_a_folder_of_transformers_is_read_as_its_library_reads_it(run: Run, tmp_path: Path) -> None:
+    with quiet():
+        tiny("llama", dtype=torch.float32, vocab_size=257).save_pretrained(tmp_path)
+    model = HuggingFaceModel(tiny("llama", dtype=torch.float32, vocab_size=257))
+    config = RecomputeConfig(iterations=64, tolerance=1e-3, window="all")
+    code, out, err = run(
+        *("--tokenizer", "byte", "--max_new_tokens", "9", "--greedy", "--strength", "0.5"),
+        model=tmp_path,
+    )
+    result = generate(
+        model,
+        [list(PROMPT.encode())],
+        max_new_tokens=9,
+        feedback=Feedback(strength=0.5),
+        config=config,
+        start=Start.CARRIED,
+        sampling=Sampling(vocab_size=257, end_tokens=[256]),
+    )
+    shown = [token for token in result.tokens[0] if token != 256]
+    assert (code, err) == (0, "")
+    assert out == decode(byte_tokenizer(), shown) + "\n"
+
+
+def test_a_published_gpt2_is_read_as_ours(tmp_path: Path) -> None:
+    tiny("gpt2", dtype=torch.float32, vocab_size=257).save_pretrained(tmp_path)
+    assert isinstance(load_model(tmp_path, tokenizer="byte").model, GPT)
+    other = load_model(tmp_path, library="transformers", tokenizer="byte").model
+    assert isinstance(other, HuggingFaceModel)
+
+
+def test_smollm2_says_which_command_makes_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(run(model="smollm2"), "make it with python -m scripts.prepare_smollm2")
+    tiny("llama", dtype=torch.float32, vocab_size=257).save_pretrained("data/models/smollm2")
+    assert run("--tokenizer", "byte", "--max_new_tokens", "0", model="smollm2")[0] == 0
 
 
 def test_characters_cut_by_tokens_are_put_together(run: Run, checkpoint_folder: Path) -> None:

@@ -15,9 +15,15 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 from stateful_gpt.checkpoint import CheckpointError, load_checkpoint
+from stateful_gpt.feedback import Feedback
+from stateful_gpt.generate import generate
 from stateful_gpt.hugging_face import HuggingFaceModel
 from stateful_gpt.hugging_face_folder import fingerprint, load_hugging_face
 from stateful_gpt.language_model import Modulation
+from stateful_gpt.load import load_model
+from stateful_gpt.oracle import left_to_right
+from stateful_gpt.recompute import RecomputeConfig
+from stateful_gpt.trajectory import trajectory
 from tests.tiny_transformers import tiny
 
 BYTES = 257  # ids of the project's byte tokenizer
@@ -78,6 +84,20 @@ def test_gpt2_says_the_same_by_either_door(tmp_path: Path) -> None:
                 door.model.logits(door.model.read(tokens, modulation=fed).flatten(0, 1))
                 for door in doors
             )
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+    feedback, prompts = Feedback(strength=-0.7), [tokens[0, :9].tolist(), tokens[1, :5].tolist()]
+    passes = [trajectory(door.model, tokens, feedback, iterations=6).log_probs for door in doors]
+    torch.testing.assert_close(*passes, rtol=0, atol=1e-10)
+    exact = [left_to_right(door.model, tokens, feedback) for door in doors]
+    torch.testing.assert_close(*exact, rtol=0, atol=1e-10)
+    config = RecomputeConfig(iterations=12, tolerance=0.0)
+    texts = [
+        generate(door.model, prompts, max_new_tokens=3, feedback=feedback, config=config)
+        for door in doors
+    ]
+    assert texts[0].tokens == texts[1].tokens
+    for ours, theirs in zip(texts[0].log_probs, texts[1].log_probs, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
@@ -221,6 +241,9 @@ def test_a_hub_name_carries_its_revision(
     checkpoint = load_hugging_face("somebody/llama", tokenizer="byte")
     assert asked == ["somebody/llama"]
     assert checkpoint.source == "somebody/llama@0a1b2c"
+    assert load_hugging_face(snapshot, tokenizer="byte").source == str(snapshot)
+    # its config.json says which library reads it
+    assert isinstance(load_model("somebody/llama", tokenizer="byte").model, HuggingFaceModel)
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
