@@ -1,23 +1,176 @@
-"""What the README shows in Python runs as it stands there."""
+"""What the README shows runs as it stands there, in Python and in a shell.
 
+Shell examples run in this process, a block after the other as they stand, on less text. What cannot
+run here is in ELSEWHERE, with the reason.
+"""
+
+import glob
+import os
+import pickle
 import re
+import runpy
+import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from experiments.tracking.tracker import stop_helper
+from tests.conftest import MakeGPT
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = re.findall(
-    r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
-)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = [
+    [words for line in block.replace("\\\n", "").splitlines() if (words := shlex.split(line, True))]
+    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+]
+MODULE = ["python", "-m"]
+
+ELSEWHERE = {
+    ". .venv/bin/activate": "is the shell's own",
+    "pip install": "needs a network",
+    "python -m scripts.prepare_corpus": "needs a network",
+    "python -m experiments.train": "takes an hour",
+    "python -m experiments.train experiment=bundled_stateful": "takes an hour",
+    "python -m analysis figures runs/models --out figures/models": "needs what that hour makes",
+    "python -m scripts.held_out_loss": "needs the corpus",
+    "python -m scripts.benchmark": "takes minutes; tests/scripts/test_benchmark.py",
+    "wandb leet runs/mine/wandb": "needs a terminal",
+    "python -m experiments.converge tracking.mode=online": "needs a network and an account",
+    "python -m scripts.sync_wandb runs/mine": "needs a network and an account",
+    "python -m scripts.make_dashboard": "needs a network and an account",
+    "wandb sweep": "needs a network and an account",
+    "python -m analysis table wandb:ENTITY/PROJECT/STUDY": "needs a network and an account",
+}
+GROUPS = ("pip install", "python -m scripts.benchmark", "python -m scripts.make_dashboard")
+GROUPS += ("wandb sweep",)  # with whatever follows
+
+QUIET = ["device=cpu", "tracking.mode=disabled"]
+SHORT = [*QUIET, "prompts.limit=1", "prompts.max_tokens=16"]
+LESS = {
+    "python -m experiments.converge": SHORT,
+    "python -m experiments.converge -m experiment=names_feedback": QUIET,
+    "python -m experiments.converge -m hydra/launcher=joblib": [*SHORT, "hydra.launcher.n_jobs=1"],
+    "python -m experiments.converge -m model=checkpoint": QUIET,
+    "python -m experiments.train experiment=names": [
+        *QUIET,
+        *("training.steps=2", "training.evaluate_every=2", "training.evaluate_windows=2"),
+    ],
+    "python -m stateful_gpt.generate": ["--max_new_tokens", "2"],
+}
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_an_example_runs(example: str) -> None:
+def elsewhere(words: list[str]) -> str | None:
+    """The entry of ELSEWHERE that a command falls under."""
+    line = shlex.join(words)
+    return next((e for e in ELSEWHERE if line == e or (e in GROUPS and line.startswith(e))), None)
+
+
+def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command in this process, on less; it must end with 0."""
+    assert words[:2] == MODULE, words
+    line = shlex.join(words)
+    longest = max((start for start in LESS if line.startswith(start)), key=len, default="")
+    found = [path for word in words[3:] for path in sorted(glob.glob(word)) or [word]]
+    monkeypatch.setattr(sys, "argv", [words[2], *found, *LESS.get(longest, [])])
+    GlobalHydra.instance().clear()
+    code: object = 0
+    try:
+        runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        code = stop.code
+    assert not code, line
+
+
+@pytest.fixture
+def home(tmp_path: Path, make_gpt: MakeGPT, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in, and one of nanoGPT's beside it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what launchers would set
+    before, threads = dict(os.environ), torch.get_num_threads()
+    out, data = Path("nanoGPT/out-shakespeare-char"), Path("nanoGPT/data/shakespeare_char")
+    out.mkdir(parents=True)
+    data.mkdir(parents=True)
+    text = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 4
+    letters = sorted(set(text))
+    table = {letter: number for number, letter in enumerate(letters)}
+    meta = {"vocab_size": len(letters), "itos": dict(enumerate(letters)), "stoi": table}
+    (data / "meta.pkl").write_bytes(pickle.dumps(meta))
+    (data / "input.txt").write_text(text)
+    shape = {"block_size": 96, "vocab_size": len(letters), "n_layer": 2, "n_head": 2, "n_embd": 16}
+    model = make_gpt(3, bias=False, dtype=torch.float32, **shape)
+    arguments = {**shape, "bias": False, "dropout": 0.2}
+    content = {"model": model.state_dict(), "model_args": arguments, "iter_num": 5, "config": {}}
+    torch.save(content, out / "ckpt.pt")
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    yield tmp_path / "here"
+    torch.set_num_threads(threads)
+    for name in set(os.environ) - set(before):
+        if name.startswith(("WANDB_", "HYDRA_")):
+            del os.environ[name]
+
+
+def make_mine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study that most examples are about, and a W&B run of it that was copied elsewhere."""
+    words = [*MODULE, "experiments.converge", "study=mine", "tracking.mode=offline"]
+    monkeypatch.setitem(LESS, "python -m experiments.converge study=mine", SHORT[:1] + SHORT[2:])
+    run(words, monkeypatch)
+    stop_helper()
+    Path("copied").mkdir()
+    for folder in Path("runs/mine").rglob("offline-run-*"):
+        if folder.is_dir():
+            shutil.copytree(folder, Path("copied", folder.name))
+
+
+WALK = next(block for block in BLOCKS if "nanoGPT/" in str(block))
+HERE = [
+    pytest.param(commands, id=shlex.join(commands[0]))
+    for block in BLOCKS
+    if block is not WALK and (commands := [words for words in block if elsewhere(words) is None])
+]
+
+
+@pytest.mark.parametrize("commands", HERE)
+def test_the_commands_of_a_block_run(
+    commands: list[list[str]], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not any("study=mine" in words for words in commands) and "runs/mine" in str(commands):
+        make_mine(monkeypatch)
+    for words in commands:
+        run(words, monkeypatch)
+
+
+def test_what_runs_elsewhere_is_still_in_the_readme() -> None:
+    assert {elsewhere(words) for block in BLOCKS for words in block} - {None} == set(ELSEWHERE)
+
+
+def test_from_nanogpts_files_to_a_convergence_figure_in_six_commands(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(WALK) + len(["git clone", "make study", ". .venv/bin/activate"]) <= 6
+    for words in WALK:
+        run(words, monkeypatch)
+    assert len(list(Path("runs/shakespeare").glob("*/summary.json"))) == 3
+    assert Path("figures/shakespeare/settling.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("target", re.findall(r"^    make ([\w-]+)", README, re.MULTILINE))
+def test_a_target_is_in_the_makefile(target: str) -> None:
+    assert f"\n{target}: " in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def test_an_example_in_python_runs(example: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", example], cwd=ROOT, env={**os.environ, "MPLBACKEND": "agg"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3
