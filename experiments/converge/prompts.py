@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from experiments.converge.settings import PromptSettings
 from experiments.settings import ConfigError
-from stateful_gpt.tokenizer import Tokenizer, decode
+from stateful_gpt.tokenizer import Tokenizer, TokenizerError, decode
 
 LARGEST_FILE = 64 * 1024 * 1024  # bytes; far more than any model's block holds
 
@@ -62,14 +62,17 @@ def encode_prompts(
     """Tokens of every prompt, cut to ``max_tokens``.
 
     Raises:
-        ConfigError: a prompt without tokens, with ids that the model does not know, or longer
-            than its block.
+        ConfigError: a prompt without tokens, with characters that the tokenizer or ids that the
+            model does not know, or longer than its block.
     """
     encoded = []
     for prompt in prompts:
         tokens = prompt.tokens
         if prompt.text is not None:
-            tokens = encoding.encode_ordinary(prompt.text)
+            try:
+                tokens = encoding.encode_ordinary(prompt.text)
+            except TokenizerError as error:
+                raise ConfigError(f"prompt {prompt.id!r}: {error}") from None
         tokens = (tokens or [])[:max_tokens]
         if not tokens:
             raise ConfigError(f"prompt {prompt.id!r} is empty: it must have at least one token")
