@@ -83,7 +83,7 @@ def _table(runs: Runs, arguments: argparse.Namespace) -> None:
         about = {
             "title": title,
             "runs": runs.run_ids,
-            "redraw": _again(arguments, "--csv", "table.csv"),
+            "redraw": _again(arguments, "--csv", str(arguments.csv)),
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
         write_whole(path, text.encode())
@@ -111,7 +111,7 @@ def _complain(line: str) -> None:
 
 
 def _again(arguments: argparse.Namespace, *ending: str) -> str:
-    """The command as typed, but for where its result goes: that does not change it."""
+    """The command as typed; ``ending`` says where its result goes."""
     chosen = [word for run in arguments.run for word in ("--run", run)]
     chosen += [word for prompt in arguments.prompt for word in ("--prompt", prompt)]
     words = ["python", "-m", "analysis", arguments.command, *arguments.sources, *chosen, *ending]

@@ -63,8 +63,8 @@ def encode_prompts(
     """Tokens of every prompt, cut to ``max_tokens``.
 
     Raises:
-        ConfigError: a prompt without tokens, with ids that the model does not know, or longer
-            than its block.
+        ConfigError: a prompt without tokens, with characters that the tokenizer or ids that the
+            model does not know, or longer than its block.
     """
     encoded = []
     for prompt in prompts:

@@ -27,34 +27,50 @@ from stateful_gpt.recompute import Outcome
 from stateful_gpt.tokenizer import Tokenizer, decode, token_text
 
 Measures = dict[str, list[float]]  # a number for each row, NaN where there is none
-MEASURES = (
-    "step_max",
-    "step_rms",
-    "settled_prefix",
-    "oracle_error_max",
-    "nll",
-    "kl_step",
-    "kl_effect",
-    "hidden_step_norm",
-)
-ITERATIONS = pa.schema(
-    [("prompt_id", pa.string()), ("step", pa.int32()), ("iteration", pa.int32())]
-    + [(name, pa.int32() if name == "settled_prefix" else pa.float64()) for name in MEASURES]
-)
+MEASURES = {
+    "step_max": "how far the estimates moved since the last pass at most, nats",
+    "step_rms": "how far the estimates moved since the last pass, root mean square, nats",
+    "settled_prefix": "tokens from the start within reporting_tolerance of where they end",
+    "oracle_error_max": "largest distance to the exact solution, nats",
+    "nll": "mean negative log-probability, nats per token",
+    "kl_step": "KL divergence of the predictions from the last pass's, nats",
+    "kl_effect": "KL divergence of the predictions from the plain model's, nats",
+    "hidden_step_norm": "Euclidean norm of the step of the hidden states, mean over positions",
+}
+MEANINGS = MEASURES | {
+    "prompt_id": "the id of the prompt",
+    "step": "tokens generated so far",
+    "iteration": "the pass, from 1, which is the plain model",
+    "position": "of the token in its text, from 0",
+    "token_id": "of the token in the vocabulary",
+    "token": "the text of the token",
+    "log_prob": "log-probability of the token, nats; missing where nothing predicts it",
+}
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    """Columns that carry what they mean."""
+    return pa.schema(
+        [
+            pa.field(name, kind, metadata={"meaning": MEANINGS[name]})
+            for name, kind in columns.items()
+        ]
+    )
+
+
+_WHERE = {"prompt_id": pa.string(), "step": pa.int32(), "iteration": pa.int32()}
+_NUMBERS = dict.fromkeys(MEASURES, pa.float64()) | {"settled_prefix": pa.int32()}
+ITERATIONS = _schema(**_WHERE, **_NUMBERS)
 
 
 def trajectory_schema(dtype: torch.dtype) -> pa.Schema:
     """The columns of ``trajectory.parquet``; log-probabilities in the precision of the run."""
-    return pa.schema(
-        [
-            ("prompt_id", pa.string()),
-            ("step", pa.int32()),
-            ("iteration", pa.int32()),
-            ("position", pa.int32()),
-            ("token_id", pa.int32()),
-            ("token", pa.string()),
-            ("log_prob", pa.float64() if dtype == torch.float64 else pa.float32()),
-        ]
+    return _schema(
+        **_WHERE,
+        position=pa.int32(),
+        token_id=pa.int32(),
+        token=pa.string(),
+        log_prob=pa.float64() if dtype == torch.float64 else pa.float32(),
     )
 
 

@@ -186,6 +186,9 @@ def sweep(
     workers = launchers.workers(launcher, options, batch=batch)
     threads = launchers.threads(launcher, options, workers=workers)
     cells = cells_of(runner, settings)
+    problems = {cell.problem for cell in cells}
+    if len(problems) == 1 and (problem := problems.pop()) is not None:
+        raise ConfigError(problem)  # such as a wrong prompt file: once, not for every cell
     for study, of_study in _by_study(cells):
         plan.record(study, command, of_study)
 

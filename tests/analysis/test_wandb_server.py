@@ -214,7 +214,8 @@ def test_a_group_of_runs_is_paged_fetched_once_and_gives_the_table_of_its_run_fo
     assert len(server.fetched) == 3 * 5
     about = json.loads((tmp_path / "b.csv.json").read_text(encoding="utf-8"))
     assert about["runs"] == ["run0", "run1", "run2"]
-    assert about["redraw"] == "python -m analysis table wandb:me/p/sweep --csv table.csv"
+    redraw = f"python -m analysis table wandb:me/p/sweep --csv {tmp_path / 'b.csv'}"
+    assert about["redraw"] == redraw
 
     again = analysis(server.url, *words)
     assert again.stdout == first.stdout

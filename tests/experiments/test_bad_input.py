@@ -195,6 +195,19 @@ def test_a_missing_prompt_file_is_one_sentence(refused: Refused, tmp_path: Path)
     assert "directory" in refused(f"prompts.file={tmp_path / 'folder.txt'}")
 
 
+def test_a_missing_prompt_file_is_one_sentence_for_a_whole_sweep(
+    in_process: Callable[..., tuple[int, str, str]], settings: list[str], tmp_path: Path
+) -> None:
+    absent = f"prompts.file={tmp_path / 'absent.txt'}"
+    code, out, err = in_process(
+        "converge", "-m", *settings, "prompts=file", absent, "feedback.strength=0,1,2"
+    )
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert "absent.txt" in err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_huge_prompt_file_is_refused_unread(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "huge.txt"
     with path.open("wb") as stream:

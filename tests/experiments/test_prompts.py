@@ -7,7 +7,8 @@ import pytest
 
 from experiments.converge.prompts import Prompt, content_hash, encode_prompts, read_prompts
 from experiments.converge.settings import PromptSettings
-from stateful_gpt.tokenizer import byte_tokenizer
+from experiments.settings import ConfigError
+from stateful_gpt.tokenizer import Characters, byte_tokenizer
 
 
 def from_file(path: Path, *, limit: int | None = None) -> list[Prompt]:
@@ -45,6 +46,18 @@ def test_a_jsonl_file_holds_texts_or_tokens_in_its_order(tmp_path: Path) -> None
     )
     assert [prompt.tokens for prompt in encoded] == [list("Café\n".encode()), [104, 105]]
     assert [prompt.text for prompt in encoded] == ["Café\n", "hi"]
+
+
+def test_a_character_that_the_tokenizer_lacks_is_named_with_its_prompt_and_position() -> None:
+    said = r"prompt 'b': the character '!' at position 2 is none of the 2 characters of letters"
+    with pytest.raises(ConfigError, match=said):
+        encode_prompts(
+            [Prompt("a", "hi"), Prompt("b", "hi!")],
+            Characters("letters", ["h", "i"]),
+            max_tokens=None,
+            block_size=32,
+            vocab_size=2,
+        )
 
 
 def test_entries_without_an_id_are_counted(tmp_path: Path) -> None:

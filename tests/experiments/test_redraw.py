@@ -67,5 +67,5 @@ def test_a_table_says_beside_it_which_runs_it_holds_and_how_to_make_it_again(
     about = json.loads((tmp_path / "t.csv.json").read_text(encoding="utf-8"))
     assert about["runs"] == [folder.name]
     command = f"python -m analysis table {folder} --run {folder.name}"
-    assert about["redraw"] == f"{command} --csv table.csv"
+    assert about["redraw"] == f"{command} --csv {path}"
     assert capsys.readouterr().out.splitlines()[-1] == f"runs: {folder.name}; again: {command}"

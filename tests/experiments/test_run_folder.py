@@ -155,6 +155,8 @@ def test_columns_and_their_types(compute: Compute, dtype: str, stored: str) -> N
     assert str(iterations.field("settled_prefix").type).startswith("int")
     for name in ("step_max", "step_rms", "oracle_error_max", "nll", "kl_step", "kl_effect"):
         assert str(iterations.field(name).type) == "double"
+    for field in (*trajectory, *iterations):
+        assert field.metadata[b"meaning"], field.name
 
 
 def test_there_is_a_row_for_every_prompt_step_iteration_and_position(compute: Compute) -> None:
