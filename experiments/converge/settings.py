@@ -18,7 +18,15 @@ StudyName = Annotated[
         " or digit",
     ),
 ]
-Folder = Annotated[str, Field(min_length=1, description="the name of a folder, not empty")]
+Folder = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=2000,
+        pattern=r"^[^/\x00]{0,255}(/[^/\x00]{0,255})*$",
+        description="the name of a folder: 1 to 2,000 characters, at most 255 between slashes",
+    ),
+]
 
 
 class ModelSettings(Settings):
