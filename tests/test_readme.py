@@ -90,6 +90,7 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def home(tmp_path: Path, make_gpt: MakeGPT, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in, and one of nanoGPT's beside it."""
+    stop_helper()  # one that an earlier test of this process has left may be dead
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what launchers would set
     before, threads = dict(os.environ), torch.get_num_threads()
