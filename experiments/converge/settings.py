@@ -24,7 +24,7 @@ Folder = Annotated[
         min_length=1,
         max_length=2000,
         pattern=r"^[^/\x00]{0,255}(/[^/\x00]{0,255})*$",
-        description="the name of a folder: 1 to 2,000 characters, at most 255 between slashes",
+        description="a folder, not empty, of at most 2,000 characters and 255 between slashes",
     ),
 ]
 

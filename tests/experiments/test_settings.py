@@ -150,8 +150,11 @@ def test_a_value_from_a_shell_is_read_as_what_it_is(monkeypatch: pytest.MonkeyPa
         ("seed=${seed}", "seed"),
         ("feedback.strength=${feedback}", "feedback.strength"),
         (f"seed={'9' * 4000}", "seed must be"),
-        (f"runs_dir={'a' * 300}", "runs_dir must be the name of a folder: 1 to 2,000 characters"),
-        (f"runs_dir={'a/' * 2500}", "runs_dir must be the name of a folder"),
+        (
+            f"runs_dir={'a' * 300}",
+            "runs_dir must be a folder, not empty, of at most 2,000 characters",
+        ),
+        (f"runs_dir={'a/' * 2500}", "runs_dir must be a folder"),
         (f"feedback.kind={'x' * 5000}", "(5,002 characters)"),
     ],
 )
