@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import PurePath
 
 import pandas as pd
 
@@ -37,6 +38,7 @@ WORDS: Mapping[str, str | Mapping[object, str]] = {
     "steps": "{} steps",
     "times": "{}× steps",
 }
+FILES = ("prompts.file",)  # named without folder and suffix where that tells them apart
 SEEDS = ("seed", "generation.seed")
 # settings that only repeat what the model's name has said, unless they say more
 IMPLIED_BY_MODEL = ("model.path", "model.tokenizer")
@@ -61,9 +63,10 @@ def with_labels(
     made = frame.sort_values(
         [name for name in dict.fromkeys(order) if name in frame], key=_ranks, ignore_index=True
     )
+    spoken = made[named].assign(**{name: _stems(made[name]) for name in named if name in FILES})
     words = [
         [spelt(name, row[name]) for name in named if said(row[name])]
-        for row in made[named].to_dict("records")
+        for row in spoken.to_dict("records")
     ]
     made["variant"] = list(map(_joined, words))
     labels = made["variant"]
@@ -117,6 +120,11 @@ def strength_text(kind: str, strength: float) -> str:
     if pd.isna(strength):
         return "no feedback" if kind == "none" else ""
     return f"{'s' if kind == 'hidden_state' else 'β'} = {number(strength)}"
+
+
+def _stems(paths: pd.Series) -> pd.Series:
+    short = {path: PurePath(str(path)).stem for path in paths.unique() if said(path)}
+    return paths.replace(short) if len(set(short.values())) == len(short) else paths
 
 
 def said(value: object) -> bool:

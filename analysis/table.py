@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 from tabulate import tabulate
 
+from analysis.frames import grouped
 from analysis.intervals import paired
 from analysis.models import QUESTION, Models, at_best_rates, at_full_depth, setting_name, trained
 from analysis.read.model_folder import RATES
@@ -41,12 +42,15 @@ def _run_tables(runs: Runs) -> Iterator[str]:
     about = runs.runs[["study", "variant", "kind", "group", "strength"]]
     rows = rows[["run", "prompt_id", "outcome", *MEANS]].join(about, on="run")
     many = bool(runs.runs["group"].duplicated().any())
+    estimates = {
+        run: dict(grouped(rows, "prompt_id")) for run, rows in grouped(runs.estimates, "run")
+    }
     for (study, variant), members in rows.groupby(["study", "variant"], sort=False):
         kind = members["kind"].iloc[0]
         words = [f"study {study}", kind, *str(variant).split(", ")]
         heading = " · ".join(w for w in dict.fromkeys(words) if w not in ("", "no feedback"))
         pooled = members.groupby(["group", "prompt_id"], sort=False)
-        yield f"{heading}\n{_laid_out([_cells(runs, same, many) for _, same in pooled])}"
+        yield f"{heading}\n{_laid_out([_cells(estimates, same, many) for _, same in pooled])}"
     notes = [LEGEND]
     for off, members in runs.runs[runs.runs["off"] != ""].groupby("off"):
         names = "all runs" if len(members) == len(runs.runs) else ", ".join(members["run_id"])
@@ -71,15 +75,15 @@ def _prompts_and_overall(runs: Runs) -> pd.DataFrame:
     return pd.concat([prompts, overall]).sort_values("run", kind="stable", ignore_index=True)
 
 
-def _cells(runs: Runs, same: pd.DataFrame, many: bool) -> dict[str, str]:
-    """One prompt, or all, of runs that are repeats of one setting."""
-    first = same.iloc[0]
-    estimates = runs.estimates[runs.estimates["run"].isin(same["run"])]
-    name = "overall"
-    if first["prompt_id"] != ALL_PROMPTS:
-        estimates = estimates[estimates["prompt_id"] == first["prompt_id"]]
-        name = short(visible(first["prompt_id"], spaces=False), 24)
-    interval = paired(estimates)
+def _cells(
+    estimates: dict[int, dict[str, pd.DataFrame]], same: pd.DataFrame, many: bool
+) -> dict[str, str]:
+    """One prompt, or all, of runs that are repeats of one setting; estimates by run and prompt."""
+    first, prompt = same.iloc[0], same["prompt_id"].iloc[0]
+    texts = [estimates.get(run, {}) for run in same["run"].unique()]
+    rows = [of[name] for of in texts for name in of if prompt in (ALL_PROMPTS, name)]
+    interval = paired(pd.concat(rows)) if rows else None
+    name = "overall" if prompt == ALL_PROMPTS else short(visible(prompt, spaces=False), 24)
     outcomes = same["outcome"].dropna().value_counts()
     counted = [f"{count} {outcome}" for outcome, count in outcomes.items()]
     mean = same[MEANS].mean()

@@ -62,13 +62,14 @@ def settling(runs: Runs) -> Figure:
         for axes, sign in zip(row, signs, strict=True):
             chosen = group[group["strength"] * sign > 0].drop_duplicates("group")
             axes.axhspan(level * 1e-9, level, color="#eeeeee", linewidth=0, zorder=0)
-            names: list[tuple[float, str, str]] = []
+            names: list[tuple[float, float, str, str]] = []
             for _, one in style.evenly(chosen.sort_values("strength"), MOST_CURVES).iterrows():
                 ends = curves[curves["group"] == one["group"]].set_index("iteration")
                 ends = ends[["median", "low", "high"]].clip(lower=level * FLOOR)
                 name = strength_text(one["kind"], one["strength"])
                 style.band(axes, ends, shade[one["strength"]])
-                names.append((float(ends.index.max()), name, shade[one["strength"]]))
+                height = -float(ends["median"].iloc[-1])
+                names.append((float(ends.index.max()), height, name, shade[one["strength"]]))
             _name(axes, names, level * FLOOR, passes)
             prefix = f"{style.drawable(variant)}: " if len(groups) > 1 else ""
             side = "below 0" if sign < 0 else "above 0"
@@ -81,11 +82,13 @@ def settling(runs: Runs) -> Figure:
     return figure
 
 
-def _name(axes: Axes, names: list[tuple[float, str, str]], y: float, passes: int) -> None:
-    """Each name below the end of its line; one that would touch another goes a row lower."""
+def _name(axes: Axes, names: list[tuple[float, float, str, str]], y: float, passes: int) -> None:
+    """Each name below the end of its line; one that would touch another goes a row lower. Where
+    lines end together, the names stand in their order.
+    """
     rows: list[float] = []  # where the last name of each row ends
     width = 0.24 * max(passes, 2)
-    for end, name, colour in sorted(names):
+    for end, _, name, colour in sorted(names):
         x = min(max(end, 0.5 + width / 2), max(passes, 2) + 0.5 - width / 2)
         row = next((n for n, taken in enumerate(rows) if x - width / 2 >= taken), len(rows))
         rows[row : row + 1] = [x + width / 2]

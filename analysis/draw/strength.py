@@ -13,21 +13,25 @@ from analysis.intervals import paired
 from analysis.runs import Runs
 
 PANEL = 4.2  # inches
+PANELS = 3  # side by side
+LOSS = "Loss above plain model\n(nats/token)"
 
 
 @style.house_style()
 def headline(runs: Runs) -> Figure:
     """Passes to rest, and the change of the loss with paired intervals, by strength."""
-    groups, note = style.facets(runs, least=2)
+    groups, note = style.facets(runs, least=2, most=2 * PANELS)
     if not groups:
         raise style.NotDrawn("it needs two runs that differ in strength")
+    columns = min(len(groups), PANELS)
+    rows = -(-len(groups) // columns)  # of pairs
     intervals = {
         number: paired(runs.estimates[runs.estimates["run"].isin(same.index)])
         for group in groups.values()
         for number, same in group.groupby("group")
     }
     over = sorted({one.over for one in intervals.values() if one})
-    texts = runs.prompts["prompt_id"].nunique()
+    texts = runs.prompts.groupby("run")["prompt_id"].nunique().max()
     tolerances = sorted(runs.prompts["reporting_tolerance"].dropna().unique())
     tolerance = " or ".join(f"{value:g}" for value in tolerances) or "a tolerance"
     figure, grid = style.sheet(
@@ -39,12 +43,17 @@ def headline(runs: Runs) -> Figure:
             + (f" (n = {' or '.join(over)})" if over else "")
             + f". Above 0 is worse.{note}"
         ),
-        width=max(2.2 + PANEL * len(groups), 7.4),
-        height=6.6,
-        shape=(2, len(groups)),
-        sharey="row",
+        width=max(2.2 + PANEL * columns, 7.4),
+        height=1.0 + 5.6 * rows,
+        shape=(2 * rows, columns),
     )
-    for (top, bottom), (variant, group) in zip(grid.T, groups.items(), strict=True):
+    pairs = [
+        grid[2 * row : 2 * row + 2, column] for row in range(rows) for column in range(columns)
+    ]
+    for top, bottom in pairs[1:]:
+        top.sharey(pairs[0][0])
+        bottom.sharey(pairs[0][1])
+    for (top, bottom), (variant, group) in zip(pairs, groups.items(), strict=False):
         shade = style.colours(group["strength"])
         for strength, same in grouped(group, "strength"):
             prompts = runs.prompts[runs.prompts["run"].isin(same.index)]
@@ -67,11 +76,15 @@ def headline(runs: Runs) -> Figure:
             style.strength_axis(axes, group)
         bottom.axhline(0.0, color=style.INK, linewidth=1.0)
         top.set_xlabel("")
-    top, bottom = grid[:, 0]
+    top = pairs[0][0]
     top.set_ylim(0, top.get_ylim()[1] * 1.05)
     top.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    top.set_ylabel("Passes to rest")
-    bottom.set_ylabel("Loss above plain model\n(nats/token)")
+    for number, pair in enumerate(pairs):
+        for axes, name in zip(pair, ("Passes to rest", LOSS), strict=True):
+            if number % columns == 0:
+                axes.set_ylabel(name)
+            axes.tick_params(labelleft=number % columns == 0)
+            axes.set_visible(number < len(groups))
     return figure
 
 

@@ -151,11 +151,14 @@ def name_of(prompt_id: str) -> str:
 # --- strengths ----------------------------------------------------------------------------------
 
 
-def facets(runs: Runs, *, least: int = 1) -> tuple[dict[str, pd.DataFrame], str]:
+def facets(
+    runs: Runs, *, least: int = 1, most: int = MOST_FACETS
+) -> tuple[dict[str, pd.DataFrame], str]:
     """Runs that differ in strength and seed at most, by what they share; and a note on the rest.
 
     Args:
         least: how many strengths a facet must have.
+        most: how many facets there may be.
     """
     fed = runs.runs[runs.runs["strength"].notna()]
     groups = {
@@ -163,7 +166,7 @@ def facets(runs: Runs, *, least: int = 1) -> tuple[dict[str, pd.DataFrame], str]
         for variant, group in fed.groupby("variant", sort=False)
         if group["strength"].nunique() >= least
     }
-    shown = dict(list(groups.items())[:MOST_FACETS])
+    shown = dict(list(groups.items())[:most])
     left = len(groups) - len(shown)
     return shown, f" {left} more kinds of run are not shown; --run chooses." if left else ""
 

@@ -196,9 +196,11 @@ class Records:
             return prefixes, None
         return prefixes, [(v - values[-1]).abs().max().item() for v in values]
 
-    def _errors(self, step: Step, place: int) -> list[float]:
+    def _errors(self, step: Step, place: int, outcome: Outcome) -> list[float]:
         """The distance from the fixed point after each pass (nats); empty where it is unknown."""
         if step.final is None:
+            if outcome is Outcome.SETTLED and len(step.of(place)) == 1:
+                return [0.0]  # at rest where it began: nothing is fed back
             return self._without_oracle(step, place)[1] or []
         return [recorded.measures["oracle_error_max"][i] for recorded, i in step.of(place)]
 
@@ -239,13 +241,12 @@ class Records:
         steps = self._steps_of(index)
         last = steps[-1]
         place = last.window.rows.index(index)
-        passes, errors = last.of(place), self._errors(last, place)
-        reached = [
-            iterations_to_tolerance(
-                self._errors(step, step.window.rows.index(index)), tolerance=self.tolerance
-            )
-            for step in steps
+        passes = last.of(place)
+        errors = [
+            self._errors(step, step.window.rows.index(index), outcome)
+            for step, outcome in zip(steps, outcomes, strict=True)
         ]
+        reached = [iterations_to_tolerance(each, tolerance=self.tolerance) for each in errors]
         counts = [len(step.of(step.window.rows.index(index))) for step in steps]
         recorded, i = passes[-1]
         first, j = passes[0]
@@ -268,7 +269,7 @@ class Records:
             "iterations": sum(counts),
             "iterations_to_tolerance": largest(reached),
             "reporting_tolerance": self.tolerance,
-            "rate": contraction_rate(errors, floor=floor),
+            "rate": contraction_rate(errors[-1], floor=floor),
             "nll": _number(recorded.measures["nll"][i]),
             "nll_plain": _number(plain),
             "kl_effect": _number(recorded.measures["kl_effect"][i]),

@@ -100,6 +100,8 @@ def gpus(launcher: str, options: Any, *, devices: Collection[str]) -> list[str]:
                 options.gpus_per_node = options.get("gpus_per_node") or 1
     if launcher not in ("joblib", SUBMITIT_LOCAL) or set(devices) <= {"cpu"}:
         return []
+    if options.get("gpus_per_node"):  # the user has divided them
+        return []
     visible = os.environ.get(VISIBLE)
     if visible is None:
         import torch
