@@ -12,6 +12,7 @@ import pytest
 
 from analysis import load
 from analysis.__main__ import main
+from analysis.labels import with_labels
 from analysis.read.saved import SourceError
 from analysis.read.sources import left_out_line
 
@@ -235,3 +236,14 @@ def test_runs_of_other_reporting_tolerances_have_other_labels(
     for tolerance in (1e-3, 1e-4):
         make_run(tmp_path / f"t{tolerance}", prompts=ONE, reporting_tolerance=tolerance)
     assert labels(tmp_path) == [f"β = 0, reporting_tolerance {t}" for t in ("0.0001", "0.001")]
+
+
+def test_prompt_files_are_named_without_folder_where_that_tells_them_apart() -> None:
+    files = ["a/prose.jsonl", "a/code.jsonl"]
+    frame = pd.DataFrame({"study": "s", "kind": "log_prob", "run_id": ["x", "y"]})
+    frame["prompts.file"] = files
+    assert set(with_labels(frame, ["prompts.file"])["variant"]) == {"prompts prose", "prompts code"}
+    frame["prompts.file"] = ["a/prose.jsonl", "b/prose.jsonl"]
+    made = with_labels(frame, ["prompts.file"])
+    assert set(made["variant"]) == {"prompts a/prose.jsonl", "prompts b/prose.jsonl"}
+    assert made["group"].nunique() == 2, "never taken for repeats of one setting"

@@ -276,3 +276,13 @@ def test_a_measure_that_is_switched_off_is_missing_and_the_others_stay(
     prompts = [summary(folder)["prompts"] for folder in (whole, less)]
     assert all(prompt[key] is None for prompt in prompts[1] for key in keys)
     assert_close_prompts(*prompts, but=(*keys, "rate"))
+
+
+@pytest.mark.parametrize("oracle", ["true", "false"])
+def test_where_nothing_is_fed_back_the_first_pass_is_the_end(
+    compute: Compute, texts: list[str], oracle: str
+) -> None:
+    folder = compute(*texts, "feedback.strength=0", f"measures.oracle={oracle}")
+    for prompt in summary(folder)["prompts"]:
+        assert prompt["outcome"] == "settled"
+        assert (prompt["iterations"], prompt["iterations_to_tolerance"]) == (1, 1)

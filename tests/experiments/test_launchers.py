@@ -294,6 +294,16 @@ def test_workers_divide_gpus_and_one_that_ends_lets_go(tmp_path: Path) -> None:
         process.communicate(timeout=DEADLINE)
 
 
+def test_gpus_that_the_user_has_divided_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from omegaconf import OmegaConf
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    options = OmegaConf.load(ROOT / "conf" / "hydra" / "launcher" / "submitit_local.yaml")
+    assert launchers.gpus("submitit_local", options, devices={"auto"}) == ["3", "7"]
+    options.gpus_per_node = 2
+    assert launchers.gpus("submitit_local", options, devices={"auto"}) == []
+
+
 def test_ray_and_slurm_are_asked_for_a_gpu_where_a_run_is_to_use_one() -> None:
     from omegaconf import OmegaConf
 
