@@ -115,12 +115,17 @@ def home(tmp_path: Path, make_gpt: MakeGPT, monkeypatch: pytest.MonkeyPatch) -> 
             del os.environ[name]
 
 
-def make_mine(monkeypatch: pytest.MonkeyPatch) -> None:
+def make_mine() -> None:
     """The study that most examples are about, and a W&B run of it that was copied elsewhere."""
     words = ["experiments.converge", "study=mine", "tracking.mode=offline", *SHORT[:1], *SHORT[2:]]
-    # a process of its own: what earlier tests have left of W&B in this one stays out of it
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True)
+    # a process of its own, which does not hear of the helper that earlier tests' W&B has started
+    environment = {key: value for key, value in os.environ.items() if "WANDB" not in key}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(Path("runs/mine").rglob("run-*.wandb")), done.stderr
     Path("copied").mkdir()
     for folder in Path("runs/mine").rglob("offline-run-*"):
         if folder.is_dir():
@@ -140,7 +145,7 @@ def test_the_commands_of_a_block_run(
     commands: list[list[str]], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not any("study=mine" in words for words in commands) and "runs/mine" in str(commands):
-        make_mine(monkeypatch)
+        make_mine()
     for words in commands:
         run(words, monkeypatch)
 
