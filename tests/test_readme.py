@@ -33,16 +33,12 @@ MODULE = ["python", "-m"]
 ELSEWHERE = {
     ". .venv/bin/activate": "is the shell's own",
     "pip install": "needs a network",
-    "python -m scripts.prepare_corpus": "needs a network",
-    "python -m experiments.train": "takes an hour",
-    "python -m experiments.train experiment=bundled_stateful": "takes an hour",
-    "python -m analysis figures runs/models --out figures/models": "needs what that hour makes",
-    "python -m scripts.held_out_loss": "needs the corpus",
+    "python -m scripts.prepare_corpus": "needs a network; tests/scripts/test_prepare_corpus.py",
     "python -m scripts.benchmark": "takes minutes; tests/scripts/test_benchmark.py",
     "wandb leet runs/mine/wandb": "needs a terminal",
     "python -m experiments.converge tracking.mode=online": "needs a network and an account",
-    "python -m scripts.sync_wandb runs/mine": "needs a network and an account",
-    "python -m scripts.make_dashboard": "needs a network and an account",
+    "python -m scripts.sync_wandb runs/mine": "needs an account; tests/scripts/test_sync_wandb.py",
+    "python -m scripts.make_dashboard": "needs an account; tests/scripts/test_make_dashboard.py",
     "wandb sweep": "needs a network and an account",
     "python -m analysis table wandb:ENTITY/PROJECT/STUDY": "needs a network and an account",
 }
@@ -56,9 +52,10 @@ LESS = {
     "python -m experiments.converge -m experiment=names_feedback": QUIET,
     "python -m experiments.converge -m hydra/launcher=joblib": [*SHORT, "hydra.launcher.n_jobs=1"],
     "python -m experiments.converge -m model=checkpoint": QUIET,
-    "python -m experiments.train experiment=names": [
+    "python -m experiments.train": [
         *QUIET,
         *("training.steps=2", "training.evaluate_every=2", "training.evaluate_windows=2"),
+        *("training.final_windows=2", "training.batch_size=2"),
     ],
     "python -m stateful_gpt.generate": ["--max_new_tokens", "2"],
 }
@@ -106,7 +103,11 @@ def home(tmp_path: Path, make_gpt: MakeGPT, monkeypatch: pytest.MonkeyPatch) -> 
     arguments = {**shape, "bias": False, "dropout": 0.2}
     content = {"model": model.state_dict(), "model_args": arguments, "iter_num": 5, "config": {}}
     torch.save(content, out / "ckpt.pt")
-    Path("here").mkdir()
+    for part in ("train", "held_out"):  # in place of the novels
+        novels = Path("here/data/austen", part)
+        novels.mkdir(parents=True)
+        words = (f"{first}{second}" for first in letters for second in letters)
+        (novels / "novel.txt").write_text(f"{text} {' '.join(words)}\n" * 8)
     monkeypatch.chdir("here")
     yield tmp_path / "here"
     torch.set_num_threads(threads)
