@@ -76,6 +76,13 @@ def read_folder(folder: Path) -> Stored:
         settings = parse_json(raw)
     except ValueError as error:
         raise CheckpointError(f"{file} is not JSON of settings: {cut(error)}") from None
+    is_own, family = settings.get("format") == FORMAT, settings.get("model_type")
+    if not is_own and family != "gpt2":
+        hint = f"; model=hugging_face reads {cut(repr(family))}" if family is not None else ""
+        raise CheckpointError(
+            f"{file} describes neither a model of this project (format {FORMAT!r})"
+            f" nor a GPT-2 (model_type 'gpt2'){hint}"
+        )
     if not weights.exists():
         raise CheckpointError(
             f"{folder} has no {WEIGHTS} (weights in other formats, pickles above all, are not read)"
@@ -87,14 +94,9 @@ def read_folder(folder: Path) -> Stored:
         raise CheckpointError(
             f"{weights} is damaged or not a safetensors file: {cut(error)}"
         ) from None
-    if settings.get("format") == FORMAT:
+    if is_own:
         return _own_format(file, settings, weights, state)
-    if settings.get("model_type") == "gpt2":
-        return _published_gpt2(file, settings, weights, state)
-    raise CheckpointError(
-        f"{file} describes neither a model of this project (format {FORMAT!r})"
-        f" nor a GPT-2 (model_type 'gpt2')"
-    )
+    return _published_gpt2(file, settings, weights, state)
 
 
 def _own_format(

@@ -611,6 +611,7 @@ GPT2_DAMAGES: dict[str, tuple[dict[str, object], str]] = {
     "unscaled attention": ({"scale_attn_weights": False}, "scale_attn_weights"),
     "another epsilon": ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention"),
+    "another family": ({"model_type": "llama"}, "model=hugging_face reads 'llama'"),
 }
 
 
