@@ -15,8 +15,10 @@ FOLDER = ROOT / "experiments/studies"
 TEXTS = "experiments/studies/texts/prose_choose.jsonl,experiments/studies/texts/code_choose.jsonl"
 SHORT = {
     "speed": ["feedback.layers=all,[0]"],
+    "speed_kinds": [],
     "regimes": ["prompts.max_tokens=20,24"],
     "effect": [],
+    "effect_layers": [],
     "precision": [],
     "carried": ["generation.max_new_tokens=3"],
     "carried_slid": ["prompts.max_tokens=254", "generation.max_new_tokens=3"],
@@ -47,7 +49,7 @@ def test_a_study_says_what_it_found_and_how(name: str) -> None:
     for part in ("**Question.**", "**Answer.**", "commit `", "doubtful"):
         assert part in text
     for picture in re.findall(r"\]\((\w+\.(?:png|html))\)", text):
-        assert (FOLDER / name.split("_")[0] / picture).exists()
+        assert (FOLDER / name.partition("_")[0] / picture).exists()
 
 
 def _readme(name: str) -> str:

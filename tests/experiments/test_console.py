@@ -108,7 +108,8 @@ def test_a_terminal_of_any_encoding_takes_what_is_printed(
 def test_the_tab_key_completes_settings(typed: str, offered: str) -> None:
     script = "from experiments.converge.__main__ import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", script, "-sc", "query=bash"], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-c", script, "-sc", "query=bash"],
+        cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "COMP_LINE": f"stateful-gpt-converge {typed}"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
