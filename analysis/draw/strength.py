@@ -25,12 +25,8 @@ def headline(runs: Runs) -> Figure:
         raise style.NotDrawn("it needs two runs that differ in strength")
     columns = min(len(groups), PANELS)
     rows = -(-len(groups) // columns)  # of pairs
-    intervals = {
-        number: paired(runs.estimates[runs.estimates["run"].isin(same.index)])
-        for group in groups.values()
-        for number, same in group.groupby("group")
-    }
-    over = sorted({one.over for one in intervals.values() if one})
+    intervals = paired(runs.estimates, pd.concat(groups.values())["group"])
+    over = sorted({one.over for one in intervals.values()})
     texts = runs.prompts.groupby("run")["prompt_id"].nunique().max()
     tolerances = sorted(runs.prompts["reporting_tolerance"].dropna().unique())
     tolerance = " or ".join(f"{value:g}" for value in tolerances) or "a tolerance"
@@ -63,7 +59,7 @@ def headline(runs: Runs) -> Figure:
             if needed.isna().any():
                 most = prompts["iterations"][needed.isna()].max()
                 top.plot(strength, most, "^", color=shade[strength], markersize=8)
-            interval = intervals[same["group"].iloc[0]]
+            interval = intervals.get(same["group"].iloc[0])
             if interval is not None:
                 ends = (interval.mean, interval.low, interval.high)
                 style.whisker(bottom, strength, ends, shade[strength])

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.frames import grouped
-from analysis.intervals import Interval, paired
-from analysis.labels import differing, said
+from analysis.intervals import paired
+from analysis.labels import SEEDS, differing, said
 from analysis.page.finding import finding
 from analysis.page.texts import Text, packed, texts_of, thinned
+from analysis.pooled import pooled
 from analysis.runs import Runs, unfinished
 
 HERE = Path(__file__).parent
@@ -74,34 +74,38 @@ def _texts(saved: Runs) -> list[Text]:
     return sorted(texts, key=lambda text: (text.run, order.index(text.prompt), text.step))
 
 
-def _changes(saved: Runs) -> dict[int, Interval]:
-    """By run: what feedback did to the loss of a token, where that can be said."""
-    fed = saved.runs["strength"].fillna(0) != 0
-    changes = {run: paired(rows) for run, rows in grouped(saved.estimates, "run") if fed[run]}
-    return {run: change for run, change in changes.items() if change is not None}
-
-
 def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
-    runs = saved.runs.assign(change=saved.runs["nll"] - saved.runs["nll_plain"])
+    runs = saved.runs
+    rows = pooled(runs, ["group"], first=["kind", "strength"]).set_index("group")
+    fed = runs[runs["strength"].fillna(0) != 0]
     left_out = (*saved.left_out, *saved.damaged)
-    longest = max((len(text.tokens) for text in texts), default=0)
     settings = [name for name in differing(runs, ("study", *saved.settings)) if name != "strength"]
     settings.sort(key=lambda name: (*FAMILIAR, name).index(name))
     return {
         "title": ", ".join(runs["study"].unique()),
-        "finding": finding(runs, _changes(saved), longest=longest, left_out=len(left_out)),
+        "finding": finding(
+            runs,
+            rows,
+            paired(saved.estimates, fed["group"]),
+            longest=max((len(text.tokens) for text in texts), default=0),
+            left_out=len(left_out),
+        ),
         "settings": settings,
+        "seeds": [name in SEEDS for name in settings],
         "kind": runs["kind"].iloc[0],
         "columns": [{"key": key, "name": name, "about": about} for key, name, about in COLUMNS],
         "runs": [
             {
                 "id": row["run_id"],
-                "study": row["study"],
+                "row": rows.index.get_loc(row["group"]),
                 "strength": _plain(row["strength"]),
                 "settings": [_spelt(row[name]) for name in settings],
-                "measures": [_plain(row[key]) for key, *_ in COLUMNS],
             }
             for row in runs.to_dict("records")
+        ],
+        "rows": [
+            {"count": row["runs"], "measures": [_plain(row[key]) for key, *_ in COLUMNS]}
+            for row in rows.to_dict("records")
         ],
         "leftOut": [{"id": one.run_id, "reason": one.reason} for one in left_out],
         "provenance": _provenance([saved.saved[run].status for run in runs.index]),

@@ -278,6 +278,7 @@ def runs_frame(**columns: list) -> pd.DataFrame:
         "outcome": ["settled"] * count,
         "iterations_to_tolerance": [3] * count,
         "ends_by_theorem": [True] * count,
+        "runs": [1] * count,
     }
     return pd.DataFrame({**usual, **columns})
 
@@ -289,22 +290,22 @@ def test_the_finding_claims_no_more_than_its_intervals() -> None:
         1: Interval(-0.017, -0.043, 0.009, "tokens"),
         2: Interval(-0.55, -0.61, -0.49, "tokens"),
     }
-    assert finding(runs, changes, longest=5, left_out=1) == (
+    assert finding(runs, runs, changes, longest=5, left_out=1) == (
         "Fed back, the model's estimates came to rest in all 3 runs, after at most 3 passes "
         "(4 are guaranteed). With feedback the model predicts worse in 1 of 3 runs, by up to "
         "1.00 ± 0.08 nats a token (β = −1), better in 1 of 3 runs, by up to 0.55 ± 0.06 nats a "
         "token (β = 1), neither clearly in 1. 1 run is failed or unfinished and not shown."
     )
-    assert finding(runs[1:2], {1: changes[1]}, longest=5, left_out=0).endswith(
+    assert finding(runs[1:2], runs[1:2], {1: changes[1]}, longest=5, left_out=0).endswith(
         "The model predicts neither clearly worse nor better: by −0.02 ± 0.03 nats a token."
     )
 
 
 def test_the_finding_promises_no_bound_where_there_is_none() -> None:
     damped = runs_frame(strength=[0.5], ends_by_theorem=[False])
-    assert "guaranteed" not in finding(damped, {}, longest=9, left_out=0)
+    assert "guaranteed" not in finding(damped, damped, {}, longest=9, left_out=0)
     lost = runs_frame(strength=[0.5], outcome=["diverged"], iterations_to_tolerance=[np.nan])
-    said = finding(lost, {}, longest=9, left_out=0)
+    said = finding(lost, lost, {}, longest=9, left_out=0)
     assert said == "Fed back, the model's estimates did not come to rest in the passes given."
 
 

@@ -178,6 +178,29 @@ def test_the_table_sorts_and_shows_a_run(shown: Shown) -> None:
     assert shown.find("#side-b label").text == strengths[::-1][3]
 
 
+def test_seeds_of_one_setting_are_one_row_that_keeps_to_the_seed_on_show(
+    browser: Any, tmp_path: Path
+) -> None:
+    for strength in (-1.0, 1.0):
+        for seed in (0, 1):
+            folder = tmp_path / "s" / f"r{strength}{seed}"
+            write_run(folder, prompts={"p": "a b c d"}, feedback__strength=strength, seed=seed)
+    path = tmp_path / "seeds.html"
+    path.write_text(build(load(str(tmp_path / "s"))), encoding="utf-8")
+    shown = Shown(browser, path)
+    heads = [
+        cell.text for cell in shown.browser.find_elements("css selector", "#runs th[scope=col]")
+    ]
+    assert heads[:3] == ["strength", "runs", "outcome"]
+    rows = shown.browser.find_elements("css selector", "#runs tbody tr")
+    assert [row.text.split()[:4] for row in rows] == [["β", "=", "−1", "2"], ["β", "=", "1", "2"]]
+    shown.choose("setting-0", "1")
+    rows[0].find_element("css selector", "button").click()
+    assert shown.run("return document.getElementById('choose-setting-0').value") == "1"
+    assert shown.find("#side-b label").text == "β = −1"
+    assert shown.console() == []
+
+
 def test_whatever_can_be_used_has_a_name(shown: Shown) -> None:
     for element in shown.browser.find_elements(
         "css selector", "button, select, input, [role], table, canvas"
