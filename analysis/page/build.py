@@ -23,6 +23,7 @@ from analysis.page.finding import finding
 from analysis.page.texts import Text, packed, texts_of, thinned
 from analysis.pooled import pooled
 from analysis.runs import Runs, unfinished
+from analysis.text import short
 
 HERE = Path(__file__).parent
 SCRIPTS = ("data", "words", "colours", "view", "tokens", "curve", "table", "controls", "main")
@@ -39,11 +40,12 @@ COLUMNS = (
     ("change", "Δ surprise", "The same less the plain model's, in nats; above 0 is worse"),
     ("kl_effect", "effect", "How different the predictions became: KL divergence, in nats"),
 )
+LONGEST = 2000  # characters of a recorded command, or of the studies' names
 TOLERANCE = 1e-3  # nats, where a run did not record its own
 
 
 def build(saved: Runs, *, limit: int = STUDY_LIMIT) -> str:
-    """The page of these runs, of at most `limit` bytes if thinning can get there."""
+    """The page of these runs, of at most `limit` bytes unless its table alone has more."""
     texts = _texts(saved)
     content = _content(saved, texts)
     whole = [len(texts), len({text.prompt for text in texts})]
@@ -82,7 +84,7 @@ def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
     settings = [name for name in differing(runs, ("study", *saved.settings)) if name != "strength"]
     settings.sort(key=lambda name: (*FAMILIAR, name).index(name))
     return {
-        "title": ", ".join(runs["study"].unique()),
+        "title": short(", ".join(runs["study"].unique()), LONGEST),
         "finding": finding(
             runs,
             rows,
@@ -155,7 +157,8 @@ def _provenance(recorded: Sequence[Mapping[str, object]]) -> list[list[object]]:
     chosen = {"started": slice(1), "finished": slice(-1, None)}  # of the first, of the last
     found: list[list[object]] = []
     for name in ("commit", "device", "command", "started", "finished"):
-        values = sorted({str(one[name]) for one in recorded if one.get(name) is not None})
+        kept = [short(str(one[name]), LONGEST) for one in recorded if one.get(name) is not None]
+        values = sorted({*kept})
         found += [[name, values[chosen.get(name, slice(None))]]] if values else []
     dirty = sum(one.get("dirty") is True for one in recorded)
     if dirty:

@@ -111,6 +111,7 @@ def thinned(texts: Sequence[Text]) -> Iterator[tuple[list[Text], list[str]]]:
         if fewer != kept:
             kept, said[what] = fewer, sentence.format(most)
             yield kept, list(said.values())
+    yield [], ["none of the texts"]
 
 
 def _thin(texts: list[Text], what: str, most: int) -> list[Text]:

@@ -20,9 +20,10 @@ from analysis import load
 from analysis.__main__ import main
 from analysis.intervals import Interval
 from analysis.page import build as page_build
-from analysis.page.build import RUN_LIMIT, build
+from analysis.page.build import RUN_LIMIT, build, page_of_run
 from analysis.page.finding import finding
 from analysis.page.texts import PER_NAT, Text, texts_of
+from tests.analysis.conftest import TEXTS
 
 MakeRun = Callable[..., Path]
 FOLDER = Path(page_build.__file__).parent
@@ -145,10 +146,33 @@ def test_a_large_study_is_thinned_until_it_fits_and_says_how(study: Path) -> Non
         assert np.array_equal(kept, whole_texts[key][rows])
 
 
-def test_a_page_of_one_run_is_small_enough_for_a_tracker(study: Path) -> None:
-    page = build(load(str(study / "run_0p5")), limit=RUN_LIMIT)
+def test_a_page_of_one_run_is_small_enough_for_a_tracker(make_run: MakeRun, tmp_path: Path) -> None:
+    words = (" ".join(TEXTS.values()) * 2).split()
+    texts = {f"p{n}": " ".join(words[n : n + 128]) for n in range(40)}
+    make_run(tmp_path / "r", prompts=texts, feedback__strength=4.0, recompute__iterations=127)
+    assert len(build(load(str(tmp_path / "r")))) > RUN_LIMIT
+    page = page_of_run(tmp_path / "r")
+    assert RUN_LIMIT / 2 < len(page.encode()) <= RUN_LIMIT
+    data = data_of(page)
+    assert data["thinned"] == [
+        "at most 32 of the passes of each text, the early ones all",
+        "the first 16 of the texts",
+    ]
+    assert data["whole"] == [40, 40]
+
+
+def test_a_run_that_no_thinning_makes_small_is_a_table_alone(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    long = "x" * RUN_LIMIT
+    run = make_run(tmp_path / "r", study=long, prompts={"p": f"one {long} two"})
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "command": long}))
+    page = page_of_run(run)
     assert len(page.encode()) <= RUN_LIMIT
-    assert data_of(page)["thinned"] == []
+    data = data_of(page)
+    assert (data["texts"], data["thinned"]) == ([], ["none of the texts"])
+    assert len(data["runs"]) == 1
 
 
 @pytest.fixture
