@@ -38,6 +38,7 @@ COLUMNS = (
     ("lyapunov", "λ", "Lyapunov exponent: above 0, small changes grow along the text"),
     ("nll", "surprise", "Mean surprise of a token once all is at rest, in nats"),
     ("change", "Δ surprise", "The same less the plain model's, in nats; above 0 is worse"),
+    ("half", "±", "Half the 95 % interval of that change"),
     ("kl_effect", "effect", "How different the predictions became: KL divergence, in nats"),
 )
 LONGEST = 2000  # characters of a recorded command, or of the studies' names
@@ -79,7 +80,9 @@ def _texts(saved: Runs) -> list[Text]:
 def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
     runs = saved.runs
     rows = pooled(runs, ["group"], first=["kind", "strength"]).set_index("group")
-    fed = runs[runs["strength"].fillna(0) != 0]
+    changes = paired(saved.estimates, runs["group"])
+    rows["half"] = pd.Series({group: one.half for group, one in changes.items()}, dtype=float)
+    fed = rows.index[rows["strength"].fillna(0) != 0]
     left_out = (*saved.left_out, *saved.damaged)
     settings = [name for name in differing(runs, ("study", *saved.settings)) if name != "strength"]
     settings.sort(key=lambda name: (*FAMILIAR, name).index(name))
@@ -88,7 +91,7 @@ def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
         "finding": finding(
             runs,
             rows,
-            paired(saved.estimates, fed["group"]),
+            {group: changes[group] for group in fed if group in changes},
             longest=max((len(text.tokens) for text in texts), default=0),
             left_out=len(left_out),
         ),

@@ -71,8 +71,9 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
             kind, strength = str(rows["kind"].at[row]), float(str(rows["strength"].at[row]))
             named = f"{kind}, " if rows["kind"].nunique() > 1 else ""
             where = f" in {len(group)} of {len(changes)} {noun}" if len(changes) > 1 else ""
+            most = "up to " if len(group) > 1 else ""
             parts.append(
-                f"{word}{where}, by up to {group[row]:.2f} ± {clear[row].half:.2f} nats a token "
+                f"{word}{where}, by {most}{group[row]:.2f} ± {clear[row].half:.2f} nats a token "
                 f"({named}{strength_text(kind, strength)})"
             )
     if len(changes) > len(clear):

@@ -316,9 +316,9 @@ def test_the_finding_claims_no_more_than_its_intervals() -> None:
     }
     assert finding(runs, runs, changes, longest=5, left_out=1) == (
         "Fed back, the model's estimates came to rest in all 3 runs, after at most 3 passes "
-        "(4 are guaranteed). With feedback the model predicts worse in 1 of 3 runs, by up to "
-        "1.00 ± 0.08 nats a token (β = −1), better in 1 of 3 runs, by up to 0.55 ± 0.06 nats a "
-        "token (β = 1), neither clearly in 1. 1 run is failed or unfinished and not shown."
+        "(4 are guaranteed). With feedback the model predicts worse in 1 of 3 runs, by 1.00 ± "
+        "0.08 nats a token (β = −1), better in 1 of 3 runs, by 0.55 ± 0.06 nats a token (β = 1), "
+        "neither clearly in 1. 1 run is failed or unfinished and not shown."
     )
     assert finding(runs[1:2], runs[1:2], {1: changes[1]}, longest=5, left_out=0).endswith(
         "The model predicts neither clearly worse nor better: by −0.02 ± 0.03 nats a token."

@@ -86,4 +86,6 @@ def test_seeds_and_repeats_of_one_setting_are_pooled(
         for seed in (0, 1, 2)
     ]
     assert data["rows"][1]["measures"][4] == pytest.approx(np.mean(losses))
+    half = paired(runs.estimates, runs.runs["group"])[1].half
+    assert data["rows"][1]["measures"][6] == pytest.approx(half)
     assert "in 1 of 2 settings" in data["finding"] or "In none of 2 settings" in data["finding"]

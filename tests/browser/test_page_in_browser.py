@@ -178,6 +178,26 @@ def test_the_table_sorts_and_shows_a_run(shown: Shown) -> None:
     assert shown.find("#side-b label").text == strengths[::-1][3]
 
 
+def test_the_first_view_moves_and_a_column_without_a_value_is_not_there(
+    browser: Any, tmp_path: Path
+) -> None:
+    for start in ("carried", "cold"):
+        run = tmp_path / "s" / start
+        write_run(run, prompts={"p": "a b c d"}, feedback__strength=0.5, recompute__start=start)
+    rows = pd.read_parquet(tmp_path / "s/carried/trajectory.parquet")
+    rows[rows["iteration"] == 1].to_parquet(tmp_path / "s/carried/trajectory.parquet")
+    path = tmp_path / "first.html"
+    path.write_text(build(load(str(tmp_path / "s"))), encoding="utf-8")
+    shown = Shown(browser, path)
+    assert shown.run("return document.getElementById('choose-setting-0').value") == "cold"
+    assert shown.find("#play").is_enabled()
+    heads = [
+        cell.text for cell in shown.browser.find_elements("css selector", "#runs th[scope=col]")
+    ]
+    assert "surprise" in heads
+    assert "rate" not in heads
+
+
 def test_seeds_of_one_setting_are_one_row_that_keeps_to_the_seed_on_show(
     browser: Any, tmp_path: Path
 ) -> None:

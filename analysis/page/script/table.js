@@ -1,6 +1,6 @@
 // A row a setting, its runs pooled; it sorts by any column, and its button shows a run beside the other.
 
-const DIGITS = { rate: 3, lyapunov: 3, nll: 3, change: 3, kl_effect: 3 };
+const DIGITS = { rate: 3, lyapunov: 3, nll: 3, change: 3, half: 3, kl_effect: 3 };
 const order = { column: null, down: false };
 
 /** [heading, explanation, value of a row, whether a number, digits, its key] by column. */
@@ -12,7 +12,7 @@ function columns() {
   const count = ["runs", "Runs of one setting: what follows is their mean", (row) => row.count, true];
   const measures = study.columns.map(({ key, name, about }, index) => [
     name, about, (row) => row.measures[index], key !== "outcome", DIGITS[key], key,
-  ]);
+  ]).filter(([, , value]) => rows.some((row) => value(row) !== null));
   return [strength, ...settings, ...(rows.length < runs.length ? [count] : []), ...measures];
 }
 
