@@ -42,7 +42,7 @@ def settling(runs: Runs) -> Figure:
     curves = curves[curves["iteration"] <= curves["group"].map(last).fillna(1)]
     passes = int(last.max()) if len(last) else 2
     title = "How the estimates settle, pass by pass"
-    texts = runs.prompts["prompt_id"].nunique()
+    texts = style.texts_of(runs.prompts)
     if curves.groupby("group")["median"].last().le(level).all():
         most = "Half of the texts are" if texts > 1 else "The text is"
         title = f"{most} exact but for rounding after {passes} passes"
@@ -118,7 +118,7 @@ def _curves(runs: Runs, shown: pd.DataFrame, measure: str) -> pd.DataFrame:
     # a text that ended early stays where it ended
     filled = wide.ffill().where(wide.notna().cummax()).replace(np.inf, np.nan)
     by_group = filled.T.groupby(filled.columns.get_level_values("run").map(shown["group"].get))
-    low, high = style.quantiles(frame["prompt_id"].nunique())
+    low, high = style.quantiles(style.texts_of(frame))
     edges = {"median": 0.5, "low": low, "high": high}
     curves = pd.concat(
         {name: by_group.quantile(edge).stack() for name, edge in edges.items()}, axis=1

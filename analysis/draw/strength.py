@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -42,7 +43,7 @@ def headline(runs: Runs) -> Figure:
     shown = pd.concat(groups.values())
     intervals = paired(runs.estimates, shown["group"])
     over = sorted({one.over for one in intervals.values()})
-    texts = runs.prompts.groupby("run")["prompt_id"].nunique().max()
+    texts = style.texts_of(runs.prompts)
     tolerances = sorted(runs.prompts["reporting_tolerance"].dropna().unique())
     tolerance = " or ".join(f"{value:g}" for value in tolerances) or "a tolerance"
     figure, grid = style.sheet(
@@ -130,6 +131,7 @@ def regimes(runs: Runs) -> Figure:
         raise style.NotDrawn(
             "it needs two runs of other strengths with a rate or Lyapunov exponent"
         )
+    predictable = bool(prompts["predicted"].notna().any())
     growing = prompts[prompts["lyapunov"] > 0]
     title = "Small changes die out along the text at every strength"
     if "lyapunov" not in measures:
@@ -144,12 +146,17 @@ def regimes(runs: Runs) -> Figure:
         title=title,
         caption=(
             f"{' '.join(MEASURES[name][2] for name in measures)} Dots, bars: median and "
-            f"{style.spread_words(prompts['prompt_id'].nunique())}. Passes predicted: by the "
-            f"first error and the rate; a dot a text and strength.{note}"
+            f"{style.spread_words(style.texts_of(prompts))}."
+            + (
+                " Passes predicted: by the first error and the rate; a dot a text and strength."
+                if predictable
+                else ""
+            )
+            + note
         ),
-        width=11.0 if len(measures) > 1 else 8.0,
+        width=max(3.6 * (len(measures) + predictable), 7.4),
         height=1.8 + 3.4 * len(groups),
-        shape=(len(groups), len(measures) + 1),
+        shape=(len(groups), len(measures) + predictable),
     )
     for row, (variant, group) in zip(grid, groups.items(), strict=True):
         shade = style.colours(group["strength"])
@@ -166,21 +173,27 @@ def regimes(runs: Runs) -> Figure:
                 axes.set_ylim(0, max(1.05, axes.get_ylim()[1]))
             if known.empty:
                 style.nothing(axes)
-        axes = row[-1]
-        both = chosen[["predicted", "iterations_to_tolerance", "strength"]].dropna()
-        axes.scatter(*both.to_numpy().T[:2], c=both["strength"].map(shade), s=22)
-        most = 1.08 * both.to_numpy()[:, :2].max(initial=2.0)
-        if both.empty:
-            style.nothing(axes)
-        else:
-            axes.plot([0, most], [0, most], color=style.INK, linewidth=1.0)
-        axes.set(xlim=(0, most), ylim=(0, most), xlabel="Passes predicted")
-        axes.set_ylabel("Passes needed")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(5, integer=True))
+        if predictable:
+            _predictions(row[-1], chosen, shade)
         if len(groups) > 1:
             row[0].set_title(style.drawable(variant))
     return figure
+
+
+def _predictions(axes: Axes, chosen: pd.DataFrame, shade: dict[float, str]) -> None:
+    """Passes needed against those predicted, a dot a text and strength."""
+    both = chosen[["predicted", "iterations_to_tolerance", "strength"]].dropna()
+    needed, colours = both["iterations_to_tolerance"], both["strength"].map(shade)
+    axes.scatter(both["predicted"], needed, c=colours, s=22)
+    most = 1.08 * both.to_numpy()[:, :2].max(initial=2.0)
+    if both.empty:
+        style.nothing(axes)
+    else:
+        axes.plot([0, most], [0, most], color=style.INK, linewidth=1.0)
+    axes.set(xlim=(0, most), ylim=(0, most), xlabel="Passes predicted")
+    axes.set_ylabel("Passes needed")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def _predicted(runs: Runs) -> pd.Series:

@@ -196,14 +196,15 @@ def strength_axis(axes: Axes, group: pd.DataFrame) -> None:
     reach = np.ptp(places) or 1.0
     axes.set_xlim(*scale.inverted().transform(places[[0, -1]] + [-0.05 * reach, 0.05 * reach]))
     gap = reach * CLOSE * axes.figure.dpi / axes.bbox.width
-    rows: tuple[list[int], list[int]] = ([], [])  # what does not fit beside another goes below it
+    rows: list[list[int]] = [[], [], []]  # what does not fit beside another goes below it
     for one in np.lexsort((-np.abs(strengths), strengths != 0)):  # zero, then the strongest first
         for row in rows:
             if all(abs(places[one] - places[other]) > gap for other in row):
                 row.append(one)
                 break
-    names = [f"{chr(10) * n}{number(strengths[one])}" for n, row in enumerate(rows) for one in row]
-    axes.set_xticks(strengths[[*rows[0], *rows[1]]], names)
+    marked = [(strengths[one], below) for below, row in enumerate(rows) for one in row]
+    names = ["\n" * below + number(strength) for strength, below in marked]
+    axes.set_xticks([strength for strength, _ in marked], names)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"Feedback strength {symbol(group)}")
 
@@ -277,6 +278,11 @@ def middle(values: pd.Series) -> tuple[float, float, float]:
     """Median, and the values at both `quantiles`."""
     low, high = values.quantile(list(quantiles(len(values))))
     return float(values.median()), float(low), float(high)
+
+
+def texts_of(prompts: pd.DataFrame) -> int:
+    """Of how many texts a run is at most: different runs may read different ones."""
+    return int(prompts.groupby("run")["prompt_id"].nunique().max())
 
 
 def spread_words(count: int) -> str:

@@ -15,12 +15,12 @@ from analysis.draw.strength import headline, regimes
 from analysis.draw.tokens import tokens
 
 MakeRun = Callable[..., Path]
-STRENGTHS = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.5, 1.0, 2.0)  # README's
+STRENGTHS = (-1.0, -0.5, -0.25, -0.2, -0.1, 0.0, 0.1, 0.5, 1.0, 2.0)  # one more than README's
 ONE = {"p": "one two three four five six seven eight"}
 
 
 @pytest.fixture
-def nine(make_run: MakeRun, tmp_path: Path) -> Path:
+def ten(make_run: MakeRun, tmp_path: Path) -> Path:
     for strength in STRENGTHS:
         make_run(tmp_path / "s" / f"r{strength}", prompts=ONE, feedback__strength=strength)
     return tmp_path / "s"
@@ -32,22 +32,22 @@ def drawn(figure: Figure) -> FigureCanvasAgg:
     return canvas
 
 
-def test_every_strength_is_named_and_no_name_touches_another(nine: Path) -> None:
-    figure = regimes(load(str(nine)))
+def test_every_strength_is_named_and_no_name_touches_another(ten: Path) -> None:
+    figure = regimes(load(str(ten)))
     canvas = drawn(figure)
     for axes in figure.axes[:2]:
         names = [label for label in axes.get_xticklabels() if label.get_text()]
         shown = sorted(float(name.get_text().strip().replace("−", "-")) for name in names)
         assert shown == list(STRENGTHS)
         boxes = [name.get_window_extent(canvas.get_renderer()) for name in names]
-        for place, box in enumerate(boxes):  # a name of the lower row begins with an empty line
-            lower = [names[place].get_text().startswith("\n") for place in range(len(names))]
-            same = [other for n, other in enumerate(boxes) if lower[n] == lower[place]]
+        for place, box in enumerate(boxes):  # a name of a lower row begins with empty lines
+            rows = [name.get_text().count("\n") for name in names]
+            same = [other for n, other in enumerate(boxes) if rows[n] == rows[place]]
             assert sum(box.x0 < other.x1 and other.x0 < box.x1 for other in same) == 1
 
 
-def test_a_measure_that_no_run_recorded_has_no_panel(nine: Path) -> None:
-    runs = load(str(nine))
+def test_a_measure_that_no_run_recorded_has_no_panel(ten: Path) -> None:
+    runs = load(str(ten))
     assert len(regimes(runs).axes) == 3
     runs.prompts["lyapunov"] = float("nan")
     figure = regimes(runs)
@@ -56,6 +56,21 @@ def test_a_measure_that_no_run_recorded_has_no_panel(nine: Path) -> None:
         "Passes needed",
     ]
     assert "Exponent" not in figure.get_supxlabel()
+    runs.iterations["oracle_error_max"] = float("nan")  # no error to predict from
+    assert len(regimes(runs).axes) == 1
+
+
+def test_a_caption_counts_the_texts_of_a_run_not_those_of_all_runs(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for name in ("prose", "code"):
+        texts = {f"{name}{n}": ONE["p"] for n in range(5)}
+        for strength in (0.1, 0.5):
+            changes = {"prompts__file": name, "feedback__strength": strength}
+            make_run(tmp_path / "s" / f"{name}{strength}", prompts=texts, **changes)
+    for draw in (headline, settling, regimes):
+        caption = " ".join(draw(load(str(tmp_path / "s"))).get_supxlabel().split())
+        assert "the range over 5 texts" in caption
 
 
 def test_what_was_not_reached_stands_at_the_passes_allowed_not_at_those_of_all_steps(

@@ -237,6 +237,16 @@ def test_nothing_is_cut_off_at_380_pixels(browser: Any, page: Path, fragment: st
     assert shown.run("return document.querySelector('#curve canvas').clientWidth") <= 380
 
 
+def test_a_long_setting_makes_no_page_wider(browser: Any, tmp_path: Path) -> None:
+    for name in ("choose", "confirm"):
+        run = tmp_path / "s" / name
+        write_run(run, prompts={"p": "a b c"}, prompts__file=f"{'folder/' * 12}{name}.jsonl")
+    path = tmp_path / "long.html"
+    path.write_text(build(load(str(tmp_path / "s"))), encoding="utf-8")
+    shown = Shown(browser, path, width=380)
+    assert shown.run("return document.documentElement.scrollWidth") <= 380
+
+
 def test_ink_and_ground_differ_enough_in_both_schemes(browser: Any, page: Path) -> None:
     contrasts = []
     for scheme in ("light", "dark"):
