@@ -79,6 +79,8 @@ def settling(runs: Runs) -> Figure:
             prefix = f"{style.drawable(variant)}: " if len(groups) > 1 else ""
             side = "below 0" if sign < 0 else "above 0"
             axes.set_title(f"{prefix}{style.symbol(group)} {side}")
+            if not names:
+                style.nothing(axes, "no such strength")
             style.log_axis(axes)
             style.pass_axis(axes, 1, passes, label="Pass" if axes in grid[-1] else "")
         row[0].set_ylabel(MEASURES[measure])

@@ -257,10 +257,9 @@ def band(
         axes.plot(mark, line[mark], "o", color=colour)
 
 
-def nothing(axes: Axes) -> None:
-    """Says that a panel is empty for want of values."""
-    words = axes.text(0.5, 0.5, "no value recorded", color=QUIET, ha="center")
-    words.set_transform(axes.transAxes)
+def nothing(axes: Axes, words: str = "no value recorded") -> None:
+    """Says why a panel is empty."""
+    axes.text(0.5, 0.5, words, color=QUIET, ha="center").set_transform(axes.transAxes)
 
 
 def evenly(rows: pd.DataFrame, most: int) -> pd.DataFrame:

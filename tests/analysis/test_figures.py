@@ -119,3 +119,12 @@ def test_names_of_curves_that_end_together_stay_within_their_panel(
     assert len(names) == 6
     for name in names:
         assert name.get_window_extent(canvas.get_renderer()).y0 >= axes.bbox.y0
+
+
+def test_a_side_of_zero_that_was_not_run_says_so(make_run: MakeRun, tmp_path: Path) -> None:
+    for kind, strength in (("log_prob", -0.5), ("log_prob", 0.5), ("prob", 0.5)):
+        changes = {"feedback__kind": kind, "feedback__strength": strength}
+        make_run(tmp_path / "s" / f"{kind}{strength}", prompts=ONE, **changes)
+    panels = settling(load(str(tmp_path / "s"))).axes
+    said = ["no such strength" in [text.get_text() for text in axes.texts] for axes in panels]
+    assert said == [False, False, True, False]
