@@ -6,13 +6,14 @@ Draws nothing. Every text table is laid out by `tabulate`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
-from analysis.frames import grouped
-from analysis.intervals import paired
+from analysis.intervals import Interval, paired
 from analysis.models import QUESTION, Models, at_best_rates, at_full_depth, setting_name, trained
+from analysis.pooled import pooled
 from analysis.read.model_folder import RATES
 from analysis.read.saved import ALL_PROMPTS
 from analysis.runs import Runs
@@ -20,7 +21,7 @@ from analysis.text import number, printable, short, visible
 
 MISSING = "–"
 COUNTS = ("prompt_tokens", "generated_tokens", "iterations", "iterations_to_tolerance")
-MEANS = ["tokens", "iterations_to_tolerance", "rate", "lyapunov", "nll", "nll_plain", "kl_effect"]
+ABOUT = ["group", "study", "variant", "kind", "strength"]
 LEFT_ALIGNED = frozenset({"prompt", "outcome"})
 LEGEND = (
     "iterations: until settled to the reporting tolerance; rate: contraction per pass; lyapunov: "
@@ -38,19 +39,16 @@ def text_tables(runs: Runs) -> str:
 def _run_tables(runs: Runs) -> Iterator[str]:
     if runs.runs.empty:
         return
-    rows = _prompts_and_overall(runs)
-    about = runs.runs[["study", "variant", "kind", "group", "strength"]]
-    rows = rows[["run", "prompt_id", "outcome", *MEANS]].join(about, on="run")
-    many = bool(runs.runs["group"].duplicated().any())
-    estimates = {
-        run: dict(grouped(rows, "prompt_id")) for run, rows in grouped(runs.estimates, "run")
-    }
+    rows = _prompts_and_overall(runs).join(runs.runs[ABOUT], on="run")
+    rows = pooled(rows, ["group", "prompt_id"], first=ABOUT[1:])
+    half = {key: one.half for key, one in _intervals(runs).items()}
+    rows["half"] = [half.get(key) for key in zip(rows["group"], rows["prompt_id"], strict=True)]
+    many = bool((rows["runs"] > 1).any())
     for (study, variant), members in rows.groupby(["study", "variant"], sort=False):
-        kind = members["kind"].iloc[0]
-        words = [f"study {study}", kind, *str(variant).split(", ")]
+        words = [f"study {study}", members["kind"].iloc[0], *str(variant).split(", ")]
         heading = " · ".join(w for w in dict.fromkeys(words) if w not in ("", "no feedback"))
-        pooled = members.groupby(["group", "prompt_id"], sort=False)
-        yield f"{heading}\n{_laid_out([_cells(estimates, same, many) for _, same in pooled])}"
+        cells = [_cells(row, many) for row in members.to_dict("records")]
+        yield f"{heading}\n{_laid_out(cells)}"
     notes = [LEGEND]
     for off, members in runs.runs[runs.runs["off"] != ""].groupby("off"):
         names = "all runs" if len(members) == len(runs.runs) else ", ".join(members["run_id"])
@@ -75,32 +73,30 @@ def _prompts_and_overall(runs: Runs) -> pd.DataFrame:
     return pd.concat([prompts, overall]).sort_values("run", kind="stable", ignore_index=True)
 
 
-def _cells(
-    estimates: dict[int, dict[str, pd.DataFrame]], same: pd.DataFrame, many: bool
-) -> dict[str, str]:
-    """One prompt, or all, of runs that are repeats of one setting; estimates by run and prompt."""
-    first, prompt = same.iloc[0], same["prompt_id"].iloc[0]
-    texts = [estimates.get(run, {}) for run in same["run"].unique()]
-    rows = [of[name] for of in texts for name in of if prompt in (ALL_PROMPTS, name)]
-    interval = paired(pd.concat(rows)) if rows else None
-    name = "overall" if prompt == ALL_PROMPTS else short(visible(prompt, spaces=False), 24)
-    outcomes = same["outcome"].dropna().value_counts()
-    counted = [f"{count} {outcome}" for outcome, count in outcomes.items()]
-    mean = same[MEANS].mean()
-    reached = same["iterations_to_tolerance"].notna().all()
+def _intervals(runs: Runs) -> dict[tuple[int, str], Interval]:
+    """By group and prompt."""
+    groups = runs.runs["group"]
+    over_all = paired(runs.estimates, groups).items()
+    by_prompt = paired(runs.estimates, groups, by_prompt=True)
+    return by_prompt | {(group, ALL_PROMPTS): interval for group, interval in over_all}
+
+
+def _cells(row: Mapping[Any, Any], many: bool) -> dict[str, str]:
+    """One prompt, or all, of runs that are repeats of one setting."""
+    prompt, strength = row["prompt_id"], row["strength"]
     return {
-        "strength": MISSING if pd.isna(first["strength"]) else number(first["strength"]),
-        **({"runs": str(len(same))} if many else {}),
-        "prompt": name,
-        "tokens": _count(mean["tokens"]),
-        "outcome": outcomes.index[0] if len(counted) == 1 else ", ".join(counted) or MISSING,
-        "iterations": _count(mean["iterations_to_tolerance"]) if reached else MISSING,
-        "rate": _fixed(mean["rate"], 3),
-        "lyapunov": _fixed(mean["lyapunov"], 3, sign="+"),
-        "nll": _fixed(mean["nll"], 4),
-        "Δnll": _fixed(mean["nll"] - mean["nll_plain"], 4, sign="+"),
-        "±": MISSING if interval is None else _fixed(interval.half, 4),
-        "effect": _fixed(mean["kl_effect"], 4),
+        "strength": MISSING if pd.isna(strength) else number(strength),
+        **({"runs": str(row["runs"])} if many else {}),
+        "prompt": "overall" if prompt == ALL_PROMPTS else short(visible(prompt, spaces=False), 24),
+        "tokens": _count(row["tokens"]),
+        "outcome": row["outcome"] if isinstance(row["outcome"], str) else MISSING,
+        "iterations": _count(row["iterations_to_tolerance"]),
+        "rate": _fixed(row["rate"], 3),
+        "lyapunov": _fixed(row["lyapunov"], 3, sign="+"),
+        "nll": _fixed(row["nll"], 4),
+        "Δnll": _fixed(row["change"], 4, sign="+"),
+        "±": _fixed(row["half"], 4),
+        "effect": _fixed(row["kl_effect"], 4),
     }
 
 

@@ -44,7 +44,7 @@ def recurrence(runs: Runs) -> Figure:
         caption=(
             "Depth n: n passes that are fed hidden states after one without. Left: loss less that "
             "of the plain pass; lines: median, shaded: "
-            f"{style.spread_words(frame['prompt_id'].nunique())}. Right: how far a pass moves the "
+            f"{style.spread_words(style.texts_of(frame))}. Right: how far a pass moves the "
             "predictions. Circle: the deepest pass that was trained."
             + (f" {left_out} more settings are not shown; --run chooses." if left_out else "")
         ),

@@ -18,6 +18,8 @@ MEASURES = {
 }
 EPS = {"float64": 2.0**-52, "bfloat16": 2.0**-8, "float16": 2.0**-10}
 MOST_CURVES = 6  # of one sign
+PANEL = 2.6  # inches
+ROW = 12  # points: of a name
 FLOOR = 0.4  # of the level of rounding: how far a line is drawn into it
 USUAL = 10.0  # nats: the size of an estimate that is rounded
 
@@ -40,7 +42,7 @@ def settling(runs: Runs) -> Figure:
     curves = curves[curves["iteration"] <= curves["group"].map(last).fillna(1)]
     passes = int(last.max()) if len(last) else 2
     title = "How the estimates settle, pass by pass"
-    texts = runs.prompts["prompt_id"].nunique()
+    texts = style.texts_of(runs.prompts)
     if curves.groupby("group")["median"].last().le(level).all():
         most = "Half of the texts are" if texts > 1 else "The text is"
         title = f"{most} exact but for rounding after {passes} passes"
@@ -48,14 +50,17 @@ def settling(runs: Runs) -> Figure:
         title=title,
         caption=(
             f"Lines: median, shaded: {style.spread_words(texts)}, of the worst token of a text. "
-            f"Grey: no more than rounding (16 ulp of {USUAL:g} nats), where a line ends.{note}"
+            f"Grey: no more than rounding (16 ulp of {USUAL:g} nats), where a line ends."
+            + (" Of a text that grew: its last step." if shown["max_new_tokens"].any() else "")
+            + note
         ),
         width=max(1.6 + 4.4 * len(signs), 7.4),
-        height=1.6 + 3.4 * len(groups),
+        height=1.6 + (PANEL + 0.8) * len(groups),
         shape=(len(groups), len(signs)),
         sharex=True,
         sharey=True,
     )
+    lowest = 0  # rows of names
     reach = max(2 * float(curves["high"].max()), 10 * level) / (level * FLOOR)
     for row, (variant, group) in zip(grid, groups.items(), strict=True):
         shade = style.colours(group["strength"])
@@ -70,21 +75,24 @@ def settling(runs: Runs) -> Figure:
                 style.band(axes, ends, shade[one["strength"]])
                 height = -float(ends["median"].iloc[-1])
                 names.append((float(ends.index.max()), height, name, shade[one["strength"]]))
-            _name(axes, names, level * FLOOR, passes)
+            lowest = max(lowest, _name(axes, names, level * FLOOR, passes))
             prefix = f"{style.drawable(variant)}: " if len(groups) > 1 else ""
             side = "below 0" if sign < 0 else "above 0"
             axes.set_title(f"{prefix}{style.symbol(group)} {side}")
+            if not names:
+                style.nothing(axes, "no such strength")
             style.log_axis(axes)
-            axes.set_ylim(level * FLOOR / reach**0.35, level * FLOOR * reach)
             style.pass_axis(axes, 1, passes, label="Pass" if axes in grid[-1] else "")
         row[0].set_ylabel(MEASURES[measure])
+    room = ROW * (lowest + 0.8) / (72 * PANEL)  # of a panel, for the names
+    grid[0, 0].set_ylim(level * FLOOR / reach ** (room / (1 - room)), level * FLOOR * reach)
     grid[0, 0].text(0.6, level, " rounding", va="top", color=style.QUIET, fontsize=8.5)
     return figure
 
 
-def _name(axes: Axes, names: list[tuple[float, float, str, str]], y: float, passes: int) -> None:
+def _name(axes: Axes, names: list[tuple[float, float, str, str]], y: float, passes: int) -> int:
     """Each name below the end of its line; one that would touch another goes a row lower. Where
-    lines end together, the names stand in their order.
+    lines end together, the names stand in their order. How many rows there are.
     """
     rows: list[float] = []  # where the last name of each row ends
     width = 0.24 * max(passes, 2)
@@ -95,13 +103,14 @@ def _name(axes: Axes, names: list[tuple[float, float, str, str]], y: float, pass
         axes.annotate(
             name,
             (x, y),
-            xytext=(0, -9 - 12 * row),
+            xytext=(0, -9 - ROW * row),
             textcoords="offset points",
             color=colour,
             ha="center",
             va="center",
             weight="bold",
         )
+    return len(rows)
 
 
 def _curves(runs: Runs, shown: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -111,7 +120,7 @@ def _curves(runs: Runs, shown: pd.DataFrame, measure: str) -> pd.DataFrame:
     # a text that ended early stays where it ended
     filled = wide.ffill().where(wide.notna().cummax()).replace(np.inf, np.nan)
     by_group = filled.T.groupby(filled.columns.get_level_values("run").map(shown["group"].get))
-    low, high = style.quantiles(frame["prompt_id"].nunique())
+    low, high = style.quantiles(style.texts_of(frame))
     edges = {"median": 0.5, "low": low, "high": high}
     curves = pd.concat(
         {name: by_group.quantile(edge).stack() for name, edge in edges.items()}, axis=1

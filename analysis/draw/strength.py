@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -14,6 +15,20 @@ from analysis.runs import Runs
 
 PANEL = 4.2  # inches
 PANELS = 3  # side by side
+# name, a line that divides two regimes, and what it means
+MEASURES = {
+    "rate": (
+        "Contraction rate (per pass)",
+        1.0,
+        "Rate: factor by which a pass shrinks the distance to the end; at 1 it would not; no dot: "
+        "too few passes to tell.",
+    ),
+    "lyapunov": (
+        "Lyapunov exponent (per token)",
+        0.0,
+        "Exponent: growth of a small change along the text; above 0 is chaos.",
+    ),
+}
 LOSS = "Loss above plain model\n(nats/token)"
 
 
@@ -25,22 +40,20 @@ def headline(runs: Runs) -> Figure:
         raise style.NotDrawn("it needs two runs that differ in strength")
     columns = min(len(groups), PANELS)
     rows = -(-len(groups) // columns)  # of pairs
-    intervals = {
-        number: paired(runs.estimates[runs.estimates["run"].isin(same.index)])
-        for group in groups.values()
-        for number, same in group.groupby("group")
-    }
-    over = sorted({one.over for one in intervals.values() if one})
-    texts = runs.prompts.groupby("run")["prompt_id"].nunique().max()
+    shown = pd.concat(groups.values())
+    intervals = paired(runs.estimates, shown["group"])
+    over = sorted({one.over for one in intervals.values()})
+    texts = style.texts_of(runs.prompts)
     tolerances = sorted(runs.prompts["reporting_tolerance"].dropna().unique())
     tolerance = " or ".join(f"{value:g}" for value in tolerances) or "a tolerance"
     figure, grid = style.sheet(
-        title=_headline(runs),
+        title=_headline(runs.where(shown.index)),
         caption=(
             f"Top: passes until every estimate is within {tolerance} nats of its final value; "
             f"dot: median, bar: {style.spread_words(texts)}; ▲: not reached. Bottom: loss less "
             "the plain model's, token by token, with 95 % bootstrap intervals"
             + (f" (n = {' or '.join(over)})" if over else "")
+            + ("" if shown["group"].isin(intervals).all() else "; hollow: the mean alone is known")
             + f". Above 0 is worse.{note}"
         ),
         width=max(2.2 + PANEL * columns, 7.4),
@@ -61,9 +74,10 @@ def headline(runs: Runs) -> Figure:
             if needed.notna().any():
                 style.whisker(top, strength, style.middle(needed.dropna()), shade[strength])
             if needed.isna().any():
-                most = prompts["iterations"][needed.isna()].max()
+                allowed = same["iterations_allowed"].astype(float)  # of a step, where a text grows
+                most = min(prompts["iterations"][needed.isna()].max(), allowed.max())
                 top.plot(strength, most, "^", color=shade[strength], markersize=8)
-            interval = intervals[same["group"].iloc[0]]
+            interval = intervals.get(same["group"].iloc[0])
             if interval is not None:
                 ends = (interval.mean, interval.low, interval.high)
                 style.whisker(bottom, strength, ends, shade[strength])
@@ -92,10 +106,11 @@ def _headline(runs: Runs) -> str:
     needed = runs.prompts["iterations_to_tolerance"]
     if needed.isna().all():
         return "What the strength of the feedback does: no text comes to rest"
-    words = "Estimates are at rest after"
+    passes = f"at most {needed.max():.0f} passes"
     if needed.isna().any():
-        words = f"{needed.notna().sum()} of {len(needed)} texts reach their fixed point, after"
-    words += f" at most {needed.max():.0f} passes"
+        times = f"{needed.notna().sum()} of {len(needed)} times"
+        return f"Estimates are at rest {times}, after {passes}"
+    words = f"Estimates are at rest after {passes}"
     # T - 1 of the longest text, where the theorem bounds every run
     length = (runs.prompts["prompt_tokens"] + runs.prompts["generated_tokens"].fillna(0)).max()
     bounded = runs.runs["ends_by_theorem"].all() and length > 1
@@ -108,14 +123,18 @@ def regimes(runs: Runs) -> Figure:
     groups, note = style.facets(runs, least=2)
     prompts = runs.prompts.join(runs.runs["strength"], on="run")
     prompts = prompts.join(_predicted(runs), on=["run", "prompt_id"])
-    known = prompts[["rate", "lyapunov"]].notna().any()
-    if not groups or not known.any():
+    prompts = prompts[
+        prompts["run"].isin([run for group in groups.values() for run in group.index])
+    ]
+    measures = [name for name in MEASURES if np.isfinite(prompts[name]).any()]
+    if not measures:
         raise style.NotDrawn(
             "it needs two runs of other strengths with a rate or Lyapunov exponent"
         )
+    predictable = bool(prompts["predicted"].notna().any())
     growing = prompts[prompts["lyapunov"] > 0]
     title = "Small changes die out along the text at every strength"
-    if not known["lyapunov"]:
+    if "lyapunov" not in measures:
         title = "How fast the passes contract"
     elif len(growing):
         title = (
@@ -126,40 +145,55 @@ def regimes(runs: Runs) -> Figure:
     figure, grid = style.sheet(
         title=title,
         caption=(
-            "Left: factor by which a pass shrinks the distance to the end; at 1 it would not. "
-            "Middle: growth rate of a small change along the text; above 0 is chaos. Dots, bars: "
-            f"median and {style.spread_words(prompts['prompt_id'].nunique())}. Right: passes to "
-            "rest as first error and rate predict them, against those needed; a dot a text and "
-            f"strength.{note}"
+            f"{' '.join(MEASURES[name][2] for name in measures)} Dots, bars: median and "
+            f"{style.spread_words(style.texts_of(prompts))}."
+            + (
+                " Passes predicted: by the first error and the rate; a dot a text and strength."
+                if predictable
+                else ""
+            )
+            + note
         ),
-        width=11.0,
-        height=1.6 + 3.4 * len(groups),
-        shape=(len(groups), 3),
+        width=max(3.6 * (len(measures) + predictable), 7.4),
+        height=1.8 + 3.4 * len(groups),
+        shape=(len(groups), len(measures) + predictable),
     )
     for row, (variant, group) in zip(grid, groups.items(), strict=True):
         shade = style.colours(group["strength"])
         chosen = prompts[prompts["run"].isin(group.index)]
-        for axes, measure, line, name in (
-            (row[0], "rate", 1.0, "Contraction rate (per pass)"),
-            (row[1], "lyapunov", 0.0, "Lyapunov exponent (per token)"),
-        ):
-            for strength, same in grouped(chosen[np.isfinite(chosen[measure])], "strength"):
+        for axes, measure in zip(row, measures, strict=False):
+            name, line, _ = MEASURES[measure]
+            known = chosen[np.isfinite(chosen[measure])]
+            for strength, same in grouped(known, "strength"):
                 style.whisker(axes, strength, style.middle(same[measure]), shade[strength])
             axes.axhline(line, color=style.INK, linewidth=1.0)
             axes.set_ylabel(name)
             style.strength_axis(axes, group)
-        row[0].set_ylim(bottom=0)
-        both = chosen[["predicted", "iterations_to_tolerance", "strength"]].dropna()
-        row[2].scatter(*both.to_numpy().T[:2], c=both["strength"].map(shade), s=22)
-        most = 1.08 * both.to_numpy()[:, :2].max(initial=2.0)
-        row[2].plot([0, most], [0, most], color=style.INK, linewidth=1.0)
-        row[2].set(xlim=(0, most), ylim=(0, most), xlabel="Passes predicted")
-        row[2].set_ylabel("Passes needed")
-        for axis in (row[2].xaxis, row[2].yaxis):
-            axis.set_major_locator(MaxNLocator(5, integer=True))
+            if measure == "rate":
+                axes.set_ylim(0, max(1.05, axes.get_ylim()[1]))
+            if known.empty:
+                style.nothing(axes)
+        if predictable:
+            _predictions(row[-1], chosen, shade)
         if len(groups) > 1:
             row[0].set_title(style.drawable(variant))
     return figure
+
+
+def _predictions(axes: Axes, chosen: pd.DataFrame, shade: dict[float, str]) -> None:
+    """Passes needed against those predicted, a dot a text and strength."""
+    both = chosen[["predicted", "iterations_to_tolerance", "strength"]].dropna()
+    needed, colours = both["iterations_to_tolerance"], both["strength"].map(shade)
+    axes.scatter(both["predicted"], needed, c=colours, s=22)
+    most = 1.08 * both.to_numpy()[:, :2].max(initial=2.0)
+    if both.empty:
+        style.nothing(axes)
+    else:
+        axes.plot([0, most], [0, most], color=style.INK, linewidth=1.0)
+    axes.set(xlim=(0, most), ylim=(0, most), xlabel="Passes predicted")
+    axes.set_ylabel("Passes needed")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def _predicted(runs: Runs) -> pd.Series:

@@ -58,8 +58,8 @@ QUIET = "#666666"
 ABSENT = "#d9d9d9"
 ZERO = "#444444"
 # light for weak strengths, dark for strong ones: blue below zero, warm above
-BELOW_ZERO = LinearSegmentedColormap.from_list("below_zero", ["#9ecbe8", "#3b8bc4", "#0b3c7f"])
-ABOVE_ZERO = LinearSegmentedColormap.from_list("above_zero", ["#f5bf7a", "#e0682b", "#8f1d14"])
+BELOW_ZERO = LinearSegmentedColormap.from_list("below_zero", ["#7db8de", "#3b8bc4", "#0b3c7f"])
+ABOVE_ZERO = LinearSegmentedColormap.from_list("above_zero", ["#eda84e", "#e0682b", "#8f1d14"])
 # of a change: blue less expected than by the plain model, warm more expected
 CHANGE = LinearSegmentedColormap.from_list(
     "change", ["#0b3c7f", "#3b8bc4", "#f7f7f7", "#e0682b", "#8f1d14"]
@@ -67,7 +67,7 @@ CHANGE = LinearSegmentedColormap.from_list(
 # Okabe and Ito, without the yellow that is lost on white: for what has no strength
 DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
 MOST_FACETS = 4
-CLOSE = 0.36  # inches: of strengths that are nearer to each other, one is marked
+CLOSE = 0.36  # inches: of strengths that are nearer to each other, one is marked lower
 FEW = 8  # of so many texts the whole range is shown, of more the middle 80 %
 
 
@@ -92,7 +92,7 @@ def sheet(
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     for write, text, size, letter, style in (
-        (figure.suptitle, title, 14.0, 0.62, {"fontweight": "bold", "color": INK}),
+        (figure.suptitle, title, 14.0, 0.57, {"fontweight": "bold", "color": INK}),
         (figure.supxlabel, caption, 9.0, 0.54, {"color": QUIET}),
     ):
         characters = int((width - 0.3) * 72 / (size * letter))
@@ -196,11 +196,15 @@ def strength_axis(axes: Axes, group: pd.DataFrame) -> None:
     reach = np.ptp(places) or 1.0
     axes.set_xlim(*scale.inverted().transform(places[[0, -1]] + [-0.05 * reach, 0.05 * reach]))
     gap = reach * CLOSE * axes.figure.dpi / axes.bbox.width
-    marked: list[int] = []
+    rows: list[list[int]] = [[], [], []]  # what does not fit beside another goes below it
     for one in np.lexsort((-np.abs(strengths), strengths != 0)):  # zero, then the strongest first
-        if all(abs(places[one] - places[other]) > gap for other in marked):
-            marked.append(one)
-    axes.set_xticks(strengths[marked], [number(strength) for strength in strengths[marked]])
+        for row in rows:
+            if all(abs(places[one] - places[other]) > gap for other in row):
+                row.append(one)
+                break
+    marked = [(strengths[one], below) for below, row in enumerate(rows) for one in row]
+    names = ["\n" * below + number(strength) for strength, below in marked]
+    axes.set_xticks([strength for strength, _ in marked], names)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"Feedback strength {symbol(group)}")
 
@@ -247,9 +251,15 @@ def band(
     """A line through the first column, shaded from the second to the third; a circle at `mark`."""
     line, low, high = (ends[name].astype(float) for name in ends)
     axes.fill_between(ends.index, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(ends.index, line, color=colour, linestyle=dash, label=label)
+    point = "o" if len(line) == 1 else None  # a line of its own it has not
+    axes.plot(ends.index, line, marker=point, color=colour, linestyle=dash, label=label)
     if mark is not None and mark in ends.index:
         axes.plot(mark, line[mark], "o", color=colour)
+
+
+def nothing(axes: Axes, words: str = "no value recorded") -> None:
+    """Says why a panel is empty."""
+    axes.text(0.5, 0.5, words, color=QUIET, ha="center").set_transform(axes.transAxes)
 
 
 def evenly(rows: pd.DataFrame, most: int) -> pd.DataFrame:
@@ -269,7 +279,11 @@ def middle(values: pd.Series) -> tuple[float, float, float]:
     return float(values.median()), float(low), float(high)
 
 
+def texts_of(prompts: pd.DataFrame) -> int:
+    """Of how many texts a run is at most: different runs may read different ones."""
+    return int(prompts.groupby("run")["prompt_id"].nunique().max())
+
+
 def spread_words(count: int) -> str:
-    if count == 1:
-        return "one text"
-    return f"the range over {count} texts" if count <= FEW else f"the middle 80 % of {count} texts"
+    many = f"{count} text{'s' if count > 1 else ''}"
+    return f"the range over {many}" if count <= FEW else f"the middle 80\u00a0% of {many}"

@@ -30,16 +30,18 @@ MONO: dict[str, Any] = {"family": "DejaVu Sans Mono", "fontsize": 8.5}
 def tokens(runs: Runs) -> Figure:
     """Change of each token's estimate from the plain model, and the text before and after.
 
-    By strength, or of a single run by pass; of the text, and the run, that change most.
+    By strength, or of a single run by pass; of what changes most: kind of run, text, and run.
     """
     if runs.estimates.empty:
         raise style.NotDrawn("no trajectory was kept, so no single tokens")
     last = last_step(runs.estimates)
-    facet = next(iter(style.facets(runs, least=2)[0].values()), None)
+    facets, _ = style.facets(runs, least=2, most=len(runs.runs))
+    change = last["change"].abs().groupby(last["run"]).mean()
+    sizes = pd.Series({name: change.reindex(one.index).mean() for name, one in facets.items()})
+    facet = facets[str(sizes.idxmax())] if sizes.notna().any() else None
     if facet is not None:
         last = last[last["run"].isin(facet.index)]
-    if last["change"].isna().all():  # no pass of the plain model: since the first one then
-        facet = None
+    elif last["change"].isna().all():  # no pass of the plain model: since the first one then
         last = last.assign(change=last["last"] - last["first"], plain=last["first"])
     moved = last["change"].abs().groupby([last["prompt_id"].astype(str), last["run"]]).mean()
     if moved.dropna().empty:
@@ -65,7 +67,7 @@ def tokens(runs: Runs) -> Figure:
     before = plain if len(plain) else after.assign(last=after["plain"])
     window, cut = _window(rows)
     blocks = [_lines(before), _lines(after)]
-    heights = [0.34 * len(rows) + 1.0, *(0.27 * len(block) + 0.3 for block in blocks)]
+    heights = [max(0.34 * len(rows), 1.4) + 1.0, *(0.27 * len(block) + 0.3 for block in blocks)]
     figure, grid = style.sheet(
         title=(
             "How feedback changes what the model thinks of each token: "
@@ -189,9 +191,7 @@ def generation(runs: Runs) -> Figure:
     count = len(change.columns)
     change = change.iloc[:, -MOST_TOKENS:]  # the last tokens are the generated ones
     figure, grid = style.sheet(
-        title=(
-            f"Estimates of a token go on changing as the text grows: “{style.name_of(prompt_id)}”"
-        ),
+        title=(f"How estimates of a token change as the text grows: “{style.name_of(prompt_id)}”"),
         caption=(
             "Change of a token's log-probability after a step's last pass since its first one; "
             "warm: more expected than then, blue: less; grey: not yet written. "

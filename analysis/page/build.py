@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.frames import grouped
-from analysis.intervals import Interval, paired
-from analysis.labels import differing, said
+from analysis.intervals import paired
+from analysis.labels import SEEDS, differing, said
 from analysis.page.finding import finding
 from analysis.page.texts import Text, packed, texts_of, thinned
+from analysis.pooled import pooled
 from analysis.runs import Runs, unfinished
+from analysis.text import short
 
 HERE = Path(__file__).parent
 SCRIPTS = ("data", "words", "colours", "view", "tokens", "curve", "table", "controls", "main")
@@ -37,13 +38,15 @@ COLUMNS = (
     ("lyapunov", "λ", "Lyapunov exponent: above 0, small changes grow along the text"),
     ("nll", "surprise", "Mean surprise of a token once all is at rest, in nats"),
     ("change", "Δ surprise", "The same less the plain model's, in nats; above 0 is worse"),
+    ("half", "±", "Half the 95 % interval of that change"),
     ("kl_effect", "effect", "How different the predictions became: KL divergence, in nats"),
 )
+LONGEST = 2000  # characters of a recorded command, or of the studies' names
 TOLERANCE = 1e-3  # nats, where a run did not record its own
 
 
 def build(saved: Runs, *, limit: int = STUDY_LIMIT) -> str:
-    """The page of these runs, of at most `limit` bytes if thinning can get there."""
+    """The page of these runs, of at most `limit` bytes unless its table alone has more."""
     texts = _texts(saved)
     content = _content(saved, texts)
     whole = [len(texts), len({text.prompt for text in texts})]
@@ -74,34 +77,40 @@ def _texts(saved: Runs) -> list[Text]:
     return sorted(texts, key=lambda text: (text.run, order.index(text.prompt), text.step))
 
 
-def _changes(saved: Runs) -> dict[int, Interval]:
-    """By run: what feedback did to the loss of a token, where that can be said."""
-    fed = saved.runs["strength"].fillna(0) != 0
-    changes = {run: paired(rows) for run, rows in grouped(saved.estimates, "run") if fed[run]}
-    return {run: change for run, change in changes.items() if change is not None}
-
-
 def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
-    runs = saved.runs.assign(change=saved.runs["nll"] - saved.runs["nll_plain"])
+    runs = saved.runs
+    rows = pooled(runs, ["group"], first=["kind", "strength"]).set_index("group")
+    changes = paired(saved.estimates, runs["group"])
+    rows["half"] = pd.Series({group: one.half for group, one in changes.items()}, dtype=float)
+    fed = rows.index[rows["strength"].fillna(0) != 0]
     left_out = (*saved.left_out, *saved.damaged)
-    longest = max((len(text.tokens) for text in texts), default=0)
     settings = [name for name in differing(runs, ("study", *saved.settings)) if name != "strength"]
     settings.sort(key=lambda name: (*FAMILIAR, name).index(name))
     return {
-        "title": ", ".join(runs["study"].unique()),
-        "finding": finding(runs, _changes(saved), longest=longest, left_out=len(left_out)),
+        "title": short(", ".join(runs["study"].unique()), LONGEST),
+        "finding": finding(
+            runs,
+            rows,
+            {group: changes[group] for group in fed if group in changes},
+            longest=max((len(text.tokens) for text in texts), default=0),
+            left_out=len(left_out),
+        ),
         "settings": settings,
+        "seeds": [name in SEEDS for name in settings],
         "kind": runs["kind"].iloc[0],
         "columns": [{"key": key, "name": name, "about": about} for key, name, about in COLUMNS],
         "runs": [
             {
                 "id": row["run_id"],
-                "study": row["study"],
+                "row": rows.index.get_loc(row["group"]),
                 "strength": _plain(row["strength"]),
                 "settings": [_spelt(row[name]) for name in settings],
-                "measures": [_plain(row[key]) for key, *_ in COLUMNS],
             }
             for row in runs.to_dict("records")
+        ],
+        "rows": [
+            {"count": row["runs"], "measures": [_plain(row[key]) for key, *_ in COLUMNS]}
+            for row in rows.to_dict("records")
         ],
         "leftOut": [{"id": one.run_id, "reason": one.reason} for one in left_out],
         "provenance": _provenance([saved.saved[run].status for run in runs.index]),
@@ -151,7 +160,8 @@ def _provenance(recorded: Sequence[Mapping[str, object]]) -> list[list[object]]:
     chosen = {"started": slice(1), "finished": slice(-1, None)}  # of the first, of the last
     found: list[list[object]] = []
     for name in ("commit", "device", "command", "started", "finished"):
-        values = sorted({str(one[name]) for one in recorded if one.get(name) is not None})
+        kept = [short(str(one[name]), LONGEST) for one in recorded if one.get(name) is not None]
+        values = sorted({*kept})
         found += [[name, values[chosen.get(name, slice(None))]]] if values else []
     dirty = sum(one.get("dirty") is True for one in recorded)
     if dirty:

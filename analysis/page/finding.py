@@ -13,13 +13,18 @@ AT_REST = ("settled", "within_tolerance")
 
 
 def finding(
-    runs: pd.DataFrame, changes: Mapping[int, Interval], *, longest: int, left_out: int
+    runs: pd.DataFrame,
+    rows: pd.DataFrame,
+    changes: Mapping[int, Interval],
+    *,
+    longest: int,
+    left_out: int,
 ) -> str:
-    """From a row a run (index run, as `Runs.runs`), and the change of the loss where it is known.
+    """From a row a run (as `Runs.runs`), a row a setting, and the change of the loss by setting.
 
     `longest` is the number of tokens of the longest text.
     """
-    said = [_rest(runs, longest), _effect(runs, changes)]
+    said = [_rest(runs, longest), _effect(rows, changes)]
     if left_out:
         noun = "run is" if left_out == 1 else "runs are"
         said.append(f"{left_out} {noun} failed or unfinished and not shown.")
@@ -45,13 +50,14 @@ def _rest(runs: pd.DataFrame, longest: int) -> str:
     return f"{sentence}."
 
 
-def _effect(runs: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
+def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
     """How much worse or better tokens are predicted, each paired with the plain model."""
     if not changes:
         return ""
-    clear = {run: one for run, one in changes.items() if one.low > 0 or one.high < 0}
+    noun = "settings" if (rows["runs"] > 1).any() else "runs"
+    clear = {row: one for row, one in changes.items() if one.low > 0 or one.high < 0}
     if not clear and len(changes) > 1:
-        none = f"In none of {len(changes)} runs with feedback"
+        none = f"In none of {len(changes)} {noun} with feedback"
         return f"{none} does the model clearly predict worse or better."
     if not clear:
         (change,) = changes.values()
@@ -59,14 +65,15 @@ def _effect(runs: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
         return f"The model predicts neither clearly worse nor better: by {by}."
     parts = []
     for word, sign in (("worse", 1), ("better", -1)):
-        group = {run: abs(one.mean) for run, one in clear.items() if one.mean * sign > 0}
+        group = {row: abs(one.mean) for row, one in clear.items() if one.mean * sign > 0}
         if group:
-            run = max(group, key=lambda one: group[one])
-            kind, strength = str(runs["kind"].at[run]), float(str(runs["strength"].at[run]))
-            named = f"{kind}, " if runs["kind"].nunique() > 1 else ""
-            where = f" in {len(group)} of {len(changes)} runs" if len(changes) > 1 else ""
+            row = max(group, key=lambda one: group[one])
+            kind, strength = str(rows["kind"].at[row]), float(str(rows["strength"].at[row]))
+            named = f"{kind}, " if rows["kind"].nunique() > 1 else ""
+            where = f" in {len(group)} of {len(changes)} {noun}" if len(changes) > 1 else ""
+            most = "up to " if len(group) > 1 else ""
             parts.append(
-                f"{word}{where}, by up to {group[run]:.2f} ± {clear[run].half:.2f} nats a token "
+                f"{word}{where}, by {most}{group[row]:.2f} ± {clear[row].half:.2f} nats a token "
                 f"({named}{strength_text(kind, strength)})"
             )
     if len(changes) > len(clear):

@@ -23,7 +23,7 @@ MISSING = np.iinfo(np.int16).min  # an estimate that is no number
 GIVEN_UP = {
     "passes": ("at most {} of the passes of each text, the early ones all", 1),
     "steps": ("at most {} of the generation steps of each text, evenly spread", 0.5),
-    "prompts": ("the first {} of the texts", 0.5),
+    "prompts": ("the first {} of the texts of each run", 0.5),
     "runs": ("texts of {} of the runs, evenly spread", 2),
 }
 LEVELS = (32, 16, 8, 4, 2)
@@ -72,9 +72,12 @@ def texts_of(
 def _text(
     rows: pd.DataFrame, key: tuple[int, str, int], *, tolerance: float, still: bool, plain: bool
 ) -> Text:
-    wide = rows.pivot(index="iteration", columns="position", values="log_prob")
-    exact, passes = wide.to_numpy(dtype=float), wide.index.to_numpy()  # (P, T) nats, (P,)
-    tokens = rows.drop_duplicates("position").set_index("position")["token"]
+    passes, at_pass = np.unique(rows["iteration"].to_numpy(), return_inverse=True)  # (P,)
+    positions, begin, at = np.unique(  # (T,)
+        rows["position"].to_numpy(), return_index=True, return_inverse=True
+    )
+    exact = np.full((len(passes), len(positions)), np.nan)  # nats
+    exact[at_pass, at] = rows["log_prob"].to_numpy(dtype=float)
     numbers = np.isfinite(exact)
     scaled = np.clip(np.round(np.where(numbers, exact, 0.0) * PER_NAT), MISSING + 1, -MISSING - 1)
     values = np.where(numbers, scaled, MISSING).astype(np.int16)
@@ -92,8 +95,8 @@ def _text(
         run=int(key[0]),
         prompt=str(key[1]),
         step=int(key[2]),
-        first=int(wide.columns[0]),
-        tokens=tuple(map(str, tokens[wide.columns])),
+        first=int(positions[0]),
+        tokens=tuple(map(str, rows["token"].iloc[begin])),
         passes=passes[:end],
         values=values[:end],
         settles=settles,
@@ -111,15 +114,19 @@ def thinned(texts: Sequence[Text]) -> Iterator[tuple[list[Text], list[str]]]:
         if fewer != kept:
             kept, said[what] = fewer, sentence.format(most)
             yield kept, list(said.values())
+    yield [], ["none of the texts"]
 
 
 def _thin(texts: list[Text], what: str, most: int) -> list[Text]:
-    """At most so many passes and steps of each text, prompts, or runs."""
+    """At most so many passes and steps of each text, prompts of each run, or runs."""
     if what == "passes":
         return [_fewer_passes(text, most) for text in texts]
     if what == "prompts":
-        first = list(dict.fromkeys(text.prompt for text in texts))[:most]
-        return [text for text in texts if text.prompt in first]
+        first: dict[int, dict[str, None]] = {}
+        for text in texts:
+            first.setdefault(text.run, {})[text.prompt] = None
+        kept = {run: list(prompts)[:most] for run, prompts in first.items()}
+        return [text for text in texts if text.prompt in kept[text.run]]
     if what == "runs":
         runs = _spread([text.run for text in texts], most)
         return [text for text in texts if text.run in runs]

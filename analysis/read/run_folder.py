@@ -85,10 +85,13 @@ def mapping(path: Path) -> dict[str, Any]:
         raise NotData(f"unreadable {path.name}") from None
 
 
-def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """By dotted key."""
-    (flattened,) = pd.json_normalize(dict(settings)).to_dict("records")
-    return {str(key): value for key, value in flattened.items()}
+def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """By dotted key; what has no parts comes first."""
+    found: dict[str, Any] = {}
+    for key, value in sorted(settings.items(), key=lambda item: isinstance(item[1], Mapping)):
+        name = f"{above}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def parquet(

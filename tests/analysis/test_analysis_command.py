@@ -25,7 +25,6 @@ from analysis.draw.figures import FIGURES
 from analysis.draw.settling import settling
 from analysis.draw.strength import headline
 from analysis.draw.style import rendered
-from analysis.intervals import paired
 from analysis.read import run_folder
 
 MakeRun = Callable[..., Path]
@@ -196,36 +195,6 @@ def test_every_parquet_file_is_read_once(
     assert main(["page", str(study), "--prompt", "list", "--out", str(tmp_path / "p.html")]) == 0
     assert len(opened) == 2 * 6
     assert set(opened.values()) == {1}
-
-
-def test_the_interval_of_a_change_is_paired_token_by_token(study: Path) -> None:
-    runs = load(str(study))
-    strong = runs.runs.index[runs.runs["strength"] == 0.5][0]
-    interval = paired(runs.estimates[runs.estimates["run"] == strong])
-    assert interval is not None
-    rows = runs.prompts[runs.prompts["run"] == strong]
-    assert interval.mean == pytest.approx((rows["nll"] - rows["nll_plain"]).mean())
-    assert interval.low < interval.mean < interval.high
-    assert interval.over == f"{int((rows['prompt_tokens'] - 1).sum())} tokens of 3 texts"
-    again = paired(runs.estimates[runs.estimates["run"] == strong])
-    assert again == interval
-
-
-def test_seeds_and_repeats_of_one_setting_are_pooled(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for seed in (0, 1, 2):
-        make_run(tmp_path / f"a{seed}", prompts=ONE, feedback__strength=0.5, seed=seed)
-    make_run(tmp_path / "b", prompts=ONE, feedback__strength=-0.5)
-    runs = load(str(tmp_path))
-    assert list(runs.runs["group"]) == [0, 1, 1, 1]
-    assert list(runs.runs["label"])[1:] == [f"β = 0.5, seed {seed}" for seed in (0, 1, 2)]
-    assert main(["table", str(tmp_path)]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[:3] for row in rows if row[2:3] == ["overall"]] == [
-        ["−0.5", "1", "overall"],
-        ["0.5", "3", "overall"],
-    ]
 
 
 def test_a_line_ends_where_it_meets_rounding(make_run: MakeRun, tmp_path: Path) -> None:

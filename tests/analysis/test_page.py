@@ -20,9 +20,10 @@ from analysis import load
 from analysis.__main__ import main
 from analysis.intervals import Interval
 from analysis.page import build as page_build
-from analysis.page.build import RUN_LIMIT, build
+from analysis.page.build import RUN_LIMIT, build, page_of_run
 from analysis.page.finding import finding
 from analysis.page.texts import PER_NAT, Text, texts_of
+from tests.analysis.conftest import TEXTS
 
 MakeRun = Callable[..., Path]
 FOLDER = Path(page_build.__file__).parent
@@ -135,7 +136,7 @@ def test_a_large_study_is_thinned_until_it_fits_and_says_how(study: Path) -> Non
     assert passes == "at most 4 of the passes of each text, the early ones all"
     assert max(map(len, data["passes"])) == 4
     assert data["passes"][0][:2] == [1, 2]
-    assert texts == "the first 2 of the texts"
+    assert texts == "the first 2 of the texts of each run"
     assert data["prompts"] == ["harbour", "rain"]
     assert len(data["runs"]) == 6  # the table keeps every run
     whole_texts, few_texts = unpacked(data_of(whole)), unpacked(data)
@@ -145,10 +146,43 @@ def test_a_large_study_is_thinned_until_it_fits_and_says_how(study: Path) -> Non
         assert np.array_equal(kept, whole_texts[key][rows])
 
 
-def test_a_page_of_one_run_is_small_enough_for_a_tracker(study: Path) -> None:
-    page = build(load(str(study / "run_0p5")), limit=RUN_LIMIT)
+def test_a_thinned_study_keeps_texts_of_every_run(make_run: MakeRun, tmp_path: Path) -> None:
+    for kind in ("prose", "code"):
+        texts = {f"{kind}{n}": " ".join(TEXTS["rain"].split()[n:]) for n in range(20)}
+        make_run(tmp_path / "s" / kind, prompts=texts, prompts__file=kind)
+    runs = load(str(tmp_path / "s"))
+    data = data_of(build(runs, limit=len(build(runs)) - 200))
+    assert data["thinned"] == ["the first 16 of the texts of each run"]
+    assert [run for run, *_ in data["texts"]] == [0] * 16 + [1] * 16
+
+
+def test_a_page_of_one_run_is_small_enough_for_a_tracker(make_run: MakeRun, tmp_path: Path) -> None:
+    words = (" ".join(TEXTS.values()) * 2).split()
+    texts = {f"p{n}": " ".join(words[n : n + 128]) for n in range(40)}
+    make_run(tmp_path / "r", prompts=texts, feedback__strength=4.0, recompute__iterations=127)
+    assert len(build(load(str(tmp_path / "r")))) > RUN_LIMIT
+    page = page_of_run(tmp_path / "r")
+    assert RUN_LIMIT / 2 < len(page.encode()) <= RUN_LIMIT
+    data = data_of(page)
+    assert data["thinned"] == [
+        "at most 32 of the passes of each text, the early ones all",
+        "the first 16 of the texts of each run",
+    ]
+    assert data["whole"] == [40, 40]
+
+
+def test_a_run_that_no_thinning_makes_small_is_a_table_alone(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    long = "x" * RUN_LIMIT
+    run = make_run(tmp_path / "r", study=long, prompts={"p": f"one {long} two"})
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "command": long}))
+    page = page_of_run(run)
     assert len(page.encode()) <= RUN_LIMIT
-    assert data_of(page)["thinned"] == []
+    data = data_of(page)
+    assert (data["texts"], data["thinned"]) == ([], ["none of the texts"])
+    assert len(data["runs"]) == 1
 
 
 @pytest.fixture
@@ -192,15 +226,9 @@ def test_the_command_writes_the_page(
 
 def test_the_page_writes_texts_as_texts_only() -> None:
     code = "".join(path.read_text("utf-8") for path in (FOLDER / "script").glob("*.js"))
-    for way in (
-        "innerHTML",
-        "outerHTML",
-        "insertAdjacentHTML",
-        "document.write",
-        "eval(",
-        "fetch(",
-    ):
+    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
         assert way not in code
+    assert "fetch(" not in code
 
 
 def test_every_script_of_the_folder_is_in_the_page() -> None:
@@ -278,6 +306,7 @@ def runs_frame(**columns: list) -> pd.DataFrame:
         "outcome": ["settled"] * count,
         "iterations_to_tolerance": [3] * count,
         "ends_by_theorem": [True] * count,
+        "runs": [1] * count,
     }
     return pd.DataFrame({**usual, **columns})
 
@@ -289,22 +318,22 @@ def test_the_finding_claims_no_more_than_its_intervals() -> None:
         1: Interval(-0.017, -0.043, 0.009, "tokens"),
         2: Interval(-0.55, -0.61, -0.49, "tokens"),
     }
-    assert finding(runs, changes, longest=5, left_out=1) == (
+    assert finding(runs, runs, changes, longest=5, left_out=1) == (
         "Fed back, the model's estimates came to rest in all 3 runs, after at most 3 passes "
-        "(4 are guaranteed). With feedback the model predicts worse in 1 of 3 runs, by up to "
-        "1.00 ± 0.08 nats a token (β = −1), better in 1 of 3 runs, by up to 0.55 ± 0.06 nats a "
-        "token (β = 1), neither clearly in 1. 1 run is failed or unfinished and not shown."
+        "(4 are guaranteed). With feedback the model predicts worse in 1 of 3 runs, by 1.00 ± "
+        "0.08 nats a token (β = −1), better in 1 of 3 runs, by 0.55 ± 0.06 nats a token (β = 1), "
+        "neither clearly in 1. 1 run is failed or unfinished and not shown."
     )
-    assert finding(runs[1:2], {1: changes[1]}, longest=5, left_out=0).endswith(
+    assert finding(runs[1:2], runs[1:2], {1: changes[1]}, longest=5, left_out=0).endswith(
         "The model predicts neither clearly worse nor better: by −0.02 ± 0.03 nats a token."
     )
 
 
 def test_the_finding_promises_no_bound_where_there_is_none() -> None:
     damped = runs_frame(strength=[0.5], ends_by_theorem=[False])
-    assert "guaranteed" not in finding(damped, {}, longest=9, left_out=0)
+    assert "guaranteed" not in finding(damped, damped, {}, longest=9, left_out=0)
     lost = runs_frame(strength=[0.5], outcome=["diverged"], iterations_to_tolerance=[np.nan])
-    said = finding(lost, {}, longest=9, left_out=0)
+    said = finding(lost, lost, {}, longest=9, left_out=0)
     assert said == "Fed back, the model's estimates did not come to rest in the passes given."
 
 

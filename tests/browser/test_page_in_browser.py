@@ -178,6 +178,49 @@ def test_the_table_sorts_and_shows_a_run(shown: Shown) -> None:
     assert shown.find("#side-b label").text == strengths[::-1][3]
 
 
+def test_the_first_view_moves_and_a_column_without_a_value_is_not_there(
+    browser: Any, tmp_path: Path
+) -> None:
+    for start in ("carried", "cold"):
+        run = tmp_path / "s" / start
+        write_run(run, prompts={"p": "a b c d"}, feedback__strength=0.5, recompute__start=start)
+    rows = pd.read_parquet(tmp_path / "s/carried/trajectory.parquet")
+    rows[rows["iteration"] == 1].to_parquet(tmp_path / "s/carried/trajectory.parquet")
+    path = tmp_path / "first.html"
+    path.write_text(build(load(str(tmp_path / "s"))), encoding="utf-8")
+    shown = Shown(browser, path)
+    assert shown.run("return document.getElementById('choose-setting-0').value") == "cold"
+    assert shown.find("#play").is_enabled()
+    heads = [
+        cell.text for cell in shown.browser.find_elements("css selector", "#runs th[scope=col]")
+    ]
+    assert "surprise" in heads
+    assert "rate" not in heads
+
+
+def test_seeds_of_one_setting_are_one_row_that_keeps_to_the_seed_on_show(
+    browser: Any, tmp_path: Path
+) -> None:
+    for strength in (-1.0, 1.0):
+        for seed in (0, 1):
+            folder = tmp_path / "s" / f"r{strength}{seed}"
+            write_run(folder, prompts={"p": "a b c d"}, feedback__strength=strength, seed=seed)
+    path = tmp_path / "seeds.html"
+    path.write_text(build(load(str(tmp_path / "s"))), encoding="utf-8")
+    shown = Shown(browser, path)
+    heads = [
+        cell.text for cell in shown.browser.find_elements("css selector", "#runs th[scope=col]")
+    ]
+    assert heads[:3] == ["strength", "runs", "outcome"]
+    rows = shown.browser.find_elements("css selector", "#runs tbody tr")
+    assert [row.text.split()[:4] for row in rows] == [["β", "=", "−1", "2"], ["β", "=", "1", "2"]]
+    shown.choose("setting-0", "1")
+    rows[0].find_element("css selector", "button").click()
+    assert shown.run("return document.getElementById('choose-setting-0').value") == "1"
+    assert shown.find("#side-b label").text == "β = −1"
+    assert shown.console() == []
+
+
 def test_whatever_can_be_used_has_a_name(shown: Shown) -> None:
     for element in shown.browser.find_elements(
         "css selector", "button, select, input, [role], table, canvas"
@@ -192,6 +235,16 @@ def test_nothing_is_cut_off_at_380_pixels(browser: Any, page: Path, fragment: st
     wide = "return document.documentElement.scrollWidth"
     assert shown.run(wide) <= 380
     assert shown.run("return document.querySelector('#curve canvas').clientWidth") <= 380
+
+
+def test_a_long_setting_makes_no_page_wider(browser: Any, tmp_path: Path) -> None:
+    for name in ("choose", "confirm"):
+        run = tmp_path / "s" / name
+        write_run(run, prompts={"p": "a b c"}, prompts__file=f"{'folder/' * 12}{name}.jsonl")
+    path = tmp_path / "long.html"
+    path.write_text(build(load(str(tmp_path / "s"))), encoding="utf-8")
+    shown = Shown(browser, path, width=380)
+    assert shown.run("return document.documentElement.scrollWidth") <= 380
 
 
 def test_ink_and_ground_differ_enough_in_both_schemes(browser: Any, page: Path) -> None:

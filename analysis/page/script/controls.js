@@ -19,7 +19,7 @@ function makeControls() {
     const said = runs.filter((run) => run.texts.length).map((run) => run.settings[index]);
     const values = [...new Set(said)].sort((one, other) => compare(one, other, false));
     if (values.length < 2) return;
-    addSelect(choices, `setting-${index}`, capital(name), () => values.map((value) => [value, value || "–"]),
+    addSelect(choices, `setting-${index}`, capital(name.replaceAll(".", " ")), () => values.map((value) => [value, value || "–"]),
       () => view.a.settings[index], (value) => show({ a: withSetting(index, value), pass: LAST }));
   });
   if (texts.some((text) => text.step > 0)) {

@@ -18,7 +18,7 @@ function drawCurve() {
   title.replaceChildren("Surprise after each pass: ", what);
   if (token !== null) title.append(make("bdi", {}, `“${visible(text.tokens[token])}”`));
   document.getElementById("curve-hint").textContent =
-    "nats; one curve per strength, the two above in colour; click to go to a pass";
+    `nats; ${lines.length > 1 ? "one curve per strength, the two above in colour; " : ""}click to go to a pass`;
   const said = lines
     .filter(([run]) => run === view.a || run === view.b)
     .map((line) => `${strengthName(line[0])}: ${number(measure(line, view.pass), 2)}`);

@@ -5,6 +5,7 @@ const PER_NAT = 100; // values are hundredths of a nat
 
 const study = JSON.parse(document.getElementById("study").textContent);
 const runs = study.runs.map((run, index) => ({ ...run, index, texts: [] }));
+const rows = study.rows.map((row, index) => ({ ...row, runs: runs.filter((run) => run.row === index) }));
 let texts = [];
 
 /** Fills `texts`, and the `texts` of each run. What packed() of texts.py wrote, read backwards. */

@@ -9,7 +9,7 @@ start();
 
 async function start() {
   if (!study.texts.length) {
-    document.getElementById("without-texts").hidden = false;
+    document.getElementById("without-texts").hidden = study.thinned.length > 0;
     return;
   }
   await readTexts();

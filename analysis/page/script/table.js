@@ -1,18 +1,19 @@
-// The runs as a table that sorts by any column; a run's button shows it beside the other.
+// A row a setting, its runs pooled; it sorts by any column, and its button shows a run beside the other.
 
-const DIGITS = { rate: 3, lyapunov: 3, nll: 3, change: 3, kl_effect: 3 };
+const DIGITS = { rate: 3, lyapunov: 3, nll: 3, change: 3, half: 3, kl_effect: 3 };
 const order = { column: null, down: false };
 
-/** [heading, explanation, value of a run, whether a number, digits, its key] by column. */
+/** [heading, explanation, value of a row, whether a number, digits, its key] by column. */
 function columns() {
-  const strength = ["strength", "How much the estimates count", (run) => run.strength, false];
+  const strength = ["strength", "How much the estimates count", (row) => row.runs[0].strength, false];
   const settings = study.settings.map((name, index) => [
-    name, `Setting ${name}`, (run) => run.settings[index], false,
-  ]);
+    name, `Setting ${name}`, (row) => row.runs[0].settings[index], false,
+  ]).filter((_, index) => !study.seeds[index]);
+  const count = ["runs", "Runs of one setting: what follows is their mean", (row) => row.count, true];
   const measures = study.columns.map(({ key, name, about }, index) => [
-    name, about, (run) => run.measures[index], key !== "outcome", DIGITS[key], key,
-  ]);
-  return [strength, ...settings, ...measures];
+    name, about, (row) => row.measures[index], key !== "outcome", DIGITS[key], key,
+  ]).filter(([, , value]) => rows.some((row) => value(row) !== null));
+  return [strength, ...settings, ...(rows.length < runs.length ? [count] : []), ...measures];
 }
 
 function makeTable() {
@@ -38,7 +39,7 @@ function makeTable() {
 function fillTable() {
   const table = document.getElementById("runs");
   const all = columns();
-  const sorted = [...runs];
+  const sorted = [...rows];
   if (order.column !== null) {
     const value = all[order.column][2];
     sorted.sort((one, other) => compare(value(one), value(other), order.down));
@@ -47,23 +48,26 @@ function fillTable() {
     const way = order.down ? "descending" : "ascending";
     cell.setAttribute("aria-sort", column === order.column ? way : "none");
   });
-  table.tBodies[0].replaceChildren(...sorted.map((run) => tableRow(run, all)));
+  table.tBodies[0].replaceChildren(...sorted.map((row) => tableRow(row, all)));
   if (view.a) markRows();
 }
 
-function tableRow(run, all) {
+function tableRow(data, all) {
   const row = make("tr");
-  row.dataset.run = run.index;
+  row.dataset.row = data.runs[0].row;
   all.forEach(([, , value, counts, digits, key], column) => {
-    const shown = value(run);
+    const shown = value(data);
     const text = typeof shown === "number" ? number(shown, digits, key === "change") : shown;
     const cell = make(column ? "td" : "th", { className: counts ? "number" : "" });
-    if (column) cell.textContent = text === null || text === "" ? "–" : key === "outcome" ? text.replace("_", " ") : text;
+    if (column) cell.textContent = text === null || text === "" ? "–" : key === "outcome" ? text.replaceAll("_", " ") : text;
     else {
+      const able = data.runs.filter((run) => run.texts.length);
       cell.scope = "row";
-      const button = make("button", { type: "button", title: `Show run ${run.id}` }, strengthName(run));
-      button.disabled = !run.texts.length;
-      button.addEventListener("click", () => choose(run));
+      const name = strengthName(data.runs[0]);
+      const title = `Show ${data.runs.map((run) => run.id).join(", ")}`;
+      const button = make("button", { type: "button", title }, name);
+      button.disabled = !able.length;
+      button.addEventListener("click", () => choose(able));
       cell.append(button);
     }
     row.append(cell);
@@ -72,9 +76,9 @@ function tableRow(run, all) {
 }
 
 /** A run of the same settings goes to the right; another brings its whole family along. */
-function choose(run) {
-  const beside = view.b && sameSettings(view.a, run);
-  show(beside ? { b: run } : { a: run });
+function choose(able) {
+  const run = able.find((one) => sameSettings(view.a, one));
+  show(view.b && run ? { b: run } : { a: run ?? able[0] });
 }
 
 /** Numbers by size, words by the alphabet, what is missing always last. */
@@ -88,8 +92,7 @@ function compare(one, other, down) {
 
 function markRows() {
   for (const row of document.getElementById("runs").tBodies[0].rows) {
-    const run = runs[row.dataset.run];
-    row.classList.toggle("a", run === view.a);
-    row.classList.toggle("b", run === view.b);
+    row.classList.toggle("a", Number(row.dataset.row) === view.a.row);
+    row.classList.toggle("b", Number(row.dataset.row) === view.b?.row);
   }
 }

@@ -1,0 +1,130 @@
+"""What a figure shows, told by its axes, texts and marks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from analysis import load
+from analysis.draw.settling import settling
+from analysis.draw.strength import headline, regimes
+from analysis.draw.tokens import tokens
+
+MakeRun = Callable[..., Path]
+STRENGTHS = (-1.0, -0.5, -0.25, -0.2, -0.1, 0.0, 0.1, 0.5, 1.0, 2.0)  # one more than README's
+ONE = {"p": "one two three four five six seven eight"}
+
+
+@pytest.fixture
+def ten(make_run: MakeRun, tmp_path: Path) -> Path:
+    for strength in STRENGTHS:
+        make_run(tmp_path / "s" / f"r{strength}", prompts=ONE, feedback__strength=strength)
+    return tmp_path / "s"
+
+
+def drawn(figure: Figure) -> FigureCanvasAgg:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas
+
+
+def test_every_strength_is_named_and_no_name_touches_another(ten: Path) -> None:
+    figure = regimes(load(str(ten)))
+    canvas = drawn(figure)
+    for axes in figure.axes[:2]:
+        names = [label for label in axes.get_xticklabels() if label.get_text()]
+        shown = sorted(float(name.get_text().strip().replace("−", "-")) for name in names)
+        assert shown == list(STRENGTHS)
+        boxes = [name.get_window_extent(canvas.get_renderer()) for name in names]
+        for place, box in enumerate(boxes):  # a name of a lower row begins with empty lines
+            rows = [name.get_text().count("\n") for name in names]
+            same = [other for n, other in enumerate(boxes) if rows[n] == rows[place]]
+            assert sum(box.x0 < other.x1 and other.x0 < box.x1 for other in same) == 1
+
+
+def test_a_measure_that_no_run_recorded_has_no_panel(ten: Path) -> None:
+    runs = load(str(ten))
+    assert len(regimes(runs).axes) == 3
+    runs.prompts["lyapunov"] = float("nan")
+    figure = regimes(runs)
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "Contraction rate (per pass)",
+        "Passes needed",
+    ]
+    assert "Exponent" not in figure.get_supxlabel()
+    runs.iterations["oracle_error_max"] = float("nan")  # no error to predict from
+    assert len(regimes(runs).axes) == 1
+
+
+def test_a_caption_counts_the_texts_of_a_run_not_those_of_all_runs(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for name in ("prose", "code"):
+        texts = {f"{name}{n}": ONE["p"] for n in range(5)}
+        for strength in (0.1, 0.5):
+            changes = {"prompts__file": name, "feedback__strength": strength}
+            make_run(tmp_path / "s" / f"{name}{strength}", prompts=texts, **changes)
+    for draw in (headline, settling, regimes):
+        caption = " ".join(draw(load(str(tmp_path / "s"))).get_supxlabel().split())
+        assert "the range over 5 texts" in caption
+
+
+def test_what_was_not_reached_stands_at_the_passes_allowed_not_at_those_of_all_steps(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for strength in (0.1, 2.0):
+        run = make_run(
+            tmp_path / "s" / f"r{strength}",
+            prompts=ONE,
+            steps=2,
+            feedback__strength=strength,
+            recompute__iterations=3,
+        )
+        path = run / "summary.json"
+        path.write_text(path.read_text().replace('"iterations": 3', '"iterations": 9'))
+    runs = load(str(tmp_path / "s"))
+    assert runs.prompts["iterations_to_tolerance"].isna().all()
+    marks = [line for line in headline(runs).axes[0].lines if line.get_marker() == "^"]
+    assert [list(line.get_ydata()) for line in marks] == [[3], [3]]
+
+
+def test_tokens_are_shown_of_the_kind_of_run_that_changes_most(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for kind in ("log_prob", "prob"):  # the toy's prob pulls less
+        for strength in (-1.0, 1.0):
+            changes = {"feedback__kind": kind, "feedback__strength": strength}
+            make_run(tmp_path / "s" / f"{kind}{strength}", prompts=ONE, **changes)
+    assert "(log_prob)" in tokens(load(str(tmp_path / "s"))).get_supxlabel()
+    for strength in (-1.0, 1.0):
+        changes = {"feedback__kind": "zeta", "feedback__strength": 2 * strength}
+        make_run(tmp_path / "s" / f"z{strength}", prompts=ONE, **changes)
+    assert "(zeta)" in tokens(load(str(tmp_path / "s"))).get_supxlabel()
+
+
+def test_names_of_curves_that_end_together_stay_within_their_panel(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    short = {"p": "one two three"}
+    for strength in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        make_run(tmp_path / "s" / f"r{strength}", prompts=short, feedback__strength=strength)
+    figure = settling(load(str(tmp_path / "s")))
+    canvas = drawn(figure)
+    (axes,) = figure.axes
+    names = [text for text in axes.texts if text.get_text().startswith("β")]
+    assert len(names) == 6
+    for name in names:
+        assert name.get_window_extent(canvas.get_renderer()).y0 >= axes.bbox.y0
+
+
+def test_a_side_of_zero_that_was_not_run_says_so(make_run: MakeRun, tmp_path: Path) -> None:
+    for kind, strength in (("log_prob", -0.5), ("log_prob", 0.5), ("prob", 0.5)):
+        changes = {"feedback__kind": kind, "feedback__strength": strength}
+        make_run(tmp_path / "s" / f"{kind}{strength}", prompts=ONE, **changes)
+    panels = settling(load(str(tmp_path / "s"))).axes
+    said = ["no such strength" in [text.get_text() for text in axes.texts] for axes in panels]
+    assert said == [False, False, True, False]
