@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.read.run_folder import DAMAGE, flat, mapping, parquet, state_of
+from analysis.read.run_folder import DAMAGE, check, flat, mapping, parquet, state_of
 from analysis.read.saved import NotData, SavedModel
 
 TRAINING = "depths.json"
@@ -37,6 +37,7 @@ def accepts_contest(folder: Path) -> bool:
 def read_training(folder: Path) -> SavedModel:
     """A model folder; losses in nats per token. Raises NotData if it is damaged."""
     depths = mapping(folder / TRAINING)
+    check(folder, depths.get("checksums"))
     settings = mapping(folder / "training.yaml")
     with _damage_as("not a training that can be read"):
         history = json.loads((folder / "history.json").read_text(encoding="utf-8"))

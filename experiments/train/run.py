@@ -20,6 +20,8 @@ from experiments.runs.compute_once import (
     warn,
 )
 from experiments.runs.files import (
+    changed,
+    checksums,
     read_json,
     remove_partial,
     short_hash,
@@ -47,6 +49,7 @@ from stateful_gpt.tokenizer import (
 
 CONFIG = "training.yaml"
 TOKENIZER = "tokenizer.json"
+MODEL = ("config.json", TOKENIZER, "model.safetensors")
 DEPTHS = "depths.json"
 CARD = "README.md"
 MEASURES = ("train_loss", "held_out_*", "tokens_read", "nll_by_depth/*", "kl_by_depth/*")
@@ -83,6 +86,7 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
             problem = _damage(output) if (output / CARD).exists() else None
             if problem is not None:
                 warn(f"{output} is damaged ({problem}) and is trained again")
+                (output / TOKENIZER).unlink(missing_ok=True)  # it may be what is damaged
             elif (output / CARD).exists():
                 print(f"{output} is trained already: nothing to do")
                 return output
@@ -138,6 +142,7 @@ def _train(
             "contracts": profile.broken_at is None,
             "broken_at": profile.broken_at,
             "characters_per_token": length,
+            "checksums": checksums(output, (CONFIG, HISTORY, *MODEL)),
         }
         write_json(output / DEPTHS, depths)
         loss = f"**{profile.nll[0] / length:.4f} nats per character**"
@@ -212,7 +217,9 @@ def _damage(output: Path) -> str | None:
         load_checkpoint(output)
     except CheckpointError as error:
         return cut(error)
-    return None if isinstance(read_json(output / DEPTHS), dict) else f"unreadable {DEPTHS}"
+    if not isinstance(depths := read_json(output / DEPTHS), dict):
+        return f"unreadable {DEPTHS}"
+    return changed(output, depths.get("checksums"))
 
 
 def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> Tokenizer:
