@@ -47,8 +47,8 @@ def load_hugging_face(
         largest = max(encoding.used)
     if largest >= adapter.vocab_size:
         raise CheckpointError(
-            f"the tokenizer {encoding.name!r} uses the id {largest}, but {folder} has only"
-            f" {adapter.vocab_size} embeddings"
+            f"the tokenizer {cut(repr(encoding.name))} uses the id {largest}, but {folder} has"
+            f" only {adapter.vocab_size} embeddings"
         )
     return Checkpoint(adapter, encoding, with_revision(source, folder))
 

@@ -95,7 +95,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for name, value in pairs:
         if name in table:
-            raise ValueError(f"it names {name[:80]!r} twice")
+            raise ValueError(f"it names {cut(repr(name))} twice")
         table[name] = value
     return table
 

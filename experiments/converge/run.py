@@ -25,6 +25,7 @@ from experiments.settings import ConfigError
 from experiments.sweeps.report import feedback_of
 from experiments.tracking.tracker import Tracker
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError
+from stateful_gpt.console import cut
 from stateful_gpt.device import DTYPES
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.language_model import LanguageModel
@@ -130,7 +131,7 @@ def _feedback(settings: ConvergeSettings, model: LanguageModel) -> Feedback:
     if feedback.of_hidden and not model.takes_hidden_states:
         raise ConfigError(
             "feedback: hidden states need a model with a gate for them, such as"
-            f" model=bundled_stateful; {settings.model.path!r} has none"
+            f" model=bundled_stateful; {cut(repr(settings.model.path))} has none"
         )
     return feedback
 

@@ -18,6 +18,7 @@ from experiments.runs.lock import locked
 from experiments.runs.provenance import changes, provenance
 from experiments.settings import ConfigError
 from experiments.tracking.tracker import Tracker
+from stateful_gpt.console import cut
 
 if TYPE_CHECKING:
     import torch
@@ -170,13 +171,13 @@ def _why(error: BaseException, folder: Path, *, shorten: str) -> str | None:
 
 def short(error: BaseException) -> str:
     """An error's type and text in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return cut(f"{type(error).__name__}: {error}", 500)
 
 
-def disk_sentence(error: OSError, folder: Path, *, key: str = "runs_dir") -> str:
+def disk_sentence(error: OSError, folder: Path | str, *, key: str = "runs_dir") -> str:
     """That a file of the run cannot be written; ``key`` is the setting that says where it lies."""
     place = str(error.filename or folder)
-    return f"{key}: {place!r} cannot be written ({error.strerror or error})"
+    return f"{key}: {cut(repr(place))} cannot be written ({error.strerror or error})"
 
 
 def warn(message: str) -> None:

@@ -13,6 +13,7 @@ from experiments.runs.files import read_json
 from experiments.runs.folder import CONFIG, STATUS, SUMMARY, damage, read_config, read_status
 from experiments.runs.lock import LOCK, is_held
 from experiments.sweeps.plan import Cell, Plan, plans
+from stateful_gpt.console import cut
 
 
 class State(StrEnum):
@@ -44,7 +45,7 @@ class Run:
 
     @property
     def shown(self) -> str:
-        return self.name if self.located else "–"
+        return cut(self.name) if self.located else "–"
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def look(path: Path, name: str, cell: Cell | None, *, probe: bool = True) -> Run
     overall = read_json(folder / SUMMARY) if state is State.FINISHED else None
     if isinstance(overall, dict):  # state tracking has no prompts, hence nothing over all of them
         overall = overall.get("overall", overall)
+    overall = overall if isinstance(overall, dict) else None
     return Run(
         name=name,
         state=state,

@@ -172,7 +172,7 @@ def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpo
         if found[name] != wanted:
             raise ConfigError(
                 f"architecture.{name} must be {found[name]}, as in"
-                f" start_from={settings.start_from}, got {wanted}"
+                f" start_from={cut(settings.start_from)}, got {wanted}"
             )
     return origin
 
@@ -200,13 +200,14 @@ def _claim(output: Path, settings: TrainSettings) -> None:
     if path.exists():
         if OmegaConf.to_container(OmegaConf.load(path)) != settings.deciding():
             raise ConfigError(
-                f"output {str(output)!r} holds a training with other settings: choose another"
-                " folder, or remove it"
+                f"output {cut(repr(str(output)))} holds a training with other settings: choose"
+                " another folder, or remove it"
             )
         return
     if any(place.name != LOCK for place in output.iterdir()):
         raise ConfigError(
-            f"output {str(output)!r} is not empty and holds no training: choose another folder"
+            f"output {cut(repr(str(output)))} is not empty and holds no training: choose another"
+            " folder"
         )
     write_text(path, OmegaConf.to_yaml(settings.deciding()))
 

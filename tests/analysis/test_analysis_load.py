@@ -195,7 +195,7 @@ def test_damage_deep_in_a_trajectory_leaves_out_that_run_alone(
     path.write_bytes(content[:20] + bytes(200) + content[220:])
     assert main(["figures", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert "Left out 1 run that is not finished and whole: bad (unreadable" in lines[-1]
+    assert "Left out 1 run that is not finished and whole: bad (unreadable" in lines[0]
 
 
 @pytest.mark.parametrize(
