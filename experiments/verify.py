@@ -185,16 +185,12 @@ def _main() -> int:
         if len(found) > 1:
             print(f"Of {len(found)} runs, {chosen[0].name} was drawn.", file=sys.stderr)
     code = 0
-    try:
-        for place in chosen:
-            reproduced, sentence, warning = verify(place)
-            if warning:
-                print(f"warning: {warning}", file=sys.stderr)
-            print(sentence, flush=True)
-            code = code if reproduced else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    for place in chosen:
+        reproduced, sentence, warning = verify(place)
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
+        print(sentence, flush=True)
+        code = code if reproduced else 1
     return code
 
 

@@ -12,11 +12,16 @@ from pathlib import Path
 from experiments.settings import ConfigError
 from experiments.train.corpus import documents, read_texts, stream
 from stateful_gpt.checkpoint import CheckpointError, load_checkpoint
+from stateful_gpt.console import run_command
 from stateful_gpt.depth import depth_profile
 from stateful_gpt.device import choose_device
 
 
 def main() -> int:
+    return run_command("held_out_loss", _main)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(description="Held-out loss of a model.")
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--texts", default="data/austen/held_out")

@@ -20,6 +20,8 @@ import tempfile
 import zlib
 from pathlib import Path
 
+from stateful_gpt.console import run_command
+
 PACKAGE = "r-cran-janeaustenr"
 TITLES = {  # first words of each text -> file name
     "EMMA": "emma",
@@ -34,6 +36,10 @@ CHARACTER_VECTOR = 16  # R's serialisation codes, R Internals section 1.8
 
 
 def main() -> int:
+    return run_command("prepare_corpus", _main)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(description="Prepare the corpus of the bundled model.")
     parser.add_argument("--package", type=Path, help=f"a downloaded {PACKAGE} .deb file")
     parser.add_argument("--out", type=Path, default=Path("data/austen"))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from stateful_gpt.console import as_text, cut, run_command
+from stateful_gpt.console import as_text, cut, exhausted, run_command
 from stateful_gpt.untrusted import machine_memory
 
 # written out, because --help need not wait for torch
@@ -170,12 +170,13 @@ def _main(options: argparse.Namespace) -> int:
     except ValueError as error:  # CheckpointError too
         return _tell(str(error), 1)
     except (MemoryError, RuntimeError) as error:
-        import torch
-
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if full or "allocate memory" in str(error):
-            return _tell("the device's memory does not hold the model and its text", 1)
-        raise
+        if (whose := exhausted(error)) is None:
+            raise
+        return _tell(
+            f"{whose} does not hold the model and its text: ask for fewer --samples,"
+            " a shorter text, or a smaller --model",
+            1,
+        )
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

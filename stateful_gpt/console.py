@@ -27,6 +27,14 @@ def cut(value: object, most: int = CUT) -> str:
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
+def exhausted(error: BaseException) -> str | None:
+    """Whose memory an error says is at its end; None if it says something else."""
+    if type(error).__name__ == "OutOfMemoryError":  # of torch
+        return "the device's memory"
+    host = isinstance(error, MemoryError) or "allocate memory" in str(error)
+    return "the machine's memory" if host else None
+
+
 def as_text(text: str) -> str:
     """What came as an argument or by stdin, where the locale could not read its UTF-8.
 
@@ -103,7 +111,18 @@ def run_command(name: str, body: Callable[[], int], *, verbatim: bool = False) -
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     try:
-        code = body()
+        try:
+            code = body()
+        except SystemExit as stop:  # argparse's
+            code = int(stop.code or 0)
+        except KeyboardInterrupt:
+            print("interrupted", file=err)
+            code = 130
+        except (MemoryError, RuntimeError) as error:
+            if (whose := exhausted(error)) is None:
+                raise
+            print(f"{name}: {whose} does not hold this", file=err)
+            code = 1
         out.flush()
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):
             print(f"{name}: standard output is lost: {out.lost.strerror}", file=err)

@@ -37,7 +37,7 @@ from experiments.train.corpus import read_corpus, read_texts
 from experiments.train.loop import HISTORY, STATE, Training
 from experiments.train.settings import TrainSettings
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from stateful_gpt.console import cut
+from stateful_gpt.console import cut, exhausted
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.tokenizer import (
     Tokenizer,
@@ -46,6 +46,7 @@ from stateful_gpt.tokenizer import (
     save_tokenizer,
     train_bpe,
 )
+from stateful_gpt.untrusted import machine_memory
 
 CONFIG = "training.yaml"
 TOKENIZER = "tokenizer.json"
@@ -67,6 +68,14 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
         architecture = GPTConfig(**settings.architecture.plain())
     except ValueError as error:
         raise ConfigError(f"architecture.{error}") from None
+    # at the least, in float32: weights, their gradients, and two moments of each
+    needed = 16 * (12 * architecture.n_layer * architecture.n_embd + architecture.vocab_size)
+    needed *= architecture.n_embd
+    if needed > machine_memory():
+        raise ConfigError(
+            f"architecture.n_layer and architecture.n_embd ask for {needed:,} bytes of memory, and"
+            f" the machine has {machine_memory():,}"
+        )
     texts = {
         key: read_texts(f"corpus.{key}", folder)
         for key, folder in (
@@ -91,7 +100,13 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
                 print(f"{output} is trained already: nothing to do")
                 return output
             _train(settings, architecture, origin, device, texts)
-    except OSError as error:
+    except (MemoryError, OSError, RuntimeError) as error:
+        if (whose := exhausted(error)) is not None:
+            raise RunError(
+                f"{whose} does not hold the training: use a smaller training.batch_size"
+            ) from None
+        if not isinstance(error, OSError):
+            raise
         raise RunError(disk_sentence(error, output, key="output")) from None
     return output
 
