@@ -142,6 +142,10 @@ def _impossible(word: str) -> str | None:
     group = key.lstrip("+")
     if re.search(rf"[\d_]{{{sys.get_int_max_str_digits() + 1}}}", value):
         return f"{cut(key)} must be a number of fewer digits, got {cut(value)}"
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # no file of a run could say it
+        return f"{cut(key)} must be UTF-8, got {cut(value)}"
     if value.startswith("[") and group and (CONF / group).is_dir():
         choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         return f"{group} must be one of {', '.join(choices)}, got {cut(value)}"

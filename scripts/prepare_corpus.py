@@ -45,17 +45,16 @@ def _main() -> int:
     parser.add_argument("--out", type=Path, default=Path("data/austen"))
     options = parser.parse_args()
     try:
-        novels = read_novels(options.package)
+        for name, text in read_novels(options.package).items():
+            if name == HELD_OUT:
+                write(options.out / "held_out" / f"{name}.txt", text)
+                write(options.out / "held_out_reflowed" / f"{name}.txt", reflow(text))
+            else:
+                write(options.out / "train" / f"{name}.txt", text)
+                write(options.out / "train" / f"{name}_reflowed.txt", reflow(text))
     except (OSError, ValueError, zlib.error, subprocess.CalledProcessError) as error:
         print(f"prepare_corpus: {error}", file=sys.stderr)
         return 1
-    for name, text in novels.items():
-        if name == HELD_OUT:
-            write(options.out / "held_out" / f"{name}.txt", text)
-            write(options.out / "held_out_reflowed" / f"{name}.txt", reflow(text))
-        else:
-            write(options.out / "train" / f"{name}.txt", text)
-            write(options.out / "train" / f"{name}_reflowed.txt", reflow(text))
     return 0
 
 
