@@ -129,8 +129,6 @@ def _run(runner: Runner) -> int:
         if command.began:
             raise
         return _say(f"an override cannot be read: {cut(error)}", 2)  # Hydra's, on ``=1``
-    except BrokenPipeError:  # the reader has seen enough, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         return _say(disk_sentence(error, error.filename), 1)
     return command.code

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 
 Converge = Callable[..., tuple[int, str, str]]
@@ -74,28 +72,3 @@ def test_standard_output_and_error_are_plain_text_in_a_pipe(converge: Converge) 
     assert err == "", "no progress bar where nobody watches"
     assert "\r" not in out
     assert "\x1b" not in out
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_terminal_of_any_encoding_takes_what_is_printed(
-    settings: list[str], tmp_path: Path, encoding: str
-) -> None:
-    environment = {
-        **os.environ,
-        **{"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": encoding},
-    }
-    for words in (
-        ["experiments.converge", "-m", *settings, "feedback.strength=-0.5,0.5"],
-        ["experiments.status", str(tmp_path / "runs" / "s")],
-        ["experiments.verify", str(tmp_path / "runs" / "s")],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            env=environment,
-            capture_output=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert b"Traceback" not in done.stderr
-        assert done.stdout.decode(encoding)
