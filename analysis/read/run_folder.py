@@ -79,24 +79,26 @@ def state_of(folder: Path) -> dict[str, Any]:
 def check(folder: Path, checksums: Any) -> None:
     """Raises NotData unless the files are those that had these checksums; some have none."""
     for name, before in checksums.items() if isinstance(checksums, dict) else ():
-        path = folder / Path(name).name
-        if not path.is_file():
-            raise NotData(f"{'unreadable' if path.exists() else 'no'} {name}")
-        with path.open("rb") as stream:
+        with regular(folder / Path(name).name).open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != before:
                 raise NotData(f"{name} is not as it was written")
+
+
+def regular(path: Path) -> Path:
+    """Raises NotData unless it is a file: a pipe would be waited for, a device never ends."""
+    if not path.is_file():
+        raise NotData(f"{'unreadable' if path.exists() else 'no'} {path.name}")
+    return path
 
 
 def mapping(path: Path) -> dict[str, Any]:
     """The content of a JSON or YAML file. Raises NotData if it is not there or no mapping."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular(path).read_text(encoding="utf-8")
         content = (
             json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=YAML_LOADER)
         )
         return {str(key): value for key, value in content.items()}
-    except FileNotFoundError:
-        raise NotData(f"no {path.name}") from None
     except (*DAMAGE, AttributeError):
         raise NotData(f"unreadable {path.name}") from None
 
@@ -121,10 +123,8 @@ def parquet(
 @contextmanager
 def _opened(path: Path, repeated: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path, read_dictionary=list(repeated)) as file:
+        with pq.ParquetFile(regular(path), read_dictionary=list(repeated)) as file:
             yield file
-    except FileNotFoundError:
-        raise NotData(f"no {path.name}") from None
     except DAMAGE:
         raise NotData(f"unreadable {path.name}") from None
 

@@ -15,6 +15,7 @@ from experiments.settings import ConfigError
 from stateful_gpt.checkpoint import CheckpointError
 from stateful_gpt.console import cut
 from stateful_gpt.load import fingerprint
+from stateful_gpt.untrusted import TOKENIZER_SIZE, read_regular
 
 # how random numbers come from the seeds; another number for another way. Runs from before there
 # was one, whose streams of random numbers met, keep their names and files: these are others
@@ -82,10 +83,10 @@ def _identity(model: ModelSettings) -> str:
         return weights
     try:
         named = model.tokenizer in ("gpt2", "byte")
-        content = model.tokenizer.encode() if named else Path(model.tokenizer).read_bytes()
-    except OSError as error:
+        content = model.tokenizer.encode()
+        content = content if named else read_regular(model.tokenizer, most=TOKENIZER_SIZE)
+    except CheckpointError as error:
         raise ConfigError(
-            "model.tokenizer must be gpt2, byte or a readable file, got"
-            f" {cut(repr(model.tokenizer))} ({error.strerror or error})"
+            f"model.tokenizer must be gpt2, byte or a readable file: {error}"
         ) from None
     return f"{weights} {hashlib.sha256(content).hexdigest()}"

@@ -13,6 +13,9 @@ from experiments.settings import ConfigError
 from stateful_gpt.console import cut
 from stateful_gpt.tokenizer import Tokenizer, end_token
 from stateful_gpt.train import IGNORE, batch_at
+from stateful_gpt.untrusted import read_regular
+
+LARGEST_FILE = 2**34  # bytes
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,9 @@ def read_texts(key: str, folder: str) -> list[str]:
             " (scripts.prepare_corpus makes data/austen, scripts.prepare_names data/names)"
         )
     try:
-        return [path.read_text(encoding="utf-8") for path in paths]
-    except (OSError, UnicodeDecodeError) as error:
+        texts = [read_regular(path, most=LARGEST_FILE).decode("utf-8") for path in paths]
+        return [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
+    except ValueError as error:  # no regular file, or no UTF-8
         raise ConfigError(
             f"{key}: a file of {cut(repr(folder))} is no text ({cut(error)})"
         ) from None

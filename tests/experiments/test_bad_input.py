@@ -143,8 +143,8 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         (f"runs_dir={'a/' * 2500}", ["runs_dir", "at most 2,000", "(5,002 char"]),
         (f"study={'a' * 5000}", ["study", "1 to 100", "(5,002 char"]),
         (f"model.path={'a' * 5000}", ["model.path", "(5,002 char"]),
-        (f"model.tokenizer={'a' * 5000}", ["model.tokenizer", "(5,002 char"]),
-        (f"prompts.file={'a' * 5000}.txt", ["prompts.file", "(5,006 char"]),
+        (f"model.tokenizer={'a' * 5000}", ["model.tokenizer", "(5,000 char"]),
+        (f"prompts.file={'a' * 5000}.txt", ["prompts.file", "(5,004 char"]),
         (f"tracking.mode={'a' * 5000}", ["tracking.mode", "(5,002 char"]),
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else None,
@@ -238,7 +238,30 @@ def test_a_missing_prompt_file_is_one_sentence(refused: Refused, tmp_path: Path)
     assert "nowhere.txt" in said
     assert "No such file" in said
     (tmp_path / "folder.txt").mkdir()
-    assert "directory" in refused(f"prompts.file={tmp_path / 'folder.txt'}")
+    assert "not a regular file" in refused(f"prompts.file={tmp_path / 'folder.txt'}")
+
+
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "folder": Path.mkdir,
+    "terminal": lambda path: path.symlink_to("/dev/tty"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("key", ["prompts.file", "model.tokenizer", "corpus.train"])
+def test_what_is_no_file_is_never_waited_for(
+    refused: Refused, in_process: Converge, tmp_path: Path, key: str, kind: str
+) -> None:
+    NO_FILES[kind](tmp_path / "text.txt")
+    if key == "corpus.train":
+        words = (f"corpus.train={tmp_path}", f"corpus.held_out={tmp_path}", "output=o")
+        code, _, said = in_process("train", *words)
+        assert code == 2
+    else:
+        said = refused(f"{key}={tmp_path / 'text.txt'}")
+    assert re.fullmatch(rf"error: {key}.*text.txt cannot be read: .*\n", said)
 
 
 def test_a_missing_prompt_file_is_one_sentence_for_a_whole_sweep(

@@ -1,8 +1,11 @@
 """What others wrote reaches no terminal raw, in a run's files or as an argument."""
 
 import json
+import os
+import pickle
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -33,6 +36,11 @@ HOSTILE = {
     "half a character": "a\ud800b",
     "vast": "x" * 6_000_000,
 }
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.filterwarnings("error::ResourceWarning"),
+    pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning"),
+]
 Main = Callable[..., tuple[int, str, str]]
 
 
@@ -160,3 +168,96 @@ def test_no_path_of_a_corpus_reaches_a_terminal_raw(
     code, out, err = in_process("train", *words, "device=cpu", "tracking.mode=disabled")
     assert code == 2
     assert_tame(out, err, most=1_500)
+
+
+# --- processes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "experiments.status HERE/old",
+        "experiments.verify HERE/old --run 54a1ba9363",
+        "experiments.converge model=checkpoint model.path=HERE/pipe",
+        "experiments.converge prompts.file=HERE/pipe.txt",
+        "experiments.converge -m recompute.iterations=1,0",
+        "experiments.train corpus.train=HERE corpus.held_out=HERE output=HERE/out",
+        "stateful_gpt.generate --prompt x --model HERE/evil.pt",
+        "stateful_gpt.generate --prompt x --model /dev/zero",
+        "analysis table HERE/old",
+        "scripts.print_passes HERE/old",
+    ],
+)
+def test_no_file_or_process_is_leaked(words: str, tmp_path: Path) -> None:
+    study = shutil.copytree(OLD, tmp_path / "old")
+    (study / FIXED / "trajectory.parquet").write_bytes(b"garbage")
+    (study / KILLED / "summary.json").symlink_to("/dev/zero")
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"model": print}))
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.txt")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-X", "dev", "-W", "error", "-m"),
+            *words.replace("HERE", str(tmp_path)).split(),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    for sign in ("Warning", "Exception ignored", "Traceback"):
+        assert sign not in done.stderr
+
+
+SECONDS, BYTES = 10.0, 10**9
+
+
+def lying(folder: Path) -> Path:
+    """A model whose settings promise far more layers than its weights have."""
+    config = json.loads((folder / "config.json").read_text())
+    config["architecture"]["n_layer"] = 10**9
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local", "ray"])
+def test_hostile_cells_stop_no_other_on_any_launcher(
+    launcher: str, settings: list[str], checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    if launcher != "basic":
+        pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    pipe, evil = tmp_path / "pipe.txt", tmp_path / "evil.pt"
+    os.mkfifo(pipe)
+    evil.write_bytes(pickle.dumps({"model": print}))
+    vast = lying(Path(shutil.copytree(checkpoint_folder, tmp_path / "vast")))
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(json.dumps({"id": "\x1b[2J" + "x" * 6_000_000, "tokens": [999]}) + "\n")
+    good = tmp_path / "good.txt"
+    good.write_text("the dog ran")
+    for study, values, refused in (
+        ("models", f"model.path=/dev/zero,{evil},{vast},{checkpoint_folder}", 3),
+        ("prompts", f"prompts.file={pipe},{odd},{good}", 2),
+    ):
+        process = subprocess.Popen(
+            [*(sys.executable, "-m", "experiments.converge", "-m", f"hydra/launcher={launcher}")]
+            + [*settings, f"study={study}", values],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+        )
+        assert process.stdout is not None
+        with process.stdout:
+            out = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 1, out
+        assert_tame(out, "", most=10_000)
+        assert out.count("\nerror: ") == refused, out
+        assert f"{refused + 1} runs: 1 finished, {refused} failed" in out
+        # processor time of it and of its workers, which wait for others here and there
+        assert used.ru_utime + used.ru_stime < SECONDS + 10 * (launcher != "basic")
+        assert used.ru_maxrss * 1024 < BYTES, "of the largest of its processes"
