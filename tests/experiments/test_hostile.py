@@ -240,9 +240,9 @@ def test_hostile_cells_stop_no_other_on_any_launcher(
         ("models", f"model.path=/dev/zero,{evil},{vast},{checkpoint_folder}", 3),
         ("prompts", f"prompts.file={pipe},{odd},{good}", 2),
     ):
+        command = [sys.executable, "-m", "experiments.converge", "-m"]
         process = subprocess.Popen(
-            [*(sys.executable, "-m", "experiments.converge", "-m", f"hydra/launcher={launcher}")]
-            + [*settings, f"study={study}", values],
+            [*command, f"hydra/launcher={launcher}", *settings, f"study={study}", values],
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
