@@ -123,10 +123,13 @@ class RunFolder:
         self.fail(error, traceback=traceback)
 
     def finish(self) -> None:
-        names = (CONFIG, SUMMARY, *TABLES, *TABLES_OF_CONTEST)
-        self._status["checksums"] = checksums(self.path, names)
+        self._add_checksums()
         self._end("finished", None)
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
+
+    def _add_checksums(self) -> None:
+        names = (CONFIG, SUMMARY, *TABLES, *TABLES_OF_CONTEST)
+        self._status["checksums"] = checksums(self.path, names)
 
     def _end(self, state: str, error: str | None) -> None:
         ended = {"state": state, "error": error, "finished": now()}
@@ -193,6 +196,7 @@ class RunFolder:
 
             write_atomically(self.path / name, write)
         write_json(self.path / SUMMARY, summary)
+        self._add_checksums()
         write_json(self.path / STATUS, self._status)
         ours = _origin_of_part(self._status)
         origins = [part["origin"] or {} for part in self._status["kept"]]
