@@ -113,8 +113,10 @@ def run_command(name: str, body: Callable[[], int], *, verbatim: bool = False) -
     try:
         try:
             code = body()
-        except SystemExit as stop:  # argparse's
-            code = int(stop.code or 0)
+        except SystemExit as stop:  # as argparse does, or with a sentence
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            if isinstance(stop.code, str):
+                print(stop.code, file=err)
         except KeyboardInterrupt:
             print("interrupted", file=err)
             code = 130
