@@ -30,8 +30,6 @@ SOURCE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # β on any terminal
     try:
         runs = runs_of(arguments.sources)
         runs = runs.only(run_ids=arguments.run, prompt_ids=arguments.prompt)
@@ -40,15 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.do(runs, arguments)
         if runs.damaged:
             _complain(left_out_line(runs.damaged))
-        sys.stdout.flush()
     except SourceError as error:
         _complain(str(error))
         return 2
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        return 130
-    except BrokenPipeError:  # the reader has seen enough, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -147,4 +139,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from stateful_gpt.console import run_command  # of the command alone
+
+    sys.exit(run_command("analysis", main))

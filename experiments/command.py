@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.runs.compute_once import Asked, RunError
+from experiments.runs.compute_once import Asked, RunError, disk_sentence
 from experiments.settings import ConfigError, sentence, to_settings
 from experiments.sweeps import launchers
 from experiments.sweeps.report import report
@@ -30,6 +30,7 @@ from experiments.sweeps.sweep import (
     rehearse,
     sweep,
 )
+from stateful_gpt.console import cut
 from stateful_gpt.console import run_command as steadily
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -110,6 +111,9 @@ def _run(runner: Runner) -> int:
     dry_run = DRY_RUN in sys.argv[1:] and runner.locate is not None
     if dry_run:
         sys.argv.remove(DRY_RUN)
+    for word in sys.argv[1:]:
+        if (problem := _impossible(word)) is not None:
+            return _say(problem, 2)
     launchers.prefer_our_settings()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them
     command = Command(runner, sys.argv[1:], dry_run=dry_run)
@@ -124,12 +128,26 @@ def _run(runner: Runner) -> int:
     except ValueError as error:
         if command.began:
             raise
-        return _say(f"an override cannot be read: {error}", 2)  # Hydra's, on ``=1``
-    except BrokenPipeError:  # the reader has seen enough, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _say(f"an override cannot be read: {cut(error)}", 2)  # Hydra's, on ``=1``
     except OSError as error:
-        return _say(f"runs_dir: {error.filename!r} cannot be written ({error.strerror})", 1)
+        return _say(disk_sentence(error, error.filename), 1)
     return command.code
+
+
+def _impossible(word: str) -> str | None:
+    """What is wrong with an override on which Hydra would end in a traceback, or name no key."""
+    key, _, value = word.partition("=")
+    group = key.lstrip("+")
+    if re.search(rf"[\d_]{{{sys.get_int_max_str_digits() + 1}}}", value):
+        return f"{cut(key)} must be a number of fewer digits, got {cut(value)}"
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # no file of a run could say it
+        return f"{cut(key)} must be UTF-8, got {cut(value)}"
+    if value.startswith("[") and group and (CONF / group).is_dir():
+        choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        return f"{group} must be one of {', '.join(choices)}, got {cut(value)}"
+    return None
 
 
 def _say_why(error: BaseException) -> int:

@@ -65,10 +65,10 @@ def _no_bool(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Whole = Annotated[int, BeforeValidator(_no_bool)]
+Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=-(10**18), le=10**18)]
 Count = Annotated[Whole, Field(ge=1)]
 Positive = Annotated[Number, Field(gt=0)]
-Seed = Annotated[Whole, Field(ge=0, le=LARGEST_SEED)]
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=LARGEST_SEED)]
 
 
 def to_settings(config: DictConfig, schema: type[S]) -> S:
@@ -139,14 +139,14 @@ def sentence(error: BaseException, *, options: list[str] | None = None) -> str:
         said.append(_first_line(last))
     text = ": ".join(dict.fromkeys(said))
     if key and key not in text:
-        text = f"{key}: {text}"
+        text = f"{cut(key)}: {text}"
     if isinstance(last, MissingConfigException) and last.options is not None:
         text = f"{text.rstrip('.')}; allowed: {', '.join(options or sorted(last.options))}"
     return text
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return cut(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def _missing(key: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.sweeps.report import report
 from experiments.sweeps.study import survey
-from stateful_gpt.console import run_command
+from stateful_gpt.console import cut, run_command
 
 
 def main() -> int:
@@ -32,7 +32,10 @@ def _main() -> int:
     except OSError as error:
         study, problem = None, f"cannot be read ({error.strerror or error})"
     if study is None or not study.runs:
-        print(f"error: STUDY must be a study's folder; {str(path)!r} {problem}", file=sys.stderr)
+        print(
+            f"error: STUDY must be a study's folder; {cut(repr(str(path)))} {problem}",
+            file=sys.stderr,
+        )
         return 2
     print(report(study))
     return 0 if study.complete else 1

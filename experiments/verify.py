@@ -16,13 +16,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from experiments.converge.settings import ConvergeSettings
 from experiments.runs.compute_once import RunError
-from experiments.runs.folder import CONFIG, STATUS, TRACKER, TRAJECTORY, read_status
+from experiments.runs.folder import CONFIG, STATUS, TRACKER, TRAJECTORY, read_config, read_status
 from experiments.settings import ConfigError, parse
-from stateful_gpt.console import run_command
+from stateful_gpt.console import cut, run_command
 
 # Largest difference in nats that still counts as the same result, by the precision of a run.
 # Another processor sums in another order, which changes the last bits of a pass, and the passes
@@ -48,11 +47,13 @@ def find(study: Path, wanted: list[str]) -> list[Path]:
     ]
     if not found:
         raise FileNotFoundError(
-            f"STUDY must hold a finished run with a trajectory, got {str(study)!r}"
+            f"STUDY must hold a finished run with a trajectory, got {cut(repr(str(study)))}"
         )
     missing = set(wanted) - {place.name for place in found}
     if missing:
-        raise FileNotFoundError(f"--run {min(missing)}: no such finished run is in {study}")
+        raise FileNotFoundError(
+            f"--run {cut(min(missing))}: no such finished run is in {cut(study)}"
+        )
     return [place for place in found if not wanted or place.name in wanted]
 
 
@@ -63,10 +64,8 @@ def settings_of(place: Path, runs_dir: Path) -> ConvergeSettings:
     Raises:
         ConfigError: they are not those of a convergence run.
     """
-    try:
-        content = dict(yaml.safe_load((place / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
-        raise ConfigError(f"its {CONFIG} cannot be read") from None
+    if (content := read_config(place)) is None:
+        raise ConfigError(f"its {CONFIG} cannot be read")
     elsewhere = {"runs_dir": str(runs_dir), "tracking": {"mode": "disabled"}}
     return parse(content | elsewhere, ConvergeSettings)
 
@@ -90,7 +89,11 @@ def verify(place: Path) -> tuple[bool, str, str]:
         except (OSError, ValueError, pa.ArrowException):
             return False, f"{name} cannot be compared: its {TRAJECTORY} cannot be read", ""
         was, now = _origin(before), _origin(read_status(again))
-    other = [f"{key} {was[key]}, now {now.get(key)}" for key in was if was[key] != now.get(key)]
+    other = [
+        f"{cut(key)} {cut(was[key])}, now {cut(now.get(key))}"
+        for key in was
+        if was[key] != now.get(key)
+    ]
     warning = f"{name} was computed with {'; '.join(other)}" if other else ""
     if again.name == name:
         reproduced, said = compare(old, new, settings.device.dtype)
@@ -126,7 +129,7 @@ def compare(old: pd.DataFrame, new: pd.DataFrame, dtype: str) -> tuple[bool, str
     if same.all():
         return True, f" bit for bit: {count}"
     apart = np.where(same, 0.0, np.nan_to_num(np.abs(before - after), nan=np.inf))
-    where = ", ".join(f"{key.removesuffix('_id')} {old[key][apart.argmax()]}" for key in KEYS)
+    where = ", ".join(f"{key.removesuffix('_id')} {cut(old[key][apart.argmax()])}" for key in KEYS)
     said = f"{(~same).sum()} of them differ, by at most {apart.max():.2g} nats ({where})"
     about = f"{BOUNDS[dtype]:g} nats, the bound for {dtype}"
     if apart.max() <= BOUNDS[dtype]:
@@ -182,16 +185,12 @@ def _main() -> int:
         if len(found) > 1:
             print(f"Of {len(found)} runs, {chosen[0].name} was drawn.", file=sys.stderr)
     code = 0
-    try:
-        for place in chosen:
-            reproduced, sentence, warning = verify(place)
-            if warning:
-                print(f"warning: {warning}", file=sys.stderr)
-            print(sentence, flush=True)
-            code = code if reproduced else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    for place in chosen:
+        reproduced, sentence, warning = verify(place)
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
+        print(sentence, flush=True)
+        code = code if reproduced else 1
     return code
 
 

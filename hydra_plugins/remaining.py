@@ -83,6 +83,8 @@ def cells(overrides: Sequence[Override]) -> list[list[str]]:
             values = list(override.sweep_string_iterator())
         else:
             raise HydraException(f"{override.input_line}: a grid needs a list or range of values")
+        if not values:
+            raise HydraException(f"{override.input_line}: a grid needs at least one value")
         choices[key] = [f"{key}={value}" for value in values]
     return [list(cell) for cell in itertools.product(*choices.values())]
 

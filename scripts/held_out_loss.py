@@ -9,14 +9,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.settings import ConfigError
 from experiments.train.corpus import documents, read_texts, stream
-from stateful_gpt.checkpoint import CheckpointError, load_checkpoint
+from stateful_gpt.checkpoint import load_checkpoint
+from stateful_gpt.console import run_command
 from stateful_gpt.depth import depth_profile
 from stateful_gpt.device import choose_device
 
 
 def main() -> int:
+    return run_command("held_out_loss", _main)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(description="Held-out loss of a model.")
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--texts", default="data/austen/held_out")
@@ -36,7 +40,7 @@ def main() -> int:
             corpus = documents("--texts", texts, encoding, block_size=block)
         else:
             corpus = stream(texts, encoding, block_size=block)
-    except (ConfigError, CheckpointError) as error:
+    except ValueError as error:  # of the texts, the model or its tokenizer
         print(f"held_out_loss: {error}", file=sys.stderr)
         return 1
     profile = depth_profile(model, corpus.windows(), depth=0, full=model.gate is not None)

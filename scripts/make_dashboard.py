@@ -15,6 +15,7 @@ from pydantic_core import to_json
 
 from experiments.converge.settings import TrackingSettings
 from experiments.tracking.tracker import LOGIN, has_login
+from stateful_gpt.console import run_command
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -106,6 +107,10 @@ def workspace(*, entity: str, project: str, study: str | None = None) -> "Worksp
 
 
 def main() -> int:
+    return run_command("make_dashboard", _main)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--entity", default="", help="W&B user or team")
     parser.add_argument("--project", default=TrackingSettings().project, help="W&B project")

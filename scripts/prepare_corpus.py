@@ -20,6 +20,8 @@ import tempfile
 import zlib
 from pathlib import Path
 
+from stateful_gpt.console import run_command
+
 PACKAGE = "r-cran-janeaustenr"
 TITLES = {  # first words of each text -> file name
     "EMMA": "emma",
@@ -34,22 +36,25 @@ CHARACTER_VECTOR = 16  # R's serialisation codes, R Internals section 1.8
 
 
 def main() -> int:
+    return run_command("prepare_corpus", _main)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(description="Prepare the corpus of the bundled model.")
     parser.add_argument("--package", type=Path, help=f"a downloaded {PACKAGE} .deb file")
     parser.add_argument("--out", type=Path, default=Path("data/austen"))
     options = parser.parse_args()
     try:
-        novels = read_novels(options.package)
+        for name, text in read_novels(options.package).items():
+            if name == HELD_OUT:
+                write(options.out / "held_out" / f"{name}.txt", text)
+                write(options.out / "held_out_reflowed" / f"{name}.txt", reflow(text))
+            else:
+                write(options.out / "train" / f"{name}.txt", text)
+                write(options.out / "train" / f"{name}_reflowed.txt", reflow(text))
     except (OSError, ValueError, zlib.error, subprocess.CalledProcessError) as error:
         print(f"prepare_corpus: {error}", file=sys.stderr)
         return 1
-    for name, text in novels.items():
-        if name == HELD_OUT:
-            write(options.out / "held_out" / f"{name}.txt", text)
-            write(options.out / "held_out_reflowed" / f"{name}.txt", reflow(text))
-        else:
-            write(options.out / "train" / f"{name}.txt", text)
-            write(options.out / "train" / f"{name}_reflowed.txt", reflow(text))
     return 0
 
 

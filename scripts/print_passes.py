@@ -15,11 +15,16 @@ from tabulate import tabulate
 import analysis
 from analysis.read.saved import SourceError
 from analysis.text import visible
+from stateful_gpt.console import run_command
 
 END = ("<|endoftext|>", "■")  # a long name for what begins and ends a text
 
 
 def main() -> int:
+    return run_command("print_passes", _main)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(description="Print the passes over short texts.")
     parser.add_argument("sources", nargs="+", metavar="SOURCE")
     parser.add_argument("--prompt", action="append", default=[], help="its id; default: all")

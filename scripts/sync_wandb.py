@@ -20,6 +20,7 @@ from experiments.converge.settings import TrackingSettings
 from experiments.runs.files import read_json, write_json
 from experiments.runs.folder import CONFIG, STATUS, SUMMARY, TRACKER, read_status
 from experiments.tracking.tracker import LOGIN, SYNCED, has_login, server_url, stop_helper
+from stateful_gpt.console import run_command
 
 PATIENCE = 600.0  # seconds that the server may take for one run
 
@@ -29,6 +30,10 @@ class SyncError(RuntimeError):
 
 
 def main() -> int:
+    return run_command("sync_wandb", _main)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("study", type=Path, help="a study folder, or one run folder")
     parser.add_argument("--project", help="instead of the tracking.project that the runs have")

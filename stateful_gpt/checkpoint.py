@@ -84,7 +84,7 @@ def load_checkpoint(
     encoding = load_tokenizer(chosen, vocab_size=ids)
     if encoding.n_vocab > ids:
         raise CheckpointError(
-            f"the tokenizer {encoding.name!r} has {encoding.n_vocab} ids but {path} only"
+            f"the tokenizer {cut(repr(encoding.name))} has {encoding.n_vocab} ids but {path} only"
             f" {ids} embeddings: name the model's own tokenizer, such as the"
             f" {NANOGPT_TOKENIZER} of its data"
         )
@@ -101,7 +101,7 @@ def locate(source: str | Path) -> Path:
     if str(source) in BUNDLED:
         with resources.as_file(resources.files("stateful_gpt") / "assets" / str(source)) as path:
             if not (path / WEIGHTS).exists():
-                raise CheckpointError(f"the model {source!r} is not part of this installation")
+                raise CheckpointError(f"the model {cut(source)} is not part of this installation")
             return path
     path = Path(source)
     try:

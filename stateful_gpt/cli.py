@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from stateful_gpt.console import as_text, cut, printable, run_command
+from stateful_gpt.console import as_text, cut, exhausted, run_command
 from stateful_gpt.untrusted import machine_memory
 
 # written out, because --help need not wait for torch
@@ -159,7 +159,7 @@ def _as_options(arguments: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_command("generate", lambda: _main(parse_arguments(arguments)))
+    return run_command("generate", lambda: _main(parse_arguments(arguments)), verbatim=True)
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -170,19 +170,20 @@ def _main(options: argparse.Namespace) -> int:
     except ValueError as error:  # CheckpointError too
         return _tell(str(error), 1)
     except (MemoryError, RuntimeError) as error:
-        import torch
-
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if full or "allocate memory" in str(error):
-            return _tell("the device's memory does not hold the model and its text", 1)
-        raise
+        if (whose := exhausted(error)) is None:
+            raise
+        return _tell(
+            f"{whose} does not hold the model and its text: ask for fewer --samples,"
+            " a shorter text, or a smaller --model",
+            1,
+        )
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
 
 
 def _tell(sentence: str, code: int = 0) -> int:
-    print(f"generate: {printable(sentence)}", file=sys.stderr)
+    print(f"generate: {sentence}", file=sys.stderr)
     return code
 
 
@@ -238,7 +239,6 @@ def _run(options: argparse.Namespace) -> int:
     if options.feedback != "none" and not feedback.active:
         _tell("at --strength 0 nothing is fed back: this is the plain model")
     slide = min(options.slide or max(1, model.block_size // 4), model.block_size)
-    show = printable if sys.stdout.isatty() else str
     writers = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(options.samples)]
     texts = [prompt] * options.samples
     alone = options.samples == 1
@@ -264,12 +264,12 @@ def _run(options: argparse.Namespace) -> int:
         piece = writers[row].decode(token_bytes(encoding, token))
         texts[row] += piece
         if alone:
-            print(show(piece), end="", flush=True)
+            print(piece, end="", flush=True)
             if getattr(sys.stdout, "lost", None) is not None:
                 raise BrokenPipeError  # nobody is there to go on for
 
     if alone:
-        print(show(prompt), end="", flush=True)
+        print(prompt, end="", flush=True)
     say_once_if_outgrown(len(tokens))
     undamped = feedback.triangular and options.damping == 1.0
     result = generate(
@@ -297,7 +297,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     rests = [writer.decode(b"", final=True) for writer in writers]
     whole = rests if alone else [text + rest for text, rest in zip(texts, rests, strict=True)]
-    print(f"\n{SEPARATOR}\n".join(map(show, whole)))
+    print(f"\n{SEPARATOR}\n".join(whole))
     outcomes = [outcome for of_text in result.outcomes for outcome in of_text]
     good = (Outcome.SETTLED, Outcome.WITHIN_TOLERANCE)
     unsettled = [outcome for outcome in outcomes if outcome not in good]

@@ -27,6 +27,14 @@ def cut(value: object, most: int = CUT) -> str:
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
+def exhausted(error: BaseException) -> str | None:
+    """Whose memory an error says is at its end; None if it says something else."""
+    if type(error).__name__ == "OutOfMemoryError":  # of torch
+        return "the device's memory"
+    host = isinstance(error, MemoryError) or "allocate memory" in str(error)
+    return "the machine's memory" if host else None
+
+
 def as_text(text: str) -> str:
     """What came as an argument or by stdin, where the locale could not read its UTF-8.
 
@@ -46,15 +54,17 @@ def as_text(text: str) -> str:
 class SteadyStream:
     """A stream that printing to never fails, whatever its encoding and whoever has left.
 
-    Characters that it cannot express appear as ``\\u2603``. Once a write has failed the rest goes
+    Control characters appear as ``\\x1b`` unless it is ``verbatim``, and characters that it cannot
+    express as ``\\u2603``. Once a write has failed the rest goes
     nowhere, so that a computation can go on to complete its files.
 
     Attributes:
         lost: what the first failed write met; None while all arrives.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, *, verbatim: bool = False) -> None:
         self.lost: OSError | None = None
+        self.verbatim = verbatim
         if stream is None:  # closed before the process began
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the process's life)
             self.lost = OSError(errno.EBADF, "it is closed")
@@ -63,7 +73,10 @@ class SteadyStream:
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        self._try(lambda: self.stream.write(text))
+        # what begins with it is a progress bar, which is drawn over what stands there
+        bar = text.startswith("\r")
+        shown = "\r".join(map(printable, text.split("\r"))) if bar else printable(text)
+        self._try(lambda: self.stream.write(text if self.verbatim else shown))
         return len(text)
 
     def flush(self) -> None:
@@ -83,19 +96,35 @@ class SteadyStream:
         return getattr(self.stream, name)
 
 
-def run_command(name: str, body: Callable[[], int]) -> int:
+def run_command(name: str, body: Callable[[], int], *, verbatim: bool = False) -> int:
     """The exit code of a command whose standard streams are steady while it runs.
+
+    ``verbatim`` leaves standard output as it is where that is not a terminal.
 
     1 where it succeeded but not all it printed could be written; a reader that has gone away, as
     ``head`` does, had all it wanted.
     """
     before = sys.stdout, sys.stderr
-    out, err = SteadyStream(sys.stdout), SteadyStream(sys.stderr)
+    verbatim = verbatim and not (sys.stdout is not None and sys.stdout.isatty())
+    out, err = SteadyStream(sys.stdout, verbatim=verbatim), SteadyStream(sys.stderr)
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     try:
-        code = body()
+        try:
+            code = body()
+        except SystemExit as stop:  # as argparse does, or with a sentence
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            if isinstance(stop.code, str):
+                print(stop.code, file=err)
+        except KeyboardInterrupt:
+            print("interrupted", file=err)
+            code = 130
+        except (MemoryError, RuntimeError) as error:
+            if (whose := exhausted(error)) is None:
+                raise
+            print(f"{name}: {whose} does not hold this", file=err)
+            code = 1
         out.flush()
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):
             print(f"{name}: standard output is lost: {out.lost.strerror}", file=err)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, download, with_revision
-from stateful_gpt.console import cut
+from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
 from stateful_gpt.hugging_face_tokenizer import HuggingFaceTokenizer
 from stateful_gpt.tokenizer import load_tokenizer
@@ -47,8 +47,8 @@ def load_hugging_face(
         largest = max(encoding.used)
     if largest >= adapter.vocab_size:
         raise CheckpointError(
-            f"the tokenizer {encoding.name!r} uses the id {largest}, but {folder} has only"
-            f" {adapter.vocab_size} embeddings"
+            f"the tokenizer {cut(repr(encoding.name))} uses the id {largest}, but {folder} has"
+            f" only {adapter.vocab_size} embeddings"
         )
     return Checkpoint(adapter, encoding, with_revision(source, folder))
 
@@ -151,6 +151,8 @@ def _load(kind: str, folder: Path, **options: Any) -> Any:
                 folder, trust_remote_code=False, local_files_only=True, **options
             )
         except Exception as error:  # of many kinds, most of them of transformers' own
+            if exhausted(error):
+                raise
             what = "causal model" if kind == "AutoModelForCausalLM" else "tokenizer"
             raise CheckpointError(
                 f"{folder} is not a {what} that transformers loads: {named(error)}"

@@ -267,7 +267,7 @@ def _ranks_from_lines(raw: bytes) -> dict[bytes, int]:
 
 def _bpe_from_json(content: dict[str, Any]) -> BytePairs:
     if content.get("format") != BPE_FORMAT:
-        raise TokenizerError(f"format must be {BPE_FORMAT!r}, got {content.get('format')!r}")
+        raise TokenizerError(f"format must be {BPE_FORMAT!r}, got {cut(content.get('format'))}")
     name, special, ranks = content["name"], content["special_tokens"], _ranks(content["ranks"])
     if content["pattern"] != SPLIT_PATTERN:  # any other may take for ever, or match nothing
         raise TokenizerError("its pattern is not the one that this project writes")
@@ -283,7 +283,8 @@ def _characters_of(ids: dict[str, int]) -> list[str]:
     """Characters in the order of their ids, as ``stoi`` of nanoGPT's meta.pkl has them."""
     for character, i in ids.items():
         if type(character) is not str or len(character) != 1 or type(i) is not int:
-            raise TokenizerError(f"it gives ids to other things than characters: {character!r}")
+            other = cut(repr(character))
+            raise TokenizerError(f"it gives ids to other things than characters: {other}")
         character.encode()  # half a character is none
     if not ids or sorted(ids.values()) != list(range(len(ids))):
         raise TokenizerError("the ids of its characters are not 0, 1, 2 … with one character each")

@@ -38,11 +38,18 @@ def machine_memory() -> int:
     """Bytes of memory that this process may use: all, or what its control groups allow."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with suppress(OSError):  # not Linux
-        group = Path(MEMBERSHIP).read_text().rpartition("0::/")[2].strip()
-        place = CONTROL_GROUPS / group
-        for folder in (place, *place.parents):
-            with suppress(OSError, ValueError):  # a group without a limit says max
-                limits.append(int((folder / "memory.max").read_text()))
+        for line in Path(MEMBERSHIP).read_text().splitlines():
+            number, controllers, group = line.split(":", 2)
+            if number != "0" and "memory" not in controllers.split(","):
+                continue
+            # version 2 has one tree of groups, version 1 one for each controller
+            tree, name = (
+                ("", "memory.max") if number == "0" else ("memory", "memory.limit_in_bytes")
+            )
+            place = CONTROL_GROUPS / tree / group.strip("/")
+            for folder in (place, *place.parents):
+                with suppress(OSError, ValueError):  # a group without a limit says max
+                    limits.append(int((folder / name).read_text()))
     return min(limits)
 
 
@@ -95,7 +102,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for name, value in pairs:
         if name in table:
-            raise ValueError(f"it names {name[:80]!r} twice")
+            raise ValueError(f"it names {cut(repr(name))} twice")
         table[name] = value
     return table
 

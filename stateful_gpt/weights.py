@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from stateful_gpt.console import cut
+from stateful_gpt.console import cut, exhausted
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.untrusted import (
     SETTINGS_SIZE,
@@ -91,6 +91,8 @@ def read_folder(folder: Path) -> Stored:
     try:
         state = load_file(weights)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
+        if exhausted(error):
+            raise MemoryError from None
         raise CheckpointError(
             f"{weights} is damaged or not a safetensors file: {cut(error)}"
         ) from None
@@ -169,6 +171,8 @@ def read_nanogpt(path: Path) -> Stored:
                 " and was not opened further"
             ) from None
         except Exception as error:  # torch raises many kinds on damaged archives
+            if exhausted(error):
+                raise
             raise CheckpointError(
                 f"{path} is damaged or not a PyTorch checkpoint: {cut(error)}"
             ) from None
@@ -218,6 +222,8 @@ def build_model(stored: Stored, *, dtype: torch.dtype) -> GPT:
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
+        if exhausted(error):
+            raise
         said = str(error).removeprefix("Error(s) in loading state_dict for GPT:")
         raise CheckpointError(f"{cut(stored.file)}: {cut(said)}") from None
     if tied:

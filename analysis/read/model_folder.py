@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.read.run_folder import DAMAGE, flat, mapping, parquet, state_of
+from analysis.read.run_folder import DAMAGE, check, flat, mapping, parquet, regular, state_of
 from analysis.read.saved import NotData, SavedModel
 
 TRAINING = "depths.json"
@@ -37,9 +37,10 @@ def accepts_contest(folder: Path) -> bool:
 def read_training(folder: Path) -> SavedModel:
     """A model folder; losses in nats per token. Raises NotData if it is damaged."""
     depths = mapping(folder / TRAINING)
+    check(folder, depths.get("checksums"))
     settings = mapping(folder / "training.yaml")
     with _damage_as("not a training that can be read"):
-        history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+        history = json.loads(regular(folder / "history.json").read_text(encoding="utf-8"))
         if not depths["nll"]:
             raise ValueError(f"{TRAINING} has no losses")
         curve = pd.DataFrame({"depth": range(len(depths["nll"])), "nll": depths["nll"]})
@@ -104,7 +105,7 @@ def _damage_as(what: str) -> Iterator[None]:
 
 def _parameters(path: Path) -> int:
     """Numbers in a safetensors file, from its header alone."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > path.stat().st_size:
             raise ValueError(f"{path.name} is damaged")

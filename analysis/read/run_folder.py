@@ -7,6 +7,7 @@ data. Knows nothing of figures, tables or other kinds of source.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ def read_run(folder: Path, *, finished: bool = True) -> SavedRun:
     if not isinstance(summary.setdefault("overall", {}), dict):
         raise NotData("summary.json says nothing of all prompts")
     trajectory = folder / "trajectory.parquet"
-    _check_trajectory(trajectory)
+    _check_trajectory(trajectory, decode=finished and "checksums" not in status)
     return SavedRun(
         run_id=str(summary.get("run_id") or folder.resolve().name),
         study=str(config.get("study") or summary.get("study") or folder.resolve().parent.name),
@@ -62,25 +63,42 @@ def read_run(folder: Path, *, finished: bool = True) -> SavedRun:
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    """The status of a finished run. Raises NotData for any other, naming a traceback it left."""
+    """The status of a finished run whose files are as they were written.
+
+    Raises NotData for any other, naming a traceback it left.
+    """
     status = mapping(folder / STATUS)
     state = status.get("state")
     if state != "finished":
         why = str(state or "no state")
         raise NotData(f"{why}: {folder / TRACEBACK}" if (folder / TRACEBACK).exists() else why)
+    check(folder, status.get("checksums"))
     return status
+
+
+def check(folder: Path, checksums: Any) -> None:
+    """Raises NotData unless the files are those that had these checksums; some have none."""
+    for name, before in checksums.items() if isinstance(checksums, dict) else ():
+        with regular(folder / Path(name).name).open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != before:
+                raise NotData(f"{name} is not as it was written")
+
+
+def regular(path: Path) -> Path:
+    """Raises NotData unless it is a file: a pipe would be waited for, a device never ends."""
+    if not path.is_file():
+        raise NotData(f"{'unreadable' if path.exists() else 'no'} {path.name}")
+    return path
 
 
 def mapping(path: Path) -> dict[str, Any]:
     """The content of a JSON or YAML file. Raises NotData if it is not there or no mapping."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular(path).read_text(encoding="utf-8")
         content = (
             json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=YAML_LOADER)
         )
         return {str(key): value for key, value in content.items()}
-    except FileNotFoundError:
-        raise NotData(f"no {path.name}") from None
     except (*DAMAGE, AttributeError):
         raise NotData(f"unreadable {path.name}") from None
 
@@ -108,10 +126,8 @@ def parquet(
 @contextmanager
 def _opened(path: Path, repeated: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path, read_dictionary=list(repeated)) as file:
+        with pq.ParquetFile(regular(path), read_dictionary=list(repeated)) as file:
             yield file
-    except FileNotFoundError:
-        raise NotData(f"no {path.name}") from None
     except DAMAGE:
         raise NotData(f"unreadable {path.name}") from None
 
@@ -126,10 +142,15 @@ def _iterations(path: Path) -> pd.DataFrame:
         raise NotData(f"{path.name} has columns of other types") from None
 
 
-def _check_trajectory(path: Path) -> None:
-    """Raises NotData unless it is there with the columns that it must have."""
+def _check_trajectory(path: Path, *, decode: bool) -> None:
+    """Raises NotData unless it is there with the columns that it must have.
+
+    ``decode`` looks at all of it, as far as what is packed tells of damage.
+    """
     with _opened(path) as file:
         schema = file.schema_arrow
+        for _ in file.iter_batches() if decode else ():
+            pass
     _require(schema.names, TRAJECTORY_COLUMNS, path)
     whole = [schema.field(name).type for name in ("step", "iteration", "position")]
     if not all(map(pa.types.is_integer, whole)) or not pa.types.is_floating(

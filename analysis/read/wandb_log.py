@@ -44,6 +44,8 @@ def read_log(path: Path) -> Log:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2 as messages  # takes a second: only where used
 
+    if not path.is_file():
+        raise NotALog(f"{path.name} is no regular file")
     try:
         content = path.read_bytes()
     except OSError as error:

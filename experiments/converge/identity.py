@@ -13,7 +13,9 @@ from experiments.runs.files import short_hash
 from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError
 from stateful_gpt.checkpoint import CheckpointError
+from stateful_gpt.console import cut
 from stateful_gpt.load import fingerprint
+from stateful_gpt.untrusted import TOKENIZER_SIZE, read_regular
 
 # how random numbers come from the seeds; another number for another way. Runs from before there
 # was one, whose streams of random numbers met, keep their names and files: these are others
@@ -76,15 +78,15 @@ def _identity(model: ModelSettings) -> str:
         weights = fingerprint(model.path, library=model.library)
     except (CheckpointError, OSError) as error:
         why = str(error) if isinstance(error, CheckpointError) else error.strerror or str(error)
-        raise ConfigError(f"model.path {model.path!r} cannot be read: {why}") from None
+        raise ConfigError(f"model.path {cut(repr(model.path))} cannot be read: {why}") from None
     if model.tokenizer is None:
         return weights
     try:
         named = model.tokenizer in ("gpt2", "byte")
-        content = model.tokenizer.encode() if named else Path(model.tokenizer).read_bytes()
-    except OSError as error:
+        content = model.tokenizer.encode()
+        content = content if named else read_regular(model.tokenizer, most=TOKENIZER_SIZE)
+    except CheckpointError as error:
         raise ConfigError(
-            f"model.tokenizer must be gpt2, byte or a readable file, got {model.tokenizer!r}"
-            f" ({error.strerror or error})"
+            f"model.tokenizer must be gpt2, byte or a readable file: {error}"
         ) from None
     return f"{weights} {hashlib.sha256(content).hexdigest()}"

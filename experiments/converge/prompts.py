@@ -12,6 +12,7 @@ from experiments.converge.settings import PromptSettings
 from experiments.settings import ConfigError
 from stateful_gpt.console import cut
 from stateful_gpt.tokenizer import Tokenizer, TokenizerError, decode
+from stateful_gpt.untrusted import CheckpointError, read_regular
 
 LARGEST_FILE = 64 * 1024 * 1024  # bytes; far more than any model's block holds
 
@@ -97,12 +98,9 @@ def _from_file(path: Path, *, by_line: bool) -> list[Prompt]:
         raise ConfigError(f"prompts.file must end in .txt or .jsonl, got {cut(repr(str(path)))}")
     what = f"prompts.file {cut(repr(str(path)))}"
     try:
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
-            raise ConfigError(f"{what} has {size:,} bytes; at most {LARGEST_FILE:,} are read")
-        text = path.read_bytes().decode("utf-8")  # line ends stay as they are
-    except OSError as error:
-        raise ConfigError(f"{what} cannot be read: {error.strerror or error}") from None
+        text = read_regular(path, most=LARGEST_FILE).decode("utf-8")  # line ends stay as they are
+    except CheckpointError as error:
+        raise ConfigError(f"prompts.file {error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{what} is not text: it must be UTF-8") from None
     if "\0" in text:

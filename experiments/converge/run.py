@@ -16,6 +16,7 @@ from experiments.converge.settings import ConvergeSettings, ModelSettings
 from experiments.runs.compute_once import (
     ALONE,
     Asked,
+    RunError,
     compute_once,
     finished_already,
     torch_device,
@@ -25,6 +26,7 @@ from experiments.settings import ConfigError
 from experiments.sweeps.report import feedback_of
 from experiments.tracking.tracker import Tracker
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError
+from stateful_gpt.console import cut, exhausted
 from stateful_gpt.device import DTYPES
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.language_model import LanguageModel
@@ -47,6 +49,12 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
         checkpoint = _checkpoint(settings.model, settings.device.dtype, device, located.model)
     except CheckpointError as error:
         raise ConfigError(f"model.path: {error}") from None
+    except (MemoryError, RuntimeError) as error:
+        if (whose := exhausted(error)) is None:
+            raise
+        raise RunError(
+            f"{whose} does not hold the model: use a smaller one, or device.dtype=bfloat16"
+        ) from None
     model: Any = checkpoint.model  # hashed by which object it is
     feedback = _feedback(settings, model)
     prompts = encode_prompts(
@@ -107,7 +115,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
             study=folder.path.parent,
         ),
         compute=compute_run,
-        shorten="prompts.max_tokens",
+        shorten="prompts.max_tokens or device.batch",
     )
     return folder.path
 
@@ -130,7 +138,7 @@ def _feedback(settings: ConvergeSettings, model: LanguageModel) -> Feedback:
     if feedback.of_hidden and not model.takes_hidden_states:
         raise ConfigError(
             "feedback: hidden states need a model with a gate for them, such as"
-            f" model=bundled_stateful; {settings.model.path!r} has none"
+            f" model=bundled_stateful; {cut(repr(settings.model.path))} has none"
         )
     return feedback
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from experiments.settings import ConfigError, Count, Number, Positive, Seed, Settings, Whole
+from stateful_gpt.console import cut
 
 StudyName = Annotated[
     str,
@@ -127,7 +128,8 @@ class PromptSettings(Settings):
         )
         yield (
             self.split == "lines" and not (self.file or "").endswith(".txt"),
-            f"prompts.split=lines needs a prompts.file that ends in .txt, got {self.file!r}",
+            "prompts.split=lines needs a prompts.file that ends in .txt, got"
+            f" {cut(repr(self.file))}",
         )
 
 

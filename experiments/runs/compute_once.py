@@ -18,6 +18,7 @@ from experiments.runs.lock import locked
 from experiments.runs.provenance import changes, provenance
 from experiments.settings import ConfigError
 from experiments.tracking.tracker import Tracker
+from stateful_gpt.console import cut, exhausted
 
 if TYPE_CHECKING:
     import torch
@@ -155,28 +156,24 @@ def _attempt(
 
 def _why(error: BaseException, folder: Path, *, shorten: str) -> str | None:
     """A sentence for what a user can do something about; None for a mistake of ours."""
-    import torch
-
+    if (whose := exhausted(error)) is not None:
+        return f"{whose} does not hold the run: use a smaller {shorten}"
     if isinstance(error, OSError):
         return disk_sentence(error, folder)
     if isinstance(error, (KeyboardInterrupt, SystemExit)):  # Slurm's jobs exit to be queued again
         return "interrupted"
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"the device's memory does not hold the run: use a shorter {shorten}"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        return f"the machine's memory does not hold the run: use a shorter {shorten}"
     return None
 
 
 def short(error: BaseException) -> str:
     """An error's type and text in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return cut(f"{type(error).__name__}: {error}", 500)
 
 
-def disk_sentence(error: OSError, folder: Path, *, key: str = "runs_dir") -> str:
+def disk_sentence(error: OSError, folder: Path | str, *, key: str = "runs_dir") -> str:
     """That a file of the run cannot be written; ``key`` is the setting that says where it lies."""
     place = str(error.filename or folder)
-    return f"{key}: {place!r} cannot be written ({error.strerror or error})"
+    return f"{key}: {cut(repr(place))} cannot be written ({error.strerror or error})"
 
 
 def warn(message: str) -> None:

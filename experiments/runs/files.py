@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stateful_gpt.console import cut
 from stateful_gpt.untrusted import open_regular
 
 
@@ -61,3 +62,24 @@ def short_hash(content: Any, length: int = 10) -> str:
     """Names what JSON can hold, whatever the order of its keys."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Of those of these files that are there: what ``changed`` compares them with later."""
+    return {name: checksum(folder / name) for name in names if (folder / name).is_file()}
+
+
+def changed(folder: Path, known: Any) -> str | None:
+    """Which file is no longer what ``checksums`` saw, in a few words; ``known`` may be anything."""
+    for name, before in known.items() if isinstance(known, dict) else ():
+        try:
+            if checksum(folder / Path(name).name) != before:
+                return f"{cut(name)} is not as it was written"
+        except (OSError, ValueError):
+            return f"unreadable {cut(name)}"
+    return None
+
+
+def checksum(path: Path) -> str:
+    with open_regular(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

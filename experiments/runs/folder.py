@@ -5,7 +5,6 @@ done; then the files of the run are put together and ``status.json`` says ``fini
 nothing of what is computed.
 """
 
-import hashlib
 import os
 import shutil
 import socket
@@ -20,6 +19,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from experiments.runs.files import (
+    changed,
+    checksum,
+    checksums,
     read_json,
     short_hash,
     write_atomically,
@@ -55,7 +57,6 @@ class RunFolder:
         self.path = path
         self.config = config
         self._status: dict[str, Any] = {}
-        self._before: dict[str, Any] | None = None  # the origin of an earlier attempt
         self._parts: list[int] = []  # the first prompt of each batch that is kept
 
     @property
@@ -92,8 +93,6 @@ class RunFolder:
         if changes:
             write_atomically(self.path / CHANGES, lambda path: path.write_bytes(changes))
         write_text(self.path / CONFIG, OmegaConf.to_yaml(self.config))
-        before = read_status(self.path)
-        self._before = _origin_of_part(before) if before else None
         self._parts = []
         self._status = {
             "state": "running",
@@ -124,8 +123,13 @@ class RunFolder:
         self.fail(error, traceback=traceback)
 
     def finish(self) -> None:
+        self._add_checksums()
         self._end("finished", None)
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
+
+    def _add_checksums(self) -> None:
+        names = (CONFIG, SUMMARY, *TABLES, *TABLES_OF_CONTEST)
+        self._status["checksums"] = checksums(self.path, names)
 
     def _end(self, state: str, error: str | None) -> None:
         ended = {"state": state, "error": error, "finished": now()}
@@ -143,20 +147,18 @@ class RunFolder:
         """
         part = read_json(self._part(first, "json"))
         try:
-            checksum = part.pop("checksum", None)
-            # earlier versions had none, did not say where it came from (then from the attempt
-            # before, as far as is known), and before there were batches wrote one prompt's summary
-            if checksum not in (None, self._checksum(first, part)):
+            if part.pop("checksum") != self._checksum(first, part):  # some early versions had none
                 return None
-            summaries: list[dict[str, Any]] = part.get("prompts", [part])
-            origin = part.pop("origin", self._before)
+            summaries: list[dict[str, Any]] = part["prompts"]
             ids = [summary["prompt_id"] for summary in summaries]
             found = [pq.read_schema(self._part(first, name)) for name in TABLES]
         except (AttributeError, LookupError, TypeError, ValueError, OSError, pa.ArrowException):
             return None  # a crash of the whole machine can leave a name without its content
         if not ids or ids != prompt_ids[: len(ids)] or found != list(schemas):
             return None
-        self._status["kept"] += [{"prompt_id": prompt_id, "origin": origin} for prompt_id in ids]
+        self._status["kept"] += [
+            {"prompt_id": prompt_id, "origin": part["origin"]} for prompt_id in ids
+        ]
         self._parts.append(first)
         return summaries
 
@@ -194,6 +196,7 @@ class RunFolder:
 
             write_atomically(self.path / name, write)
         write_json(self.path / SUMMARY, summary)
+        self._add_checksums()
         write_json(self.path / STATUS, self._status)
         ours = _origin_of_part(self._status)
         origins = [part["origin"] or {} for part in self._status["kept"]]
@@ -208,10 +211,7 @@ class RunFolder:
 
     def _checksum(self, first: int, part: dict[str, Any]) -> str:
         """Of a batch as a part of this run."""
-        digests = []
-        for name in TABLES:
-            with open_regular(self._part(first, name)) as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        digests = [checksum(self._part(first, name)) for name in TABLES]
         return short_hash([self.id, first, part, digests], 64)
 
     def _part(self, number: int, name: str) -> Path:
@@ -221,6 +221,7 @@ class RunFolder:
 def damage(folder: Path) -> str | None:
     """What is not whole of a finished run, in a few words: as the tables of ``analysis`` see it."""
     config, summary = read_config(folder), read_json(folder / SUMMARY)
+    known = read_status(folder).get("checksums")
     if config is None:
         return f"unreadable {CONFIG}"
     contest = "contestant" in config
@@ -228,13 +229,16 @@ def damage(folder: Path) -> str | None:
         return f"unreadable {SUMMARY}"
     for name, columns in (TABLES_OF_CONTEST if contest else TABLES).items():
         try:
-            with open_regular(folder / name) as stream:
-                found = pq.read_schema(stream).names
+            with open_regular(folder / name) as stream, pq.ParquetFile(stream) as file:
+                found = file.schema_arrow.names
+                if known is None:  # of an early version: as far as what is packed can tell
+                    for _ in file.iter_batches():
+                        pass
         except (OSError, ValueError, pa.ArrowException):
             return f"{'unreadable' if (folder / name).exists() else 'no'} {name}"
         if missing := [column for column in columns if column not in found]:
             return f"{name} has no column {', '.join(missing)}"
-    return None
+    return changed(folder, known)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

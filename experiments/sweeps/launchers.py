@@ -13,6 +13,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import open_dict, read_write
 
 from experiments.settings import ConfigError
+from stateful_gpt.console import cut
 
 BASIC = "basic"
 SUBMITIT_LOCAL = "submitit_local"
@@ -139,5 +140,5 @@ def cores() -> int:
 
 def _whole(key: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{key} must be a whole number, got {value!r}")
+        raise ConfigError(f"{key} must be a whole number, got {cut(repr(value))}")
     return value

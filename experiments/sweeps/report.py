@@ -11,6 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from experiments.sweeps.study import Run, State, Study
+from stateful_gpt.console import cut
 
 # a column's title, and where a run's summary has it
 CONVERGENCE = {
@@ -25,6 +26,7 @@ STATE_TRACKING = {
     "accuracy (tested)": "accuracy_tested",
 }
 MOST_ROWS = 40  # of one kind in a table on a screen
+LONGEST = 1_000  # characters of a run's settings, or of why it failed
 LONGEST_VALUE = 32  # characters of a setting in a run's name
 
 # settings that name_of speaks of, or that cannot change a result
@@ -88,15 +90,15 @@ def names_of(configs: Sequence[dict[str, Any] | None]) -> list[str]:
     for config, settings in zip(configs, flat, strict=True):
         try:
             words = [name_of(config or {})]
-        except (KeyError, TypeError, ValueError):  # of another version, or damaged
+        except (KeyError, TypeError, ValueError, OverflowError):  # of another version, or damaged
             words = ["?"]
         for key in differing:
             if key in settings:
                 text = "null" if settings[key] is None else str(settings[key])
                 # of a path, the end tells most
-                cut = text if len(text) <= LONGEST_VALUE else f"…{text[1 - LONGEST_VALUE :]}"
-                words.append(f"{key}={cut}")
-        names.append(" ".join(words))
+                end = text if len(text) <= LONGEST_VALUE else f"…{text[1 - LONGEST_VALUE :]}"
+                words.append(f"{key}={end}")
+        names.append(cut(" ".join(words), LONGEST))
     return names
 
 
@@ -152,8 +154,8 @@ def table(study: Study) -> str:
 def outcome_of(run: Run) -> str:
     """How the estimates of a finished run ended; of any other, its state and the reason."""
     if run.state is State.FINISHED:
-        return str((run.overall or {}).get("outcome", run.state))
-    return f"{run.state}: {run.error}" if run.error else str(run.state)
+        return cut((run.overall or {}).get("outcome", run.state))
+    return cut(f"{run.state}: {run.error}", LONGEST) if run.error else str(run.state)
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -168,4 +170,4 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else cut(value, LONGEST_VALUE)

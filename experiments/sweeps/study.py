@@ -3,6 +3,8 @@
 Reads files only, and never more of a run than its status, settings and summary.
 """
 
+import re
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +15,17 @@ from experiments.runs.files import read_json
 from experiments.runs.folder import CONFIG, STATUS, SUMMARY, damage, read_config, read_status
 from experiments.runs.lock import LOCK, is_held
 from experiments.sweeps.plan import Cell, Plan, plans
+from stateful_gpt.console import cut
+
+RUNNERS = ("experiments.converge", "experiments.state_tracking")
+LONGEST_COMMAND = 100_000  # characters
+# of Hydra's own settings, those that name nothing to call
+SETTING = re.compile(
+    r"-m|--multirun|[+~]{0,2}(?!hydra\b)[\w./@]+(=.*)?|hydra/launcher=\w+|hydra\.mode=\w+"
+    r"|hydra\.(launcher|sweeper)\.(n_jobs|max_batch_size|timeout_min|cpus_per_task|gpus_per_node"
+    r"|tasks_per_node|nodes|mem_gb|partition|account|qos|array_parallelism)=.*",
+    re.DOTALL,
+)
 
 
 class State(StrEnum):
@@ -44,7 +57,7 @@ class Run:
 
     @property
     def shown(self) -> str:
-        return self.name if self.located else "–"
+        return cut(self.name) if self.located else "–"
 
 
 @dataclass(frozen=True)
@@ -65,14 +78,31 @@ class Study:
 
     def commands(self) -> list[str]:
         """Few commands that compute all that is not finished: largest sweeps first."""
-        left = {run.name: run.command for run in self.runs if run.state is not State.FINISHED}
-        offers = [(plan.command, {cell.name for cell in plan.cells}) for plan in self.plans]
+        left = {run.name: ours(run.command) for run in self.runs if run.state is not State.FINISHED}
+        offers = [(ours(plan.command), {cell.name for cell in plan.cells}) for plan in self.plans]
         needed = []
         for command, names in sorted(offers, key=lambda offer: -len(offer[1] & set(left))):
+            if command is None:
+                continue
             if names & set(left):
                 needed.append(command)
             left = {name: own for name, own in left.items() if name not in names}
         return list(dict.fromkeys([*needed, *filter(None, left.values())]))
+
+
+def ours(command: object) -> str | None:
+    """A stored command composed anew, if it is one of this project's with plain settings: a study
+    may come from anywhere, and what is printed may be typed.
+    """
+    if not isinstance(command, str) or len(command) > LONGEST_COMMAND:
+        return None
+    try:
+        python, dash_m, module, *words = shlex.split(command)
+    except ValueError:  # too few, or a quotation that does not end
+        return None
+    named = (python, dash_m) == ("python", "-m") and module in RUNNERS
+    plain = named and all(SETTING.fullmatch(word) for word in words)
+    return shlex.join([python, dash_m, module, *words]) if plain else None
 
 
 def survey(path: Path) -> Study:
@@ -108,6 +138,7 @@ def look(path: Path, name: str, cell: Cell | None, *, probe: bool = True) -> Run
     overall = read_json(folder / SUMMARY) if state is State.FINISHED else None
     if isinstance(overall, dict):  # state tracking has no prompts, hence nothing over all of them
         overall = overall.get("overall", overall)
+    overall = overall if isinstance(overall, dict) else None
     return Run(
         name=name,
         state=state,

@@ -28,8 +28,9 @@ from experiments.runs.folder import STATUS, RunFolder
 from experiments.settings import ConfigError, Settings, to_settings
 from experiments.sweeps import launchers, plan
 from experiments.sweeps.plan import Cell
-from experiments.sweeps.report import names_of, outcome_of, report, table
+from experiments.sweeps.report import LONGEST, names_of, outcome_of, report, table
 from experiments.sweeps.study import State, Study, look, survey
+from stateful_gpt.console import cut
 
 Overrides = Sequence[str]
 # a function to call, the overrides of the jobs that call it, and the number of the first of them
@@ -265,10 +266,10 @@ def _progress(cells: Sequence[Cell], done: int, total: int) -> Iterator[None]:
             done += 1
             what = outcome_of(run) if run.error is None else str(run.state)
             passes = (run.overall or {}).get("iterations_to_tolerance")
-            settled = "" if passes is None else f", {passes} passes to tolerance"
+            settled = "" if passes is None else f", {cut(passes)} passes to tolerance"
             tqdm.write(f"run {done} of {total}: {run.shown}  {name}: {what}{settled}", sys.stdout)
             if run.error is not None:
-                tqdm.write(f"error: {run.error} ({name})", sys.stderr)
+                tqdm.write(f"error: {cut(run.error, LONGEST)} ({name})", sys.stderr)
             sys.stdout.flush()
         left = still
 

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from experiments.settings import ConfigError
+from stateful_gpt.console import cut
 from stateful_gpt.tokenizer import Tokenizer, end_token
 from stateful_gpt.train import IGNORE, batch_at
+from stateful_gpt.untrusted import read_regular
+
+LARGEST_FILE = 2**34  # bytes
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,16 @@ def read_texts(key: str, folder: str) -> list[str]:
     paths = sorted(Path(folder).glob("*.txt"))
     if not paths:
         raise ConfigError(
-            f"{key} must be a folder of .txt files, got {folder!r}"
+            f"{key} must be a folder of .txt files, got {cut(repr(folder))}"
             " (scripts.prepare_corpus makes data/austen, scripts.prepare_names data/names)"
         )
     try:
-        return [path.read_text(encoding="utf-8") for path in paths]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{key}: a file of {folder!r} is not readable text ({error})") from None
+        texts = [read_regular(path, most=LARGEST_FILE).decode("utf-8") for path in paths]
+        return [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
+    except ValueError as error:  # no regular file, or no UTF-8
+        raise ConfigError(
+            f"{key}: a file of {cut(repr(folder))} is no text ({cut(error)})"
+        ) from None
 
 
 def read_corpus(

@@ -144,9 +144,9 @@ class Training:
                 whole = archive.testzip() is None  # it has a checksum of each of its parts
             if whole:
                 state = torch.load(path, map_location=self.model.device, weights_only=True)
-                if state.get("settings", ours) == ours:  # earlier versions did not say
+                if state["settings"] == ours:  # some early versions did not say
                     return dict(state)
-        except (OSError, ValueError, RuntimeError, EOFError, AttributeError, *_NO_ARCHIVE):
+        except (OSError, ValueError, RuntimeError, EOFError, TypeError, KeyError, *_NO_ARCHIVE):
             pass
         said = f"{path} is damaged or of another training: this one begins anew"
         print(f"warning: {said}", file=sys.stderr)

@@ -20,6 +20,8 @@ from experiments.runs.compute_once import (
     warn,
 )
 from experiments.runs.files import (
+    changed,
+    checksums,
     read_json,
     remove_partial,
     short_hash,
@@ -35,7 +37,7 @@ from experiments.train.corpus import read_corpus, read_texts
 from experiments.train.loop import HISTORY, STATE, Training
 from experiments.train.settings import TrainSettings
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from stateful_gpt.console import cut
+from stateful_gpt.console import cut, exhausted
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.tokenizer import (
     Tokenizer,
@@ -44,9 +46,11 @@ from stateful_gpt.tokenizer import (
     save_tokenizer,
     train_bpe,
 )
+from stateful_gpt.untrusted import machine_memory
 
 CONFIG = "training.yaml"
 TOKENIZER = "tokenizer.json"
+MODEL = ("config.json", TOKENIZER, "model.safetensors")
 DEPTHS = "depths.json"
 CARD = "README.md"
 MEASURES = ("train_loss", "held_out_*", "tokens_read", "nll_by_depth/*", "kl_by_depth/*")
@@ -64,6 +68,14 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
         architecture = GPTConfig(**settings.architecture.plain())
     except ValueError as error:
         raise ConfigError(f"architecture.{error}") from None
+    # at the least, in float32: weights, their gradients, and two moments of each
+    needed = 16 * (12 * architecture.n_layer * architecture.n_embd + architecture.vocab_size)
+    needed *= architecture.n_embd
+    if needed > machine_memory():
+        raise ConfigError(
+            f"architecture.n_layer and architecture.n_embd ask for {needed:,} bytes of memory, and"
+            f" the machine has {machine_memory():,}"
+        )
     texts = {
         key: read_texts(f"corpus.{key}", folder)
         for key, folder in (
@@ -83,11 +95,18 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
             problem = _damage(output) if (output / CARD).exists() else None
             if problem is not None:
                 warn(f"{output} is damaged ({problem}) and is trained again")
+                (output / TOKENIZER).unlink(missing_ok=True)  # it may be what is damaged
             elif (output / CARD).exists():
                 print(f"{output} is trained already: nothing to do")
                 return output
             _train(settings, architecture, origin, device, texts)
-    except OSError as error:
+    except (MemoryError, OSError, RuntimeError) as error:
+        if (whose := exhausted(error)) is not None:
+            raise RunError(
+                f"{whose} does not hold the training: use a smaller training.batch_size"
+            ) from None
+        if not isinstance(error, OSError):
+            raise
         raise RunError(disk_sentence(error, output, key="output")) from None
     return output
 
@@ -138,6 +157,7 @@ def _train(
             "contracts": profile.broken_at is None,
             "broken_at": profile.broken_at,
             "characters_per_token": length,
+            "checksums": checksums(output, (CONFIG, HISTORY, *MODEL)),
         }
         write_json(output / DEPTHS, depths)
         loss = f"**{profile.nll[0] / length:.4f} nats per character**"
@@ -167,7 +187,7 @@ def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpo
         if found[name] != wanted:
             raise ConfigError(
                 f"architecture.{name} must be {found[name]}, as in"
-                f" start_from={settings.start_from}, got {wanted}"
+                f" start_from={cut(settings.start_from)}, got {wanted}"
             )
     return origin
 
@@ -195,13 +215,14 @@ def _claim(output: Path, settings: TrainSettings) -> None:
     if path.exists():
         if OmegaConf.to_container(OmegaConf.load(path)) != settings.deciding():
             raise ConfigError(
-                f"output {str(output)!r} holds a training with other settings: choose another"
-                " folder, or remove it"
+                f"output {cut(repr(str(output)))} holds a training with other settings: choose"
+                " another folder, or remove it"
             )
         return
     if any(place.name != LOCK for place in output.iterdir()):
         raise ConfigError(
-            f"output {str(output)!r} is not empty and holds no training: choose another folder"
+            f"output {cut(repr(str(output)))} is not empty and holds no training: choose another"
+            " folder"
         )
     write_text(path, OmegaConf.to_yaml(settings.deciding()))
 
@@ -212,7 +233,9 @@ def _damage(output: Path) -> str | None:
         load_checkpoint(output)
     except CheckpointError as error:
         return cut(error)
-    return None if isinstance(read_json(output / DEPTHS), dict) else f"unreadable {DEPTHS}"
+    if not isinstance(depths := read_json(output / DEPTHS), dict):
+        return f"unreadable {DEPTHS}"
+    return changed(output, depths.get("checksums"))
 
 
 def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> Tokenizer:

@@ -20,11 +20,16 @@ from pathlib import Path
 import torch
 
 from scripts.benchmark.rows import Row
+from stateful_gpt.console import run_command
 
 NAMES = ("sweep", "generation", "cuda", "load")
 
 
 def main() -> int:
+    return run_command("benchmark", _main)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.benchmark",
         description=__doc__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from analysis.read.saved import SourceError
 from analysis.read.sources import left_out_line
 
 MakeRun = Callable[..., Path]
+PARQUET = ("trajectory.parquet", "iterations.parquet")
 ONE = {"p": "one two three four five six"}
 
 
@@ -52,6 +54,21 @@ def test_only_finished_and_whole_runs_are_data(make_run: MakeRun, tmp_path: Path
     assert "broken (failed)" in line
     assert "torn-summary.json (unreadable summary.json)" in line
     assert "without-trajectory.parquet (no trajectory.parquet)" in line
+
+
+def test_a_pipe_or_device_in_place_of_a_file_is_never_waited_for(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "good", prompts=ONE)
+    for name in ("status.json", "config.yaml", "summary.json", *PARQUET):
+        for kind, make in (("pipe", os.mkfifo), ("zero", lambda p: p.symlink_to("/dev/zero"))):
+            run = make_run(tmp_path / f"{kind}-{name}", prompts=ONE)
+            (run / name).unlink()
+            make(run / name)
+    left_out = {item.run_id: item.reason for item in load(str(tmp_path)).left_out}
+    assert len(left_out) == 10
+    for run_id, reason in left_out.items():
+        assert reason == f"unreadable {run_id.partition('-')[2]}"
 
 
 def test_folders_of_hydra_and_of_the_tracker_are_not_runs(
@@ -195,7 +212,7 @@ def test_damage_deep_in_a_trajectory_leaves_out_that_run_alone(
     path.write_bytes(content[:20] + bytes(200) + content[220:])
     assert main(["figures", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert "Left out 1 run that is not finished and whole: bad (unreadable" in lines[-1]
+    assert "Left out 1 run that is not finished and whole: bad (unreadable" in lines[0]
 
 
 @pytest.mark.parametrize(

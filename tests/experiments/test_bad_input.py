@@ -21,6 +21,7 @@ Converge = Callable[..., tuple[int, str, str]]
 Refused = Callable[..., str]
 
 ROOT = Path(__file__).parents[2]
+MANY = "1" * 5000  # more digits than Python makes an integer of
 
 
 @pytest.fixture
@@ -125,7 +126,28 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         ("study=''", ["study", "letters, digits", "''"]),
         ("runs_dir=''", ["runs_dir", "empty"]),
         ("reporting_tolerance=0", ["reporting_tolerance", "greater than 0", "got 0"]),
+        (f"recompute.iterations={MANY}", ["recompute.iterations", "fewer digits", "(5,000 char"]),
+        (f"feedback.strength={MANY}", ["feedback.strength", "fewer digits", "(5,000 char"]),
+        (f"feedback.layers=[0,-{MANY}]", ["feedback.layers", "fewer digits"]),
+        (f"+feedback.more={MANY}", ["feedback.more", "fewer digits"]),
+        (f"recompute.iterations={MANY[:4000]}", ["recompute.iterations", "10000", "(4,000 char"]),
+        (f"feedback.strength={MANY[:400]}", ["feedback.strength", "valid number", "(400 char"]),
+        ("feedback=[1]", ["feedback must be one of hidden_state, log_prob", "[1]"]),
+        ("+recompute=[1,2]", ["recompute must be one of full, windowed", "[1,2]"]),
+        ("prompts=[a]", ["prompts must be one of builtin, file", "[a]"]),
+        ("experiment=[names,kinds]", ["experiment must be one of", "[names,kinds]"]),
+        ("study=${study}", ["study", "Recursive interpolation"]),
+        ("seed=${seed}", ["seed", "Recursive interpolation"]),
+        ("recompute.damping=${recompute.damping}", ["recompute.damping", "Recursive"]),
+        (f"runs_dir={'a' * 300}", ["runs_dir", "255 between slashes", "(302 char"]),
+        (f"runs_dir={'a/' * 2500}", ["runs_dir", "at most 2,000", "(5,002 char"]),
+        (f"study={'a' * 5000}", ["study", "1 to 100", "(5,002 char"]),
+        (f"model.path={'a' * 5000}", ["model.path", "(5,002 char"]),
+        (f"model.tokenizer={'a' * 5000}", ["model.tokenizer", "(5,000 char"]),
+        (f"prompts.file={'a' * 5000}.txt", ["prompts.file", "(5,004 char"]),
+        (f"tracking.mode={'a' * 5000}", ["tracking.mode", "(5,002 char"]),
     ],
+    ids=lambda value: value[:60] if isinstance(value, str) else None,
 )
 def test_an_impossible_setting_is_one_sentence(
     refused: Refused, override: str, words: list[str]
@@ -133,6 +155,30 @@ def test_an_impossible_setting_is_one_sentence(
     said = refused(override)
     for word in words:
         assert word in said
+    assert len(said) < 1000
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"recompute.iterations=3,{MANY}",
+        "feedback=[1],[2]",
+        "study=a,${study}",
+        f"runs_dir=a,{'a' * 300}",
+        "recompute.iterations=1,0",
+        "feedback.strength=range(0,0)",
+    ],
+    ids=lambda value: value[:60],
+)
+def test_an_impossible_setting_of_one_cell_is_one_sentence_before_any_job(
+    in_process: Converge, settings: list[str], tmp_path: Path, override: str
+) -> None:
+    code, out, err = in_process("converge", "-m", *settings, override)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: .+\n", err)
+    assert override.partition("=")[0] in err
+    assert len(err) < 1000
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is not absent here")
@@ -192,7 +238,30 @@ def test_a_missing_prompt_file_is_one_sentence(refused: Refused, tmp_path: Path)
     assert "nowhere.txt" in said
     assert "No such file" in said
     (tmp_path / "folder.txt").mkdir()
-    assert "directory" in refused(f"prompts.file={tmp_path / 'folder.txt'}")
+    assert "not a regular file" in refused(f"prompts.file={tmp_path / 'folder.txt'}")
+
+
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "folder": Path.mkdir,
+    "terminal": lambda path: path.symlink_to("/dev/tty"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("key", ["prompts.file", "model.tokenizer", "corpus.train"])
+def test_what_is_no_file_is_never_waited_for(
+    refused: Refused, in_process: Converge, tmp_path: Path, key: str, kind: str
+) -> None:
+    NO_FILES[kind](tmp_path / "text.txt")
+    if key == "corpus.train":
+        words = (f"corpus.train={tmp_path}", f"corpus.held_out={tmp_path}", "output=o")
+        code, _, said = in_process("train", *words)
+        assert code == 2
+    else:
+        said = refused(f"{key}={tmp_path / 'text.txt'}")
+    assert re.fullmatch(rf"error: {key}.*text.txt cannot be read: .*\n", said)
 
 
 def test_a_missing_prompt_file_is_one_sentence_for_a_whole_sweep(

@@ -74,7 +74,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(
         (OSError(28, "No space left on device"), "cannot be written (No space left on device)"),
         (torch.OutOfMemoryError("x"), "the device's memory does not hold the run"),
         (MemoryError(), "the machine's memory does not hold the run"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "use a shorter prompts"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "use a smaller prompts"),
     ],
 )
 def test_disk_and_memory_are_a_sentence(

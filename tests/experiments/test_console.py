@@ -76,31 +76,6 @@ def test_standard_output_and_error_are_plain_text_in_a_pipe(converge: Converge) 
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_terminal_of_any_encoding_takes_what_is_printed(
-    settings: list[str], tmp_path: Path, encoding: str
-) -> None:
-    environment = {
-        **os.environ,
-        **{"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": encoding},
-    }
-    for words in (
-        ["experiments.converge", "-m", *settings, "feedback.strength=-0.5,0.5"],
-        ["experiments.status", str(tmp_path / "runs" / "s")],
-        ["experiments.verify", str(tmp_path / "runs" / "s")],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            env=environment,
-            capture_output=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert b"Traceback" not in done.stderr
-        assert done.stdout.decode(encoding)
-
-
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [("feedback=", "feedback=logit"), ("recompute.iter", "recompute.iterations=")],

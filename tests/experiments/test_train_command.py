@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from analysis import load
+from analysis.read.saved import SourceError
 from experiments.train import run as training
 from experiments.train.corpus import stream
 from stateful_gpt.checkpoint import load_checkpoint
@@ -311,6 +313,12 @@ def of_another(path: Path) -> None:
     torch.save(state, path)
 
 
+def of_nobody(path: Path) -> None:
+    state = torch.load(path, weights_only=True)
+    del state["settings"]
+    torch.save(state, path)
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -318,12 +326,16 @@ def of_another(path: Path) -> None:
         ("training_state.pt", lambda path: path.write_bytes(b"")),
         ("training_state.pt", flip),
         ("training_state.pt", of_another),
+        ("training_state.pt", of_nobody),
         ("model.safetensors", Path.unlink),
         ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-100])),
         ("config.json", lambda path: path.write_text("{")),
         ("tokenizer.json", Path.unlink),
         ("tokenizer.json", lambda path: path.write_text("[]")),
         ("depths.json", lambda path: path.write_bytes(b"")),
+        ("model.safetensors", flip),
+        ("tokenizer.json", lambda path: path.write_text(path.read_text() + " ")),
+        ("history.json", Path.unlink),
     ],
 )
 def test_a_damaged_training_is_made_again(
@@ -335,6 +347,9 @@ def test_a_damaged_training_is_made_again(
     if name == "training_state.pt":
         (out / "README.md").unlink()  # as if killed before the end
     damage(out / name)
+    if damage is flip and name != "training_state.pt":
+        with pytest.raises(SourceError, match=f"{name} is not as it was written"):
+            load(str(out))
     code, _, err = train(*words)
     assert code == 0
     assert re.fullmatch(rf"warning: .*{name}.*\n", err) or "is trained again" in err

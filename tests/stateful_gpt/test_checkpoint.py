@@ -423,6 +423,19 @@ def test_memory_is_what_the_control_groups_leave(
     assert untrusted.machine_memory() == allowed
 
 
+@pytest.mark.parametrize("line", ["4:memory:/job/step", "7:cpu,memory:/job/step", "4:memory:/"])
+def test_memory_is_what_control_groups_of_version_1_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    for group, limit in {"job/step": "5000", "job": "9223372036854771712", ".": "6000"}.items():
+        (tmp_path / "memory" / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "memory" / group / "memory.limit_in_bytes").write_text(f"{limit}\n")
+    (tmp_path / "cgroup").write_text(f"9:name=systemd:/memory\n{line}\n1:cpu:/job\n0::/\n")
+    monkeypatch.setattr(untrusted, "MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(untrusted, "CONTROL_GROUPS", tmp_path)
+    assert untrusted.machine_memory() == (5000 if "job" in line else 6000)
+
+
 def make_fifo(path: Path) -> None:
     os.mkfifo(path)
 
