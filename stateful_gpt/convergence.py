@@ -12,16 +12,9 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-REPORTING_TOLERANCE = 1e-3  # nats; runs that never stop early are compared at this one
 # Errors above this many times where they end are still falling: what they end in is a quarter of
 # them at most.
 FALLING = 4.0
-
-
-def settled_prefix(log_probs: Tensor, final: Tensor, *, tolerance: float) -> int:
-    """How many leading positions of (T,) are within ``tolerance`` of their (T,) final values."""
-    away = ~((log_probs - final).abs() <= tolerance)  # NaN is away
-    return int(away.long().argmax()) if bool(away.any()) else len(final)
 
 
 def settled_prefixes(log_probs: Sequence[Tensor], *, tolerance: float) -> list[int]:
@@ -40,16 +33,6 @@ def settled_prefixes(log_probs: Sequence[Tensor], *, tolerance: float) -> list[i
         still &= (values - last).abs() <= tolerance
         prefixes.append(len(last) if bool(still.all()) else int((~still).long().argmax()))
     return [*prefixes[::-1], prefixes[0]]
-
-
-def error_max(log_probs: Tensor, final: Tensor) -> float:
-    """The largest distance of (T,) from their final values, nats."""
-    return (log_probs - final).abs().max().item()
-
-
-def mean_nll(log_probs: Tensor) -> float | None:
-    """Mean -log-probability of the predicted positions of (T,), nats per token; None if none is."""
-    return -log_probs[1:].double().mean().item() if len(log_probs) > 1 else None
 
 
 def iterations_to_tolerance(errors: Sequence[float], *, tolerance: float) -> int | None:

@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 
 from stateful_gpt.convergence import (
     contraction_rate,
-    error_max,
     iterations_to_tolerance,
-    mean_nll,
     rounding_floor,
-    settled_prefix,
+    settled_prefixes,
 )
 
 FINAL = torch.tensor([0.0, -1.0, -2.0, -3.0], dtype=torch.float64)
@@ -34,22 +32,12 @@ FINAL = torch.tensor([0.0, -1.0, -2.0, -3.0], dtype=torch.float64)
 def test_settled_prefix_counts_leading_positions(log_probs: list[float], prefix: int) -> None:
     values = torch.tensor(log_probs, dtype=torch.float64)
     # a tenth and a rounding: -1.1 is not 0.1 away from -1 in binary
-    assert settled_prefix(values, FINAL, tolerance=0.1 + 1e-12) == prefix
+    assert settled_prefixes([values, FINAL], tolerance=0.1 + 1e-12) == [prefix] * 2
 
 
 def test_settled_prefix_of_tolerance_zero_wants_equality() -> None:
-    assert settled_prefix(FINAL, FINAL, tolerance=0.0) == 4
-    assert settled_prefix(FINAL + 1e-16, FINAL, tolerance=0.0) == 0
-
-
-def test_error_max_is_the_largest_distance() -> None:
-    assert error_max(FINAL + torch.tensor([0.0, 0.5, -2.0, 1.0]), FINAL) == 2.0
-    assert math.isnan(error_max(FINAL + torch.tensor([0.0, math.nan, 0.0, 0.0]), FINAL))
-
-
-def test_nll_is_the_mean_over_predicted_positions() -> None:
-    assert mean_nll(FINAL) == 2.0  # position 0 is given, not predicted
-    assert mean_nll(FINAL[:1]) is None
+    assert settled_prefixes([FINAL, FINAL], tolerance=0.0) == [4, 4]
+    assert settled_prefixes([FINAL + 1e-16, FINAL], tolerance=0.0) == [0, 0]
 
 
 @pytest.mark.parametrize(
