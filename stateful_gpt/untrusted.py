@@ -80,7 +80,8 @@ def open_regular(path: str | Path, *, most: int | None = None) -> io.BufferedRea
 def read_regular(path: str | Path, *, most: int) -> bytes:
     """The bytes of a regular file of at most ``most`` of them; raises as ``open_regular``."""
     with open_regular(path, most=most) as stream:
-        return stream.read(most)
+        # no more is set aside than the file has
+        return stream.read(os.fstat(stream.fileno()).st_size)
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:

@@ -46,12 +46,13 @@ def settling(runs: Runs) -> Figure:
     if curves.groupby("group")["median"].last().le(level).all():
         most = "Half of the texts are" if texts > 1 else "The text is"
         title = f"{most} exact but for rounding after {passes} passes"
+    grew = "max_new_tokens" in shown and (shown["max_new_tokens"] > 0).any()
     figure, grid = style.sheet(
         title=title,
         caption=(
             f"Lines: median, shaded: {style.spread_words(texts)}, of the worst token of a text. "
             f"Grey: no more than rounding (16 ulp of {USUAL:g} nats), where a line ends."
-            + (" Of a text that grew: its last step." if shown["max_new_tokens"].any() else "")
+            + (" Of a text that grew: its last step." if grew else "")
             + note
         ),
         width=max(1.6 + 4.4 * len(signs), 7.4),

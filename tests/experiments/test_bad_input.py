@@ -71,7 +71,7 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         ),
         (
             "experiment=nonsense",
-            ["experiment/nonsense", "names_feedback, smollm2, strength_sweep\n"],
+            ["experiment/nonsense", "speed, speed_kinds, strength_sweep\n"],
         ),
         ("experiment=names", ["experiment=names is for python -m experiments.train", "kinds"]),
         ("feedback.kind=nonsense", ["feedback.kind", "'log_prob', 'logit', 'prob'", "'nonsense'"]),

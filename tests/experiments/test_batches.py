@@ -1,14 +1,12 @@
 """A run is computed in batches: what is computed does not depend on them."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -215,33 +213,6 @@ def test_a_run_broken_off_within_a_batch_ends_bit_for_bit_the_same(
         f"00000.{name}" for name in ("iterations.parquet", "json", "trajectory.parquet")
     ]
     assert compute(*words) == folder
-    for name in TABLES:
-        assert pq.read_table(folder / name).equals(pq.read_table(undisturbed / name)), name
-    assert summary(folder) == summary(undisturbed)
-
-
-def test_prompts_kept_by_a_version_that_knew_no_batches_are_used(
-    compute: Compute, tmp_path: Path
-) -> None:
-    """It kept each prompt by itself: its summary, and two tables."""
-    words = ("prompts.limit=4", "device.batch=1", EVERY)
-    undisturbed = compute(*words, f"runs_dir={tmp_path / 'undisturbed'}")
-    folder = tmp_path / "runs" / "s" / undisturbed.name
-    parts = folder / ".prompts"
-    parts.mkdir(parents=True)
-    shutil.copy(undisturbed / "config.yaml", folder)
-    status = json.loads((undisturbed / "status.json").read_text()) | {"state": "running"}
-    del status["kept"]
-    (folder / "status.json").write_text(json.dumps(status))
-    for number, prompt in enumerate(summary(undisturbed)["prompts"][:2]):
-        (parts / f"{number:05d}.json").write_text(json.dumps(prompt | {"seconds": 1000.0}))
-        for name in TABLES:
-            whole = pq.read_table(undisturbed / name)
-            part = whole.filter(pc.equal(whole["prompt_id"], prompt["prompt_id"]))
-            pq.write_table(part, parts / f"{number:05d}.{name}")
-    assert compute(*words) == folder
-    found = json.loads((folder / "summary.json").read_text())["prompts"]
-    assert [prompt["seconds"] == 1000.0 for prompt in found] == [True, True, False, False]
     for name in TABLES:
         assert pq.read_table(folder / name).equals(pq.read_table(undisturbed / name)), name
     assert summary(folder) == summary(undisturbed)

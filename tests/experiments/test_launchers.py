@@ -320,7 +320,7 @@ def test_a_killed_worker_ends_in_one_sentence_the_report_and_a_code(
 ) -> None:
     study = tmp_path / "runs" / "s"
     process = sweep(
-        *("joblib", "s", "feedback.strength=0,1,2,3", "hydra.launcher.n_jobs=2"),
+        *("joblib", "s", "feedback.strength=1,2,3,4", "hydra.launcher.n_jobs=2"),
         *("prompts.limit=12", "prompts.max_tokens=32", "recompute.iterations=400"),
     )
     deadline = time.monotonic() + DEADLINE

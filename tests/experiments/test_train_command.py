@@ -298,7 +298,7 @@ def test_a_corpus_that_is_not_text_is_one_sentence(train: Train, tmp_path: Path)
     (tmp_path / "train" / "photo.txt").write_bytes(b"\xff\xd8\xff\xe0")
     code, _, err = train()
     assert code == 2
-    assert re.fullmatch(r"error: corpus\.train: .+ not readable text .+\n", err)
+    assert re.fullmatch(r"error: corpus\.train: .+ is no text .+\n", err)
 
 
 def flip(path: Path) -> None:
