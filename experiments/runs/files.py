@@ -6,13 +6,13 @@ import os
 import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from stateful_gpt.console import cut
 from stateful_gpt.untrusted import open_regular
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -53,8 +53,10 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: "pa.Table") -> None:
     """A Parquet file."""
+    import pyarrow.parquet as pq  # takes a while: only where tables are written or read
+
     write_atomically(path, lambda partial: pq.write_table(table, partial))
 
 

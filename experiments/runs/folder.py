@@ -11,10 +11,8 @@ import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from omegaconf import OmegaConf
 
@@ -31,6 +29,9 @@ from experiments.runs.files import (
 )
 from experiments.runs.lock import LOCK, is_held
 from stateful_gpt.untrusted import SETTINGS_SIZE, open_regular, read_regular
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
@@ -136,7 +137,7 @@ class RunFolder:
         write_json(self.path / STATUS, self._status | ended)
 
     def kept(
-        self, first: int, prompt_ids: list[str], schemas: Sequence[pa.Schema]
+        self, first: int, prompt_ids: list[str], schemas: "Sequence[pa.Schema]"
     ) -> list[dict[str, Any]] | None:
         """The summaries of a batch that an earlier attempt has finished, or None: also of one that
         is damaged, of another run, or of a version with other columns.
@@ -145,6 +146,9 @@ class RunFolder:
             first: number of its first prompt; ``prompt_ids`` are those from there on.
             schemas: of trajectory and iterations.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         part = read_json(self._part(first, "json"))
         try:
             if part.pop("checksum") != self._checksum(first, part):  # some early versions had none
@@ -166,8 +170,8 @@ class RunFolder:
         self,
         first: int,
         summaries: list[dict[str, Any]],
-        trajectory: pa.Table,
-        iterations: pa.Table,
+        trajectory: "pa.Table",
+        iterations: "pa.Table",
     ) -> None:
         """Save a finished batch. The summaries come last: with them, it is whole."""
         for name in (*TABLES, "json"):
@@ -186,6 +190,8 @@ class RunFolder:
             a sentence if some of them have another origin than this attempt; ``status.json`` names
             them.
         """
+        import pyarrow.parquet as pq
+
         for name in TABLES:
             parts = [self._part(first, name) for first in sorted(self._parts)]
 
@@ -220,6 +226,9 @@ class RunFolder:
 
 def damage(folder: Path) -> str | None:
     """What is not whole of a finished run, in a few words: as the tables of ``analysis`` see it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     config, summary = read_config(folder), read_json(folder / SUMMARY)
     known = read_status(folder).get("checksums")
     if config is None:
