@@ -36,11 +36,11 @@ ELSEWHERE = {
     "python -m scripts.prepare_corpus": "needs a network; tests/scripts/test_prepare_corpus.py",
     "python -m scripts.benchmark": "takes minutes; tests/scripts/test_benchmark.py",
     "wandb leet runs/mine/wandb": "needs a terminal",
-    "python -m experiments.converge tracking.mode=online": "needs a network and an account",
+    "python -m experiments.converge tracking.mode=online": "needs an account; test_tracking_online",
     "python -m scripts.sync_wandb runs/mine": "needs an account; tests/scripts/test_sync_wandb.py",
     "python -m scripts.make_dashboard": "needs an account; tests/scripts/test_make_dashboard.py",
-    "wandb sweep": "needs a network and an account",
-    "python -m analysis table wandb:ENTITY/PROJECT/STUDY": "needs a network and an account",
+    "wandb sweep": "needs an account; tests/experiments/test_wandb_sweep.py",
+    "python -m analysis table wandb:ENTITY/PROJECT/STUDY": "needs an account; test_wandb_server",
 }
 GROUPS = ("pip install", "python -m scripts.benchmark", "python -m scripts.make_dashboard")
 GROUPS += ("wandb sweep",)  # with whatever follows
