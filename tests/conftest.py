@@ -5,7 +5,8 @@ Shapes: B batch, T tokens, H heads, D head size, C n_embd, V vocabulary.
 
 import math
 import os
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 
+from experiments.tracking.tracker import stop_helper
 from stateful_gpt.checkpoint import save_checkpoint
 from stateful_gpt.model import GPT, GPTConfig
 
@@ -30,6 +32,17 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 MakeGPT = Callable[..., GPT]
 MakeTokens = Callable[..., Tensor]
 WrittenOut = Callable[..., Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _own_tracker() -> Iterator[None]:
+    """W&B's helper ends with the test that it was started for, and with it where it could be found:
+    another test has other settings, and one that a monkeypatch brings back is gone already.
+    """
+    yield
+    if "wandb" in sys.modules:
+        stop_helper()
+        os.environ.pop("WANDB_SERVICE", None)
 
 
 @pytest.fixture(scope="session")
