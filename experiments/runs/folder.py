@@ -250,10 +250,10 @@ def damage(folder: Path) -> str | None:
     return changed(folder, known)
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any] | None:
     """The settings of a run; None where there is nothing to read."""
     try:
-        content = yaml.load(read_regular(folder / CONFIG, most=SETTINGS_SIZE), Loader=_LOADER)
+        content = yaml.load(read_regular(folder / name, most=SETTINGS_SIZE), Loader=_LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     return content if isinstance(content, dict) else None

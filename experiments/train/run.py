@@ -29,6 +29,7 @@ from experiments.runs.files import (
     write_json,
     write_text,
 )
+from experiments.runs.folder import read_config
 from experiments.runs.lock import LOCK, locked
 from experiments.runs.provenance import provenance
 from experiments.settings import ConfigError
@@ -213,10 +214,11 @@ def _claim(output: Path, settings: TrainSettings) -> None:
     for name in (CONFIG, TOKENIZER, STATE, HISTORY, DEPTHS, CARD):
         remove_partial(output / name)
     if path.exists():
-        if OmegaConf.to_container(OmegaConf.load(path)) != settings.deciding():
+        if (found := read_config(output, CONFIG)) != settings.deciding():
+            what = "other settings" if found is not None else f"an unreadable {CONFIG}"
             raise ConfigError(
-                f"output {cut(repr(str(output)))} holds a training with other settings: choose"
-                " another folder, or remove it"
+                f"output {cut(repr(str(output)))} holds a training with {what}: choose another"
+                " folder, or remove it"
             )
         return
     if any(place.name != LOCK for place in output.iterdir()):

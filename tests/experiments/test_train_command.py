@@ -240,6 +240,21 @@ def test_a_sweep_of_trainings_leaves_nothing_that_git_would_see(
 # --- what is refused ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["a pipe", "garbage", "a list", "recursion"])
+def test_a_training_whose_settings_cannot_be_read_is_refused(
+    train: Train, tmp_path: Path, kind: str
+) -> None:
+    place = tmp_path / "out" / "training.yaml"
+    place.parent.mkdir()
+    if kind == "a pipe":
+        os.mkfifo(place)
+    else:
+        place.write_text({"garbage": "a: [\x00", "a list": "[1]", "recursion": "&a [*a]"}[kind])
+    code, _, err = train()
+    assert code == 2
+    assert re.fullmatch(r"error: output .* holds a training with an unreadable .+\n", err)
+
+
 def test_another_training_in_the_same_folder_is_refused(train: Train, tmp_path: Path) -> None:
     train("training.steps=2")
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
