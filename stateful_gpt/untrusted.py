@@ -15,8 +15,11 @@ from typing import Any
 
 from stateful_gpt.console import cut
 
-SETTINGS_SIZE = 2**24  # bytes; the most that is read of a file of settings
-TOKENIZER_SIZE = 2**26  # bytes; the largest published ones have a tenth of it
+# bytes; the most that is read of a file (of a model: what the machine has memory for)
+SETTINGS_SIZE = 2**24
+TOKENIZER_SIZE = 2**26  # the largest published ones have a tenth of it
+PROMPTS_SIZE = 2**26  # far more than any model's block holds
+CORPUS_SIZE = 2**34
 
 MEMBERSHIP = "/proc/self/cgroup"
 CONTROL_GROUPS = Path("/sys/fs/cgroup")

@@ -12,9 +12,7 @@ from experiments.converge.settings import PromptSettings
 from experiments.settings import ConfigError
 from stateful_gpt.console import cut
 from stateful_gpt.tokenizer import Tokenizer, TokenizerError, decode
-from stateful_gpt.untrusted import CheckpointError, read_regular
-
-LARGEST_FILE = 64 * 1024 * 1024  # bytes; far more than any model's block holds
+from stateful_gpt.untrusted import PROMPTS_SIZE, CheckpointError, read_regular
 
 
 @checked(frozen=True, config=ConfigDict(strict=True))
@@ -98,7 +96,7 @@ def _from_file(path: Path, *, by_line: bool) -> list[Prompt]:
         raise ConfigError(f"prompts.file must end in .txt or .jsonl, got {cut(repr(str(path)))}")
     what = f"prompts.file {cut(repr(str(path)))}"
     try:
-        text = read_regular(path, most=LARGEST_FILE).decode("utf-8")  # line ends stay as they are
+        text = read_regular(path, most=PROMPTS_SIZE).decode("utf-8")  # line ends stay as they are
     except CheckpointError as error:
         raise ConfigError(f"prompts.file {error}") from None
     except UnicodeDecodeError:

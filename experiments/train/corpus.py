@@ -13,9 +13,7 @@ from experiments.settings import ConfigError
 from stateful_gpt.console import cut
 from stateful_gpt.tokenizer import Tokenizer, end_token
 from stateful_gpt.train import IGNORE, batch_at
-from stateful_gpt.untrusted import read_regular
-
-LARGEST_FILE = 2**34  # bytes
+from stateful_gpt.untrusted import CORPUS_SIZE, read_regular
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def read_texts(key: str, folder: str) -> list[str]:
             " (scripts.prepare_corpus makes data/austen, scripts.prepare_names data/names)"
         )
     try:
-        texts = [read_regular(path, most=LARGEST_FILE).decode("utf-8") for path in paths]
+        texts = [read_regular(path, most=CORPUS_SIZE).decode("utf-8") for path in paths]
         return [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
     except ValueError as error:  # no regular file, or no UTF-8
         raise ConfigError(
