@@ -7,12 +7,16 @@ run here is in ELSEWHERE, with the reason.
 import glob
 import os
 import pickle
+import pty
 import re
 import runpy
+import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +39,7 @@ ELSEWHERE = {
     "pip install": "needs a network",
     "python -m scripts.prepare_corpus": "needs a network; tests/scripts/test_prepare_corpus.py",
     "python -m scripts.benchmark": "takes minutes; tests/scripts/test_benchmark.py",
-    "wandb leet runs/mine/wandb": "needs a terminal",
+    "wandb leet runs/mine/wandb": "needs a terminal, which a test below makes",
     "python -m experiments.converge tracking.mode=online": "needs an account; test_tracking_online",
     "python -m scripts.sync_wandb runs/mine": "needs an account; tests/scripts/test_sync_wandb.py",
     "python -m scripts.make_dashboard": "needs an account; tests/scripts/test_make_dashboard.py",
@@ -149,6 +153,25 @@ def test_the_commands_of_a_block_run(
         make_mine()
     for words in commands:
         run(words, monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_terminal_shows_the_runs_of_a_study(home: Path) -> None:
+    make_mine()
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ |= {"TERM": "xterm", "COLUMNS": "160", "LINES": "50"}
+        os.execv(Path(sys.executable).with_name("wandb"), ["wandb", "leet", "runs/mine/wandb"])
+    shown, deadline = b"", time.monotonic() + 60
+    try:
+        while b"log_prob" not in shown:
+            assert time.monotonic() < deadline, shown
+            if select.select([terminal], [], [], 1.0)[0]:
+                shown += os.read(terminal, 2**16)
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(terminal)
 
 
 def test_what_runs_elsewhere_is_still_in_the_readme() -> None:
