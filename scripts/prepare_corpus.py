@@ -6,7 +6,8 @@ The novels (public domain) come from Debian's package r-cran-janeaustenr, fetche
 ``apt-get download`` or given with ``--package``; R is not needed. Five are written to
 ``OUT/train/``, each twice: as it is printed, with lines of 70 characters, and reflowed to one line
 a paragraph, as people type. *Persuasion* is written to ``OUT/held_out/``, and reflowed to
-``OUT/held_out_reflowed/``. Any folders of text files can take their place.
+``OUT/held_out_reflowed/``; its two volumes, to choose on one and to confirm on the other, to
+``OUT/validation/`` and ``OUT/test/``. Any folders of text files can take their place.
 """
 
 import argparse
@@ -32,6 +33,7 @@ TITLES = {  # first words of each text -> file name
     "SENSE AND SENSIBILITY": "sense_and_sensibility",
 }
 HELD_OUT = "persuasion"
+VOLUME_ENDS = "(End of volume one.)"
 CHARACTER_VECTOR = 16  # R's serialisation codes, R Internals section 1.8
 
 
@@ -49,6 +51,9 @@ def _main() -> int:
             if name == HELD_OUT:
                 write(options.out / "held_out" / f"{name}.txt", text)
                 write(options.out / "held_out_reflowed" / f"{name}.txt", reflow(text))
+                first, second = text.split(VOLUME_ENDS)
+                write(options.out / "validation" / f"{name}_1.txt", first)
+                write(options.out / "test" / f"{name}_2.txt", second)
             else:
                 write(options.out / "train" / f"{name}.txt", text)
                 write(options.out / "train" / f"{name}_reflowed.txt", reflow(text))
