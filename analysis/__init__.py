@@ -3,15 +3,13 @@
 Reads files only. Needs no model, no GPU and no tracker, and knows nothing of how a run is made.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from analysis.runs import Runs
 
 
-def load(*sources: str) -> Runs:
+def load(*sources: str) -> "Runs":
     """Everything finished in the sources, as tidy frames: see `analysis.runs.Runs`.
 
     Raises analysis.read.saved.SourceError, a sentence, if a source cannot be read or is empty.

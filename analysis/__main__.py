@@ -1,10 +1,8 @@
 """The commands `python -m analysis figures`, `table` and `page`.
 
 Results go to stdout, what was left out and what went wrong to stderr, each in one line. Exit codes:
-0 done, 2 a source or path is no good, 130 interrupted.
+0 done, 1 not all could be printed, 2 a source or path is no good, 130 interrupted.
 """
-
-from __future__ import annotations
 
 import argparse
 import hashlib
@@ -13,9 +11,10 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from analysis.output import write_whole
+from analysis.output import with_steady_streams, write_whole
 from analysis.read.saved import SourceError
 from analysis.read.sources import left_out_line
 from analysis.runs import Runs, runs_of
@@ -29,13 +28,17 @@ SOURCE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return with_steady_streams(lambda: _command(argv))
+
+
+def _command(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         runs = runs_of(arguments.sources)
         runs = runs.only(run_ids=arguments.run, prompt_ids=arguments.prompt)
         for line in _news(runs):
             _complain(line)
-        arguments.do(runs, arguments)
+        {"figures": _figures, "table": _table, "page": _page}[arguments.command](runs, arguments)
         if runs.damaged:
             _complain(left_out_line(runs.damaged))
     except SourceError as error:
@@ -65,7 +68,8 @@ def _figures(runs: Runs, arguments: argparse.Namespace) -> None:
     from analysis.draw.figures import write_figures  # a table needs no matplotlib
 
     again = _again(arguments, "--out", "figures")
-    write_figures(runs, arguments.out, command=again, tell=_print, complain=_complain)
+    for made in write_figures(runs, arguments.out, command=again):
+        print(printable(str(made)), file=sys.stdout if isinstance(made, Path) else sys.stderr)
 
 
 def _table(runs: Runs, arguments: argparse.Namespace) -> None:
@@ -81,8 +85,7 @@ def _table(runs: Runs, arguments: argparse.Namespace) -> None:
         write_whole(path, text.encode())
         beside = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         write_whole(path.with_name(f"{path.name}.json"), beside.encode())
-    print(text_tables(runs))
-    _print(f"\nruns: {some(runs.run_ids)}; again: {_again(arguments)}", keep="\n")
+    print(f"{text_tables(runs)}\n\nruns: {some(runs.run_ids)}; again: {_again(arguments)}")
 
 
 def _page(runs: Runs, arguments: argparse.Namespace) -> None:
@@ -91,11 +94,7 @@ def _page(runs: Runs, arguments: argparse.Namespace) -> None:
     if runs.runs.empty:
         raise SourceError("A page shows convergence runs, and there is none.")
     write_whole(arguments.out, build(runs).encode())
-    _print(str(arguments.out))
-
-
-def _print(line: str, keep: str = "") -> None:
-    print(printable(line, keep=keep))
+    print(printable(str(arguments.out)))
 
 
 def _complain(line: str) -> None:
@@ -114,31 +113,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis", description="Saved runs to figures, tables and pages."
     )
+    sources = argparse.ArgumentParser(add_help=False)
+    sources.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE)
+    for flag, value in (("--run", "RUN_ID"), ("--prompt", "ID")):
+        chosen = f"only this {flag[2:]} (repeatable)"
+        sources.add_argument(flag, action="append", default=[], metavar=value, help=chosen)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, do, about, target, kind, what in (
-        ("figures", _figures, "draw PNG and SVG figures", "--out", "DIR", "written here"),
-        (
-            "table",
-            _table,
-            "print a table, and save it as CSV",
-            "--csv",
-            "FILE",
-            "every column, full precision; FILE.json says which runs and which command",
-        ),
-        ("page", _page, "one HTML file to explore a study in", "--out", "FILE", "written here"),
-    ):
-        command = commands.add_parser(name, help=about)
-        command.set_defaults(do=do)
-        command.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE)
-        for flag, value in (("--run", "RUN_ID"), ("--prompt", "ID")):
-            chosen = f"only this {flag[2:]} (repeatable)"
-            command.add_argument(flag, action="append", default=[], metavar=value, help=chosen)
-        required = target == "--out"
-        command.add_argument(target, type=Path, required=required, metavar=kind, help=what)
+    add = partial(commands.add_parser, parents=[sources])
+    figures = add("figures", help="draw PNG and SVG figures")
+    figures.add_argument("--out", type=Path, required=True, metavar="DIR", help="written here")
+    table = add("table", help="print a table, and save it as CSV")
+    kept = "every column, full precision; FILE.json says which runs and which command"
+    table.add_argument("--csv", type=Path, metavar="FILE", help=kept)
+    page = add("page", help="one HTML file to explore a study in")
+    page.add_argument("--out", type=Path, required=True, metavar="FILE", help="written here")
     return parser
 
 
 if __name__ == "__main__":
-    from stateful_gpt.console import run_command  # of the command alone
-
-    sys.exit(run_command("analysis", main))
+    sys.exit(main())

@@ -1,7 +1,8 @@
-"""Means with their uncertainty: 95 % bootstrap intervals, the same for the same numbers."""
+"""Runs of one setting as one, for the table, the page and figures alike: means, outcomes, and 95 %
+bootstrap intervals of the change of the loss, the same for the same numbers.
+"""
 
-from __future__ import annotations
-
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,38 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.frames import last_step
+from analysis.runs import last_step
 
+MEANS = ["tokens", "iterations_to_tolerance", "rate", "lyapunov", "nll", "nll_plain", "kl_effect"]
 RESAMPLES = 2000
 LEVEL = 95.0  # %
 LEAST_TEXTS = 8  # fewer texts say too little of texts: their tokens are resampled instead
+
+
+def pooled(rows: pd.DataFrame, by: Sequence[str], *, first: Sequence[str]) -> pd.DataFrame:
+    """A row for each of `by`, in the order in which they appear.
+
+    Of the first row of each: the columns `first`. Over all of them: runs (how many), outcome
+    (`settled`, or `2 settled, 1 cycle`), the MEANS there are, and change: nll less the plain
+    model's (nats). Passes to tolerance are missing unless every run got there.
+    """
+    measures = [name for name in MEANS if name in rows]
+    groups = rows.groupby(list(by), sort=False)
+    made = groups[[*first]].first(skipna=False)
+    made["runs"] = groups.size()
+    made["outcome"] = [_outcomes(outcomes) for _, outcomes in groups["outcome"]]
+    made[measures] = groups[measures].mean()
+    reached = groups["iterations_to_tolerance"].count() == made["runs"]
+    made["iterations_to_tolerance"] = made["iterations_to_tolerance"].where(reached)
+    made["change"] = made["nll"] - made["nll_plain"]
+    return made.reset_index()
+
+
+def _outcomes(outcomes: pd.Series) -> str | None:
+    counts = Counter(outcomes.dropna()).most_common()
+    if len(counts) == 1:
+        return str(counts[0][0])
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts) or None
 
 
 @dataclass(frozen=True)
@@ -47,20 +75,18 @@ def paired(
     known = last_step(estimates[estimates["run"].isin(groups.index)]).dropna(subset=["change"])
     keys = [known["run"].map(groups), known["prompt_id"], known["position"]]
     worse = -known["change"].astype(float).groupby(keys, observed=True).mean()
-    sizes = worse.groupby(level=[0, 1], observed=True).size()
-    texts = np.split(worse.to_numpy(), sizes.cumsum().to_numpy()[:-1])
     found: dict[Any, list[np.ndarray]] = {}
-    for (group, prompt), text in zip(sizes.index, texts, strict=False):  # none splits into one
-        found.setdefault((group, str(prompt)) if by_prompt else group, []).append(text)
+    key: Any
+    for key, text in worse.groupby(level=[0, 1], observed=True):
+        found.setdefault(key if by_prompt else key[0], []).append(text.to_numpy())
+    made: dict[Any, Interval] = {}
     alike: dict[tuple[int, ...], list[Any]] = {}  # of the same lengths: they share what is drawn
-    for key, members in found.items():
-        if all(np.isfinite(text).all() for text in members):
-            alike.setdefault(tuple(map(len, members)), []).append(key)
-    return {
-        key: interval
-        for keys in alike.values()
-        for key, interval in zip(keys, _intervals([found[key] for key in keys]), strict=True)
-    }
+    for key, texts in found.items():
+        if all(np.isfinite(text).all() for text in texts):
+            alike.setdefault(tuple(map(len, texts)), []).append(key)
+    for same in alike.values():
+        made |= zip(same, _intervals([found[key] for key in same]), strict=True)
+    return made
 
 
 def _intervals(groups: Sequence[Sequence[np.ndarray]]) -> Iterator[Interval]:

@@ -4,12 +4,11 @@ The one place where runs, trained models and contestants get their names, are pu
 found to be repeats of one another.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import PurePath
+from typing import Any
 
 import pandas as pd
 
@@ -38,43 +37,34 @@ WORDS: Mapping[str, str | Mapping[object, str]] = {
     "steps": "{} steps",
     "times": "{}× steps",
 }
-FILES = ("prompts.file",)  # named without folder and suffix where that tells them apart
+FILE = "prompts.file"  # named without folder and suffix where that tells them apart
 SEEDS = ("seed", "generation.seed")
 # settings that only repeat what the model's name has said, unless they say more
 IMPLIED_BY_MODEL = ("model.path", "model.tokenizer")
 
 
-def with_labels(
-    frame: pd.DataFrame, settings: Sequence[str], *, strength: str | None = None
-) -> pd.DataFrame:
+def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     """The rows in order, with the columns label, variant and group; the index counts them.
 
     Runs of one `variant` differ in strength and seed at most, those of one `group` (a number) in
-    their seed at most: they are repeats of one setting. No two rows share a `label`.
-
-    Args:
-        frame: a row a run, with a unique run_id within a study.
-        settings: its columns that can change a result.
-        strength: the one of them that `variant` leaves out.
+    their seed at most: they are repeats of one setting. No two rows share a `label`. `settings` are
+    the columns that can change a result; run_id is unique within a study.
     """
+    strength = [name for name in settings if name == "strength"]  # models have none
     seeds = [name for name in settings if name in SEEDS]
-    named = [name for name in differing(frame, settings) if name not in (strength, *seeds)]
-    order = ["study", "kind", *named, *([strength] if strength else []), *seeds, "run_id"]
+    named = [name for name in differing(frame, settings) if name not in (*strength, *seeds)]
+    order = dict.fromkeys(["study", "kind", *named, *strength, *seeds, "run_id"])
     made = frame.sort_values(
-        [name for name in dict.fromkeys(order) if name in frame], key=_ranks, ignore_index=True
+        [name for name in order if name in frame], key=_ranks, ignore_index=True
     )
-    spoken = made[named].assign(**{name: _stems(made[name]) for name in named if name in FILES})
-    words = [
-        [spelt(name, row[name]) for name in named if said(row[name])]
-        for row in spoken.to_dict("records")
-    ]
-    made["variant"] = list(map(_joined, words))
+    spoken = made[named].assign(**{name: _stems(made[name]) for name in named if name == FILE})
+    words = [[spelt(name, row[name]) for name in named] for row in spoken.to_dict("records")]
+    made["variant"] = [", ".join(filter(None, one)) for one in words]
     labels = made["variant"]
     if strength:
-        strengths = map(strength_text, made["kind"], made[strength])
-        labels = pd.Series(
-            [_joined([one, *rest]) for one, rest in zip(strengths, words, strict=True)]
-        )
+        strengths = map(strength_text, made["kind"], made["strength"])
+        pairs = zip(strengths, labels, strict=True)
+        labels = pd.Series([", ".join(filter(None, pair)) for pair in pairs])
         made["variant"] = made["variant"].mask(made["kind"] == "none", labels)  # one of its own
     labels = labels.where(labels != "", "run" if strength else made["run_id"])
     made["group"] = pd.factorize(labels)[0]
@@ -82,9 +72,7 @@ def with_labels(
         labels = labels + [f", {name.replace('.', ' ')} {value}" for value in made[name]]
     repeats = zip(labels.groupby(labels).cumcount(), made["run_id"], strict=True)
     labels = labels + [f", repeat {n + 1} ({name})" if n else "" for n, name in repeats]
-    made["label"] = labels.map(printable)
-    made["variant"] = made["variant"].map(printable)
-    return made
+    return made.assign(label=labels.map(printable), variant=made["variant"].map(printable))
 
 
 def differing(frame: pd.DataFrame, settings: Sequence[str]) -> list[str]:
@@ -99,17 +87,19 @@ def differing(frame: pd.DataFrame, settings: Sequence[str]) -> list[str]:
     return [
         name
         for name in settings
-        if len({_natural(value) for value in frame[name] if said(value)}) > 1 and not implied(name)
+        if len({*map(_natural, frame[name].dropna())}) > 1 and not implied(name)
     ]
 
 
-def spelt(name: str, value: object) -> str:
-    """A setting in words: `16 iterations`, `start carried`."""
+def spelt(name: str, value: Any) -> str:
+    """A setting in words, `16 iterations`, `start carried`; nothing for one that is missing."""
+    if pd.isna(value):
+        return ""
     word = WORDS.get(name) or WORDS.get(name.rpartition(".")[2]) or f"{name} {{}}"
     if isinstance(word, Mapping):
         return word.get(value, str(value))
     real = isinstance(value, Real) and not isinstance(value, bool)
-    text = word.format(number(float(value)) if real else value)  # type: ignore[arg-type]
+    text = word.format(number(float(value)) if real else value)
     if text == "1× steps":
         return ""
     return text.removesuffix("s") if text.startswith("1 ") else text
@@ -123,16 +113,8 @@ def strength_text(kind: str, strength: float) -> str:
 
 
 def _stems(paths: pd.Series) -> pd.Series:
-    short = {path: PurePath(str(path)).stem for path in paths.unique() if said(path)}
+    short = {path: PurePath(str(path)).stem for path in paths.dropna().unique()}
     return paths.replace(short) if len(set(short.values())) == len(short) else paths
-
-
-def said(value: object) -> bool:
-    return value is not None and value == value
-
-
-def _joined(words: Sequence[str]) -> str:
-    return ", ".join(filter(None, words))
 
 
 def _ranks(column: pd.Series) -> pd.Series:
@@ -141,9 +123,9 @@ def _ranks(column: pd.Series) -> pd.Series:
     return column.map(lambda value: ranks[_natural(value)])
 
 
-def _natural(value: object) -> tuple[tuple[int, float, str], ...]:
+def _natural(value: Any) -> tuple[tuple[int, float, str], ...]:
     """A key that is the same for 1 and 1.0."""
-    if not said(value):
+    if pd.isna(value):
         return ()
     if isinstance(value, Real):
         return ((0, float(value), ""),)

@@ -3,8 +3,6 @@
 Serves models of `experiments.train` and contestants of state tracking alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,10 +28,7 @@ class Models:
     rows: pd.DataFrame
     curves: pd.DataFrame
 
-    def only(self, run_ids: Sequence[str]) -> Models:
-        return self.where(self.rows["run_id"].isin(run_ids))
-
-    def where(self, chosen: pd.Series) -> Models:
+    def where(self, chosen: pd.Series) -> "Models":
         rows = self.rows[chosen]
         return Models(rows, self.curves[self.curves["model"].isin(rows.index)])
 
@@ -48,14 +43,11 @@ def models_of(saved: Sequence[SavedModel], kind: str) -> Models:
         [{"run_id": one.run_id, **one.settings, **one.facts, "curve": one.curve} for one in saved],
         dtype=object,
     )
-    settings = [
-        key
-        for key in dict.fromkeys(key for one in saved for key in one.settings)
-        # a question is a panel of its own, and of several rates the best stand for a contestant
-        if not (contest and (key.startswith("task.") or key in RATES))
-    ]
-    rows = with_labels(rows, ["stateful", *settings] if contest else settings)
-    rows.index.name = "model"
+    settings = list(dict.fromkeys(key for one in saved for key in one.settings))
+    if contest:  # a question is a panel of its own, and the best rates stand for a contestant
+        own = [key for key in settings if not key.startswith("task.") and key not in RATES]
+        settings = ["stateful", *own]
+    rows = with_labels(rows, settings).rename_axis("model")
     parts = [curve.assign(model=model) for model, curve in rows.pop("curve").items()]
     return Models(rows, pd.concat(parts, ignore_index=True))
 
@@ -75,21 +67,12 @@ def trained(models: Models) -> pd.DataFrame:
     rows = models.rows
     nll = models.curves.set_index(["model", "depth"])["nll"]
     depth = pd.to_numeric(rows["trained_depth"])
-
-    def at(depths: pd.Series | int) -> pd.Series:
-        places = rows.assign(depth=depths).set_index("depth", append=True).index
-        return pd.Series(nll.reindex(places).to_numpy(), index=rows.index)
-
-    first = at(0)
-    generating = pd.to_numeric(rows["nll_full"]).fillna(first)
-    return rows.assign(
-        first=first,
-        second=at(1),
-        last=at(depth),
-        beyond=at(depth + 1),
-        generating=generating,
-        best=generating.groupby(rows["group"]).transform("mean"),
-    )
+    depths = pd.DataFrame({"first": 0, "second": 1, "last": depth, "beyond": depth + 1})
+    for name, column in depths.items():
+        places = pd.MultiIndex.from_arrays([rows.index, column])
+        rows = rows.assign(**{str(name): nll.reindex(places).to_numpy()})
+    rows["generating"] = pd.to_numeric(rows["nll_full"]).fillna(rows["first"])
+    return rows.assign(best=rows.groupby("group")["generating"].transform("mean"))
 
 
 def at_full_depth(contests: Models) -> pd.DataFrame:
@@ -107,8 +90,7 @@ def at_best_rates(contests: Models) -> Models:
     accuracy = at_full_depth(contests).stack()
     places = contests.rows.set_index(contests.rows["trained_level"].astype(int), append=True).index
     rows = contests.rows.assign(score=accuracy.reindex(places).to_numpy())
-    question = [*QUESTION, "group"]
     rates = [name for name in RATES if name in rows]
-    mean = rows.groupby([*question, *rates], dropna=False)["score"].transform("mean")
-    best = mean.groupby([rows[name] for name in question]).transform("max")
+    mean = rows.groupby([*QUESTION, "group", *rates], dropna=False)["score"].transform("mean")
+    best = mean.groupby([rows[name] for name in [*QUESTION, "group"]]).transform("max")
     return contests.where(mean == best)

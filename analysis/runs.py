@@ -3,13 +3,10 @@
 Knows what the columns mean, not where the runs come from.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,7 @@ import pyarrow as pa
 
 from analysis.labels import with_labels
 from analysis.models import Models, models_of
-from analysis.read.run_folder import flat, read_run
+from analysis.read.run_folder import flat
 from analysis.read.saved import (
     MEASURES,
     PROMPT_COLUMNS,
@@ -33,25 +30,15 @@ from analysis.read.sources import read
 from analysis.text import some
 
 SECTIONS = ("seed", "model", "feedback", "recompute", "generation", "prompts")
-# the settings that every study speaks of get short names; any other keeps its dotted key
-SHORT_NAMES = {
-    "feedback.kind": "kind",
-    "feedback.strength": "strength",
-    "feedback.layers": "layers",
-    "feedback.shift": "shift",
-    "feedback.hidden_strength": "hidden_strength",
-    "model.name": "model",
-    "recompute.solver": "solver",
-    "recompute.iterations": "iterations_allowed",
-    "recompute.tolerance": "tolerance",
-    "recompute.damping": "damping",
-    "recompute.start": "start",
-    "generation.strategy": "strategy",
-    "generation.max_new_tokens": "max_new_tokens",
-    "generation.temperature": "temperature",
-    "generation.top_k": "top_k",
-    "device.dtype": "dtype",
+# the settings that every study speaks of go by their last part; any other keeps its dotted key
+FAMILIAR = {
+    "feedback": ("kind", "strength", "layers", "shift", "hidden_strength"),
+    "recompute": ("solver", "tolerance", "damping", "start"),
+    "generation": ("strategy", "max_new_tokens", "temperature", "top_k"),
+    "device": ("dtype",),
 }
+SHORT_NAMES = {f"{section}.{name}": name for section, names in FAMILIAR.items() for name in names}
+SHORT_NAMES |= {"model.name": "model", "recompute.iterations": "iterations_allowed"}
 STEP = ["run", "prompt_id", "step"]
 TYPES = dict.fromkeys(("prompt_id", "token"), pa.dictionary(pa.int32(), pa.string()))
 TYPES |= dict.fromkeys(("step", "iteration", "position"), pa.int32())
@@ -123,7 +110,11 @@ class Runs:
             if saved.trajectory is None:
                 continue
             try:
-                tables.append(_table(saved.trajectory(), run))
+                table = saved.trajectory()
+                types = {field.name: field.type for field in table.schema} | TYPES
+                schema = pa.schema([(name, types[name]) for name in table.column_names])
+                numbers = pa.array(np.full(len(table), run, dtype=np.int32))
+                tables.append(table.cast(schema).add_column(0, "run", numbers))
             except (NotData, pa.ArrowException) as reason:
                 why = " ".join(str(reason).split())
                 damaged.append(LeftOut(run_id=saved.run_id, place=saved.place, reason=why))
@@ -151,7 +142,7 @@ class Runs:
         """By run; missing where it was not recorded."""
         return self.runs.reindex(columns=[name])[name]
 
-    def only(self, *, run_ids: Sequence[str] = (), prompt_ids: Sequence[str] = ()) -> Runs:
+    def only(self, *, run_ids: Sequence[str] = (), prompt_ids: Sequence[str] = ()) -> "Runs":
         """The chosen runs and prompts; an empty choice means all. Unknown ids: SourceError.
 
         With chosen prompts, `runs` keeps no measures: they are over all prompts.
@@ -159,46 +150,41 @@ class Runs:
         chosen = self
         if run_ids:
             _check_known("run", run_ids, self.run_ids)
-            chosen = chosen.where(self.runs.index[self.runs["run_id"].isin(run_ids)])
-            models, contests = self.models.only(run_ids), self.contests.only(run_ids)
-            chosen = replace(chosen, models=models, contests=contests)
+            chosen = replace(
+                self.where(self.runs.index[self.runs["run_id"].isin(run_ids)]),
+                models=self.models.where(self.models.rows["run_id"].isin(run_ids)),
+                contests=self.contests.where(self.contests.rows["run_id"].isin(run_ids)),
+            )
         if prompt_ids:
             _check_known("prompt", prompt_ids, chosen.prompt_ids)
             prompts = chosen.prompts[chosen.prompts["prompt_id"].isin(prompt_ids)]
-            kept = chosen.iterations["prompt_id"].isin(prompt_ids)
+            iterations = chosen.iterations[chosen.iterations["prompt_id"].isin(prompt_ids)]
             measures = [name for name in PROMPT_COLUMNS if name in chosen.runs]
             runs = chosen.runs.assign(**dict.fromkeys(measures, np.nan))
-            iterations = chosen.iterations[kept]
             chosen = replace(chosen, runs=runs, prompts=prompts, iterations=iterations)
             chosen = chosen.where(runs.index[runs.index.isin(prompts["run"])])
         return chosen
 
-    def where(self, runs: pd.Index) -> Runs:
+    def where(self, runs: pd.Index) -> "Runs":
         """The convergence runs with these keys."""
-        prompts, iterations = (
-            frame[frame["run"].isin(runs)] for frame in (self.prompts, self.iterations)
-        )
+        prompts = self.prompts[self.prompts["run"].isin(runs)]
+        iterations = self.iterations[self.iterations["run"].isin(runs)]
         return replace(self, runs=self.runs.loc[runs], prompts=prompts, iterations=iterations)
 
 
 def runs_of(sources: Sequence[str]) -> Runs:
     """Everything finished in the sources. SourceError if one cannot be read or is empty."""
-    return _frames(*read(sources))
+    return frames_of(*read(sources))
 
 
-def unfinished(folder: Path) -> Runs:
-    """One run folder whose files are whole, whatever its status says. Raises NotData."""
-    return _frames([read_run(folder, finished=False)], ())
-
-
-def _frames(found: Sequence[SavedRun | SavedModel], left_out: tuple[LeftOut, ...]) -> Runs:
+def frames_of(found: Sequence[SavedRun | SavedModel], left_out: tuple[LeftOut, ...] = ()) -> Runs:
+    """What was saved, as frames; what lies in several places counts once."""
     models = [one for one in found if isinstance(one, SavedModel)]
     runs = [one for one in found if isinstance(one, SavedRun)]
     # of a run that lies in several places, the most complete counts
     runs.sort(key=lambda run: run.lacking is None)
-    once = {(run.study, run.run_id): run for run in runs}
     copies = Counter((run.study, run.run_id) for run in runs)
-    frame, settings = _runs(list(once.values()))
+    frame, settings = _runs([*{(run.study, run.run_id): run for run in runs}.values()])
     saved: dict[int, SavedRun] = dict(enumerate(frame.pop("saved")))
     return Runs(
         runs=frame,
@@ -223,7 +209,11 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
             **one,
             "commit": run.status.get("commit"),
             "dirty": run.status.get("dirty"),
-            "off": _switched_off(run.config),
+            "off": ", ".join(
+                key.removeprefix("measures.")
+                for key, value in flat(run.config).items()
+                if value is False and key.startswith("measures.")
+            ),
             "lacking": run.lacking,
             "saved": run,
         }
@@ -235,33 +225,24 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     frame["strength"] = pd.to_numeric(frame["strength"], errors="coerce").astype(float)
     frame.loc[frame["kind"] == "none", "strength"] = np.nan  # without feedback it has no meaning
     measures = _typed(pd.DataFrame([run.summary["overall"] for run in saved], index=frame.index))
-    frame = frame.join(measures.drop(columns=["prompt_id", "text", *frame], errors="ignore"))
-    frame = with_labels(frame, ("study", *settings), strength="strength")
+    frame = frame.join(measures.drop(columns=["run", "prompt_id", "text", *frame], errors="ignore"))
+    frame = with_labels(frame, ("study", *settings)).rename_axis("run")
     # strictly triangular and undamped: method.md, section 2
     known = frame.reindex(columns=["shift", "damping"])
     own = (frame["kind"] == "hidden_state") & (known["shift"] == 0)
     frame["ends_by_theorem"] = ~own & known["damping"].fillna(1.0).eq(1.0)
-    frame.index.name = "run"
     return frame, settings
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Every recorded setting that can change a result, by its short name."""
-    kept = {
-        name: config[name]
-        for name in (*SECTIONS, "reporting_tolerance", "device")
-        if name in config
-    }
+    sections = (*SECTIONS, "reporting_tolerance", "device")
+    kept = flat({name: config[name] for name in sections if name in config})
     return {
-        SHORT_NAMES.get(key, key): ",".join(map(str, value)) if isinstance(value, list) else value
-        for key, value in flat(kept).items()
+        SHORT_NAMES.get(key, key): value
+        for key, value in kept.items()
         if key == "device.dtype" or not key.startswith("device")  # where it ran is no setting
     }
-
-
-def _switched_off(config: Mapping[str, Any]) -> str:
-    off = [key for key, value in flat(config).items() if value is False]
-    return ", ".join(key.removeprefix("measures.") for key in off if key.startswith("measures."))
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -277,7 +258,7 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _prompts(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
     rows = [
-        {"run": run, **prompt, "prompt_id": str(prompt["prompt_id"])}
+        {**prompt, "run": run, "prompt_id": str(prompt["prompt_id"])}
         for run, one in saved.items()
         for prompt in one.summary["prompts"]
     ]
@@ -286,20 +267,10 @@ def _prompts(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
 
 
 def _iterations(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
-    columns = [*STEP, "iteration", *MEASURES]
     parts = [one.iterations.assign(run=run) for run, one in saved.items()]
-    if not parts:
-        return pd.DataFrame(columns=columns)
-    frame = pd.concat(parts, ignore_index=True).reindex(columns=columns)
-    frame = frame.astype({"prompt_id": str, **dict.fromkeys(MEASURES, float)})
+    frame = pd.concat(parts) if parts else pd.DataFrame()
+    frame = frame.reindex(columns=[*STEP, "iteration", *MEASURES])
     return frame.sort_values([*STEP, "iteration"], kind="stable", ignore_index=True)
-
-
-def _table(table: pa.Table, run: int) -> pa.Table:
-    """The rows of one run in the types that all share."""
-    schema = pa.schema([(one.name, TYPES.get(one.name, one.type)) for one in table.schema])
-    numbers = pa.array(np.full(len(table), run, dtype=np.int32))
-    return table.cast(schema).add_column(0, "run", numbers)
 
 
 def _begins(frame: pd.DataFrame) -> pd.Series:
@@ -310,6 +281,12 @@ def _begins(frame: pd.DataFrame) -> pd.Series:
         least = later.groupby(STEP, observed=True)["position"].transform("min")
         first.loc[later.index] = later["position"] == least
     return first
+
+
+def last_step(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of a row for each run, prompt and step, or more: those of the text as it ended."""
+    steps = frame.groupby(["run", "prompt_id"], observed=True)["step"]
+    return frame[frame["step"] == steps.transform("max")]
 
 
 def _check_known(noun: str, wanted: Sequence[str], known: Sequence[str]) -> None:

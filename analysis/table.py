@@ -3,17 +3,14 @@
 Draws nothing. Every text table is laid out by `tabulate`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
-from analysis.intervals import Interval, paired
+from analysis.intervals import paired, pooled
 from analysis.models import QUESTION, Models, at_best_rates, at_full_depth, setting_name, trained
-from analysis.pooled import pooled
 from analysis.read.model_folder import RATES
 from analysis.read.saved import ALL_PROMPTS
 from analysis.runs import Runs
@@ -22,6 +19,7 @@ from analysis.text import number, printable, short, visible
 MISSING = "–"
 COUNTS = ("prompt_tokens", "generated_tokens", "iterations", "iterations_to_tolerance")
 ABOUT = ["group", "study", "variant", "kind", "strength"]
+DERIVED = ["variant", "group", "ends_by_theorem", "lacking", "off"]
 LEFT_ALIGNED = frozenset({"prompt", "outcome"})
 LEGEND = (
     "iterations: until settled to the reporting tolerance; rate: contraction per pass; lyapunov: "
@@ -41,7 +39,10 @@ def _run_tables(runs: Runs) -> Iterator[str]:
         return
     rows = _prompts_and_overall(runs).join(runs.runs[ABOUT], on="run")
     rows = pooled(rows, ["group", "prompt_id"], first=ABOUT[1:])
-    half = {key: one.half for key, one in _intervals(runs).items()}
+    intervals = paired(runs.estimates, runs.runs["group"], by_prompt=True)
+    for group, interval in paired(runs.estimates, runs.runs["group"]).items():
+        intervals[group, ALL_PROMPTS] = interval
+    half = {key: one.half for key, one in intervals.items()}
     rows["half"] = [half.get(key) for key in zip(rows["group"], rows["prompt_id"], strict=True)]
     many = bool((rows["runs"] > 1).any())
     for (study, variant), members in rows.groupby(["study", "variant"], sort=False):
@@ -71,14 +72,6 @@ def _prompts_and_overall(runs: Runs) -> pd.DataFrame:
     overall["tokens"] = prompts.groupby("run")["tokens"].sum()
     overall = overall.rename_axis("run").reset_index().dropna(axis=1, how="all")
     return pd.concat([prompts, overall]).sort_values("run", kind="stable", ignore_index=True)
-
-
-def _intervals(runs: Runs) -> dict[tuple[int, str], Interval]:
-    """By group and prompt."""
-    groups = runs.runs["group"]
-    over_all = paired(runs.estimates, groups).items()
-    by_prompt = paired(runs.estimates, groups, by_prompt=True)
-    return by_prompt | {(group, ALL_PROMPTS): interval for group, interval in over_all}
 
 
 def _cells(row: Mapping[Any, Any], many: bool) -> dict[str, str]:
@@ -183,12 +176,10 @@ def _csv(frame: pd.DataFrame) -> str:
     def safe(value: object) -> object:
         return printable(value, keep="\n\t") if isinstance(value, str) else value
 
-    derived = ["variant", "group", "ends_by_theorem", "lacking", "off"]
-    return frame.drop(columns=derived, errors="ignore").map(safe).to_csv(index=False)
+    return frame.drop(columns=DERIVED, errors="ignore").map(safe).to_csv(index=False)
 
 
 def _run_rows(runs: Runs) -> pd.DataFrame:
-    """A row per run and prompt, and one over all prompts of each run."""
     frame = _prompts_and_overall(runs).drop(columns="tokens")
     overall = frame["prompt_id"] == ALL_PROMPTS
     frame["row"] = overall.map({True: "overall", False: "prompt"})
@@ -196,9 +187,7 @@ def _run_rows(runs: Runs) -> pd.DataFrame:
     for name in COUNTS:
         if (frame[name].dropna() % 1 == 0).all():  # 58, not 58.0
             frame[name] = frame[name].astype("Int64")
-    measures = [name for name in runs.prompts if name in runs.runs]
-    about = runs.runs.drop(columns=measures)
-    frame = frame.rename(columns={name: f"{name}_recorded" for name in frame if name in about})
+    about = runs.runs.drop(columns=frame.columns, errors="ignore")
     full = about.join(frame.set_index("run"), how="right")
     first = ["run_id", "study", "commit", "dirty", "kind", "strength", "label", "row", "prompt_id"]
     return full[[*first, *(name for name in full if name not in first)]]
@@ -206,14 +195,9 @@ def _run_rows(runs: Runs) -> pd.DataFrame:
 
 def _laid_out(rows: Sequence[Mapping[str, object]], form: str = "simple") -> str:
     left = [form == "github" or name in LEFT_ALIGNED for name in rows[0]]
-    text: str = tabulate(
-        rows,
-        headers="keys",
-        tablefmt=form,
-        colalign=["left" if one else "right" for one in left],
-        disable_numparse=True,
-    )
-    return text
+    align = ["left" if one else "right" for one in left]
+    text = tabulate(rows, headers="keys", tablefmt=form, colalign=align, disable_numparse=True)
+    return str(text)
 
 
 def _count(value: float) -> str:

@@ -3,8 +3,6 @@
 Knows nothing of tokenizers and fonts.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Sequence
 

@@ -10,17 +10,14 @@ import sys
 from pathlib import Path
 
 from experiments.train.corpus import documents, read_texts, stream
+from scripts._command import Failure, command
 from stateful_gpt.checkpoint import load_checkpoint
-from stateful_gpt.console import run_command
 from stateful_gpt.depth import depth_profile
 from stateful_gpt.device import choose_device
 
 
-def main() -> int:
-    return run_command("held_out_loss", _main)
-
-
-def _main() -> int:
+@command("held_out_loss")
+def main() -> None:
     parser = argparse.ArgumentParser(description="Held-out loss of a model.")
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--texts", default="data/austen/held_out")
@@ -41,8 +38,7 @@ def _main() -> int:
         else:
             corpus = stream(texts, encoding, block_size=block)
     except ValueError as error:  # of the texts, the model or its tokenizer
-        print(f"held_out_loss: {error}", file=sys.stderr)
-        return 1
+        raise Failure(error) from None
     profile = depth_profile(model, corpus.windows(), depth=0, full=model.gate is not None)
 
     def stated(nll: float) -> str:
@@ -55,7 +51,6 @@ def _main() -> int:
     if profile.nll_full is not None:
         full = stated(profile.nll_full)
         print(f"with hidden states fed back, at the depth of generation: {full}")
-    return 0
 
 
 if __name__ == "__main__":

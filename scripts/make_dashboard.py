@@ -9,16 +9,13 @@ Needs ``pip install 'stateful_gpt[dashboard]'`` and, to save it, ``wandb login``
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pydantic_core import to_json
 
 from experiments.converge.settings import TrackingSettings
 from experiments.tracking.tracker import LOGIN, has_login
-from stateful_gpt.console import run_command
-
-if TYPE_CHECKING:
-    from wandb_workspaces.workspaces import Workspace
+from scripts._command import Failure, command
 
 NAME = "How estimates settle"
 COLUMNS = (
@@ -44,7 +41,7 @@ RESPONSES = {
 }
 
 
-def workspace(*, entity: str, project: str, study: str | None = None) -> "Workspace":
+def workspace(*, entity: str, project: str, study: str | None = None) -> Any:
     """The workspace, not yet saved: curves by strength, settled front, response, tokens, runs."""
     from wandb_workspaces import expr
     from wandb_workspaces import workspaces as ws
@@ -106,11 +103,8 @@ def workspace(*, entity: str, project: str, study: str | None = None) -> "Worksp
     )
 
 
-def main() -> int:
-    return run_command("make_dashboard", _main)
-
-
-def _main() -> int:
+@command("make_dashboard", prefix="error")
+def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--entity", default="", help="W&B user or team")
     parser.add_argument("--project", default=TrackingSettings().project, help="W&B project")
@@ -118,28 +112,23 @@ def _main() -> int:
     parser.add_argument("--print", action="store_true", help="print it as JSON, save nothing")
     told = parser.parse_args()
     if not (told.entity or told.print):
-        return _say("--entity must name the W&B user or team whose project it is")
+        raise Failure("--entity must name the W&B user or team whose project it is")
     try:
         made = workspace(entity=told.entity, project=told.project, study=told.study)
     except ImportError:
-        return _say("a dashboard needs wandb-workspaces: pip install 'stateful_gpt[dashboard]'")
+        helps = "pip install 'stateful_gpt[dashboard]'"
+        raise Failure(f"a dashboard needs wandb-workspaces: {helps}") from None
     if told.print:
         print(to_json(made, indent=2, exclude_none=True).decode())
-        return 0
+        return
     if not has_login():
-        return _say(f"the dashboard cannot be saved: {LOGIN}")
+        raise Failure(f"the dashboard cannot be saved: {LOGIN}")
     try:
         made.save()
     except Exception as error:  # W&B raises many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        return _say(f"W&B does not save the dashboard of {told.project}: {reason}")
+        raise Failure(f"W&B does not save the dashboard of {told.project}: {reason}") from error
     print(made.url)
-    return 0
-
-
-def _say(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

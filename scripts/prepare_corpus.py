@@ -21,7 +21,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from stateful_gpt.console import run_command
+from scripts._command import command
 
 PACKAGE = "r-cran-janeaustenr"
 TITLES = {  # first words of each text -> file name
@@ -37,30 +37,22 @@ VOLUME_ENDS = "(End of volume one.)"
 CHARACTER_VECTOR = 16  # R's serialisation codes, R Internals section 1.8
 
 
-def main() -> int:
-    return run_command("prepare_corpus", _main)
-
-
-def _main() -> int:
+@command("prepare_corpus", OSError, ValueError, zlib.error, subprocess.CalledProcessError)
+def main() -> None:
     parser = argparse.ArgumentParser(description="Prepare the corpus of the bundled model.")
     parser.add_argument("--package", type=Path, help=f"a downloaded {PACKAGE} .deb file")
     parser.add_argument("--out", type=Path, default=Path("data/austen"))
     options = parser.parse_args()
-    try:
-        for name, text in read_novels(options.package).items():
-            if name == HELD_OUT:
-                write(options.out / "held_out" / f"{name}.txt", text)
-                write(options.out / "held_out_reflowed" / f"{name}.txt", reflow(text))
-                first, second = text.split(VOLUME_ENDS)
-                write(options.out / "validation" / f"{name}_1.txt", first)
-                write(options.out / "test" / f"{name}_2.txt", second)
-            else:
-                write(options.out / "train" / f"{name}.txt", text)
-                write(options.out / "train" / f"{name}_reflowed.txt", reflow(text))
-    except (OSError, ValueError, zlib.error, subprocess.CalledProcessError) as error:
-        print(f"prepare_corpus: {error}", file=sys.stderr)
-        return 1
-    return 0
+    for name, text in read_novels(options.package).items():
+        if name == HELD_OUT:
+            write(options.out / "held_out" / f"{name}.txt", text)
+            write(options.out / "held_out_reflowed" / f"{name}.txt", reflow(text))
+            first, second = text.split(VOLUME_ENDS)
+            write(options.out / "validation" / f"{name}_1.txt", first)
+            write(options.out / "test" / f"{name}_2.txt", second)
+        else:
+            write(options.out / "train" / f"{name}.txt", text)
+            write(options.out / "train" / f"{name}_reflowed.txt", reflow(text))
 
 
 def reflow(text: str) -> str:

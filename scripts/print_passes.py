@@ -15,16 +15,13 @@ from tabulate import tabulate
 import analysis
 from analysis.read.saved import SourceError
 from analysis.text import visible
-from stateful_gpt.console import run_command
+from scripts._command import command
 
 END = ("<|endoftext|>", "■")  # a long name for what begins and ends a text
 
 
+@command("print_passes")
 def main() -> int:
-    return run_command("print_passes", _main)
-
-
-def _main() -> int:
     parser = argparse.ArgumentParser(description="Print the passes over short texts.")
     parser.add_argument("sources", nargs="+", metavar="SOURCE")
     parser.add_argument("--prompt", action="append", default=[], help="its id; default: all")
@@ -37,7 +34,7 @@ def _main() -> int:
     )
     options = parser.parse_args()
     try:
-        runs = analysis.load(*options.sources).only(run_ids=[], prompt_ids=options.prompt)
+        runs = analysis.load(*options.sources).only(prompt_ids=options.prompt)
         trajectory = runs.trajectory
     except SourceError as error:
         print(error, file=sys.stderr)
@@ -54,8 +51,7 @@ def _main() -> int:
 def passes(trajectory: pd.DataFrame, *, tolerance: float) -> str:
     """A table of a row for each pass, up to the first from which on all are near the last.
 
-    Args:
-        trajectory: of one run and prompt, as `Runs.trajectory` has it; the last step is printed.
+    The last step of a trajectory of one run and prompt is printed.
     """
     last = trajectory[trajectory["step"] == trajectory["step"].max()]
     wide = last.pivot(index="iteration", columns="position", values="log_prob").iloc[:, 1:]

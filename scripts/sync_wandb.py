@@ -20,20 +20,13 @@ from experiments.converge.settings import TrackingSettings
 from experiments.runs.files import read_json, write_json
 from experiments.runs.folder import CONFIG, STATUS, SUMMARY, TRACKER, read_status
 from experiments.tracking.tracker import LOGIN, SYNCED, has_login, server_url, stop_helper
-from stateful_gpt.console import run_command
+from scripts._command import Failure, command
 
 PATIENCE = 600.0  # seconds that the server may take for one run
 
 
-class SyncError(RuntimeError):
-    """Why not everything could be uploaded, as one sentence."""
-
-
-def main() -> int:
-    return run_command("sync_wandb", _main)
-
-
-def _main() -> int:
+@command("sync_wandb", prefix="error")
+def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("study", type=Path, help="a study folder, or one run folder")
     parser.add_argument("--project", help="instead of the tracking.project that the runs have")
@@ -41,25 +34,20 @@ def _main() -> int:
     arguments = parser.parse_args()
     try:
         sync(arguments.study, project=arguments.project, entity=arguments.entity)
-    except SyncError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         stop_helper()
         print("error: interrupted; the same command carries on", file=sys.stderr)
-        return 130
-    return 0
+        raise SystemExit(130) from None
 
 
 def sync(study: Path, *, project: str | None, entity: str | None) -> None:
     """Upload what is missing; says what became of it.
 
-    Raises:
-        SyncError: there are no runs, the server is not there, or it failed on the way.
+    Raises Failure if there are no runs, the server is not there, or it failed on the way.
     """
     folders = sorted(path.parent for path in (*study.glob(STATUS), *study.glob(f"*/{STATUS}")))
     if not folders:
-        raise SyncError(f"{study} holds no runs: give a study folder, runs/STUDY")
+        raise Failure(f"{study} holds no runs: give a study folder, runs/STUDY")
     finished = [folder for folder in folders if read_status(folder).get("state") == "finished"]
     told = {"project": project, "entity": entity}
     asked = {key: value for key, value in told.items() if value is not None}
@@ -70,12 +58,12 @@ def sync(study: Path, *, project: str | None, entity: str | None) -> None:
         if not wanted.items() <= (read_json(folder / TRACKER / SYNCED) or {}).items()
     ]
     if missing and not has_login():
-        raise SyncError(f"nothing is uploaded: {LOGIN}; the runs wait in {study}")
+        raise Failure(f"nothing is uploaded: {LOGIN}; the runs wait in {study}")
     for number, folder in enumerate(missing):
         try:
             where = _upload(folder, asked)
-        except (OSError, KeyError, TypeError, ValueError, SyncError) as error:
-            raise SyncError(
+        except (OSError, KeyError, TypeError, ValueError, Failure) as error:
+            raise Failure(
                 f"{number} of {len(missing)} runs are uploaded, {folder.name} is not:"
                 f" {' '.join(str(error).split())}; the same command carries on"
             ) from None
@@ -104,7 +92,7 @@ def _upload(folder: Path, asked: dict[str, str]) -> dict[str, Any]:
         publish(tracker, folder, read_json(folder / SUMMARY))
         where = tracker.where
         if not tracker.finish() or where is None:
-            raise SyncError(problems[0] if problems else "W&B did not take it")
+            raise Failure(problems[0] if problems else "W&B did not take it")
     write_json(folder / TRACKER / SYNCED, where)
     for stored in folder.glob(f"{TRACKER}/*run-*/*.wandb"):
         Path(f"{stored}.synced").touch()  # so that `wandb sync` leaves it alone, too

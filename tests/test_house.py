@@ -40,7 +40,9 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imported(path: Path, *, lazily: bool = True) -> Iterator[tuple[str, int]]:
+def imported(
+    path: Path, *, lazily: bool = True, as_command: bool = True
+) -> Iterator[tuple[str, int]]:
     """Full names of what a file imports, with lines; ``from a import b`` gives ``a.b``."""
     todo: list[ast.AST] = [tree(path)]
     while todo:
@@ -50,8 +52,8 @@ def imported(path: Path, *, lazily: bool = True) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
-        if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
-            continue  # what a module does as a command
+        if not as_command and isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+            continue
         if not lazily and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if lazily or not isinstance(node, ast.FunctionDef):
@@ -96,7 +98,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     for module, path in modules().items():
         graph[module] = {
             target
-            for name, _ in imported(path)
+            for name, _ in imported(path, as_command=False)  # nobody imports a command
             for target in (name, name.rpartition(".")[0])
             if target in modules() and target != module and modules()[target].stat().st_size
         }

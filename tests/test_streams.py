@@ -28,7 +28,6 @@ COMMANDS = {
     "state_tracking": "experiments.state_tracking --dry-run",
     "status": "experiments.status HERE/old",
     "verify": f"experiments.verify HERE/old --run {FIXED}",
-    "script": "scripts.analysis table HERE/old",
     "table": "analysis table HERE/old",
     "figures": "analysis figures HERE/old --out HERE/figures",
     "page": "analysis page HERE/old --out HERE/page.html",
@@ -42,7 +41,7 @@ COMMANDS = {
     "benchmark": "scripts.benchmark --help",
 }
 # those that share no code with the others, which are slow
-DISTINCT = ("generate", "sweep", "status", "verify", "script", "prepare_corpus")
+DISTINCT = ("generate", "sweep", "status", "verify", "table", "prepare_corpus")
 NAMES = [
     pytest.param(name, marks=[] if name in DISTINCT else [pytest.mark.slow]) for name in COMMANDS
 ]

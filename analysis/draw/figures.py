@@ -4,8 +4,6 @@ Knows which figures there are; each family has its own module. A new figure is a
 and a line in FIGURES.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -34,30 +32,22 @@ FIGURES: dict[str, tuple[Callable[[Runs], Figure], Callable[[Runs], bool]]] = {
 }
 
 
-def write_figures(
-    runs: Runs,
-    folder: Path,
-    *,
-    command: str,
-    tell: Callable[[str], None],
-    complain: Callable[[str], None],
-) -> None:
-    """Draws what these runs can fill: `tell` hears each path, `complain` why one is not drawn."""
+def write_figures(runs: Runs, folder: Path, *, command: str) -> Iterator[Path | str]:
+    """Draws what these runs can fill: each path when it is written, or why one is not drawn."""
     make_folder(folder)
     stand_in = runs.prompts.loc[runs.prompts["prompt_id"] == ALL_PROMPTS, "run"]
     if 0 < len(stand_in) < len(runs.runs):
         apart = some(list(runs.runs.loc[stand_in, "run_id"]))
         why = "only its measures over all prompts were kept, which do not compare with prompts"
-        complain(f"Not drawn: {apart}: {why}.")
+        yield f"Not drawn: {apart}: {why}."
         runs = runs.where(runs.runs.index.difference(list(stand_in)))
     for name, draw, rows in _jobs(runs):
         try:
             figure = draw()
         except NotDrawn as reason:
-            complain(f"Not drawn: {name}: {reason}.")
+            yield f"Not drawn: {name}: {reason}."
             continue
-        for path in save(figure, folder / name, run_ids=list(rows["run_id"]), command=command):
-            tell(str(path))
+        yield from save(figure, folder / name, run_ids=list(rows["run_id"]), command=command)
 
 
 def _jobs(runs: Runs) -> Iterator[tuple[str, Callable[[], Figure], pd.DataFrame]]:
@@ -69,5 +59,5 @@ def _jobs(runs: Runs) -> Iterator[tuple[str, Callable[[], Figure], pd.DataFrame]
         yield "recurrence_trained", partial(trainings, runs.models), runs.models.rows
     if len(runs.contests.rows):
         for target, rows in runs.contests.rows.groupby("target"):
-            chosen = runs.contests.only(list(rows["run_id"]))
+            chosen = runs.contests.where(runs.contests.rows["target"] == target)
             yield f"recurrence_{target}", partial(contests, chosen), rows

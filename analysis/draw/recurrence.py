@@ -1,7 +1,5 @@
 """What hidden states that are fed back do: loss and accuracy by depth, and against compute."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,9 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.draw import style
-from analysis.frames import last_step
 from analysis.models import QUESTION, Models, at_best_rates, at_full_depth, setting_name, trained
-from analysis.runs import Runs
+from analysis.runs import Runs, last_step
 
 MOST_LINES = 7
 MOST_DEPTHS = 32  # beyond them, movements are rounding
@@ -39,19 +36,14 @@ def recurrence(runs: Runs) -> Figure:
     if frame.empty or frame["iteration"].max() < 2:
         raise style.NotDrawn("no run that feeds hidden states back made a second pass")
     left_out = fed["group"].nunique() - len(groups)
-    figure, grid = style.sheet(
-        title="What each further pass of hidden-state feedback does",
-        caption=(
-            "Depth n: n passes that are fed hidden states after one without. Left: loss less that "
-            "of the plain pass; lines: median, shaded: "
-            f"{style.spread_words(style.texts_of(frame))}. Right: how far a pass moves the "
-            "predictions. Circle: the deepest pass that was trained."
-            + (f" {left_out} more settings are not shown; --run chooses." if left_out else "")
-        ),
-        width=10.0,
-        height=4.8,
-        shape=(1, 2),
+    title = "What each further pass of hidden-state feedback does"
+    caption = (
+        "Depth n: n passes that are fed hidden states after one without. Left: loss less that of "
+        f"the plain pass; lines: median, shaded: {style.spread_words(frame)}. Right: how far a "
+        "pass moves the predictions. Circle: the deepest pass that was trained."
+        + (f" {left_out} more settings are not shown; --run chooses." if left_out else "")
     )
+    figure, grid = style.sheet(title, caption, size=(10.0, 4.8), shape=(1, 2))
     loss, movement = grid[0]
     for colour, same in zip(style.DISTINCT, groups.values(), strict=False):
         wide = frame[frame["run"].isin(same.index)].pivot(
@@ -67,8 +59,7 @@ def recurrence(runs: Runs) -> Figure:
             (movement, moved.set_axis(moved.index - 1).dropna(how="all")),
         ):
             ends = pd.DataFrame([style.middle(row.dropna()) for _, row in values.iterrows()])
-            ends.index = values.index
-            style.band(axes, ends, colour, label=label, mark=deepest)
+            style.band(axes, ends.set_axis(values.index), colour, deepest, label=label)
     loss.axhline(0.0, color=style.INK, linewidth=1.0)
     loss.set_ylabel("Loss above the plain pass (nats/token)")
     style.log_axis(movement)
@@ -85,23 +76,16 @@ def trainings(models: Models) -> Figure:
     rows = trained(models).sort_values(["best", "group"], kind="stable")
     settings = list(rows.groupby("group", sort=False))
     shown = settings[:MOST_LINES]
-    figure, grid = style.sheet(
-        title="Held-out loss by depth of the recurrence, and for its compute",
-        caption=(
-            f"Mean and range over {_seeds([len(same) for _, same in shown])}. Left: depth n: n "
-            "passes fed with hidden states; circle: the deepest pass that was trained; diamond: "
-            "T − 1, the depth of generation; a plain model has depth 0 and is a level. Right: the "
-            "loss that text is generated with against the tokens read, every pass counted."
-            + (
-                f" The best {MOST_LINES} of {len(settings)} settings."
-                if len(settings) > MOST_LINES
-                else ""
-            )
-        ),
-        width=12.0,
-        height=5.2,
-        shape=(1, 2),
+    more = len(settings) > MOST_LINES
+    best = f" The best {MOST_LINES} of {len(settings)} settings." if more else ""
+    title = "Held-out loss by depth of the recurrence, and for its compute"
+    caption = (
+        f"Mean and range over {_seeds([len(same) for _, same in shown])}. Left: depth n: n passes "
+        "fed with hidden states; circle: the deepest pass that was trained; diamond: T − 1, the "
+        "depth of generation; a plain model has depth 0 and is a level. Right: the loss that text "
+        f"is generated with against the tokens read, every pass counted.{best}"
     )
+    figure, grid = style.sheet(title, caption, size=(12.0, 5.2), shape=(1, 2))
     loss, compute = grid[0]
     deepest = int(models.curves["depth"].max())
     for colour, (_, same) in zip(style.DISTINCT, shown, strict=False):
@@ -109,18 +93,16 @@ def trainings(models: Models) -> Figure:
         by_depth = curves.pivot(index="model", columns="depth", values="nll")
         first = same.iloc[0]
         if first["stateful"]:
-            generating = same["generating"].mean()
-            loss.plot(deepest + 1, generating, "D", color=colour, markersize=5)
+            loss.plot(deepest + 1, same["generating"].mean(), "D", color=colour, markersize=5)
         else:  # a level
             by_depth = by_depth.reindex(columns=range(deepest + 2)).ffill(axis=1)
         _curve(loss, by_depth, first, colour)
         _against(compute, same["tokens_read"].mean() / 1e6, same["generating"], first, colour)
     style.pass_axis(loss, 0, deepest + (deepest > 0), label="Depth n")
     loss.set_ylabel("Held-out loss (nats/token)")
-    compute.set_xlim(left=0)
-    compute.xaxis.set_major_locator(MaxNLocator(6))
-    compute.set_xlabel("Tokens read in all passes (millions)")
+    compute.set(xlim=(0, None), xlabel="Tokens read in all passes (millions)")
     compute.set_ylabel("Held-out loss when generating (nats/token)")
+    compute.xaxis.set_major_locator(MaxNLocator(6))
     handles = loss.get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside upper right", ncols=1 if len(handles) < 4 else 2)
     return figure
@@ -131,20 +113,17 @@ def contests(models: Models) -> Figure:
     """Accuracy by level, by depth, and against compute, of contestants; a row a question."""
     models = at_best_rates(models)
     questions = list(models.rows.groupby(QUESTION, sort=False))
-    target = str(models.rows["target"].iloc[0])
+    target = models.rows["target"].iloc[0]
     counts = models.rows.groupby([*QUESTION, "group"]).size()
-    figure, grid = style.sheet(
-        title=f"Who follows a state, where {TARGETS.get(target, target)}",
-        caption=(
-            f"Mean and range over {_seeds(list(counts))}. In colour: stateful (solid), and plain "
-            "ones (dashed) with as many evaluations of a layer; grey: plain ones with another "
-            "compute. Level: symbols read; dashed: longest trained word; dotted: chance. Depth: "
-            "passes fed with hidden states, mean over levels; circle: the deepest trained pass."
-        ),
-        width=13.0,
-        height=1.9 + 3.4 * len(questions),
-        shape=(len(questions), 3),
+    title = f"Who follows a state, where {TARGETS.get(target, target)}"
+    caption = (
+        f"Mean and range over {_seeds(list(counts))}. In colour: stateful (solid), and plain ones "
+        "(dashed) with as many evaluations of a layer; grey: plain ones with another compute. "
+        "Level: symbols read; dashed: longest trained word; dotted: chance. Depth: passes fed "
+        "with hidden states, mean over levels; circle: the deepest trained pass."
     )
+    size = (13.0, 1.9 + 3.4 * len(questions))
+    figure, grid = style.sheet(title, caption, size, shape=(len(questions), 3))
     for row, (_, group) in zip(grid, questions, strict=True):
         _contest(row, models, group)
     return figure
@@ -152,37 +131,34 @@ def contests(models: Models) -> Figure:
 
 def _contest(row: Sequence[Axes], models: Models, group: pd.DataFrame) -> None:
     levels, depths, compute = row
-    one = group.iloc[0]
-    accuracy = at_full_depth(models)
+    one, accuracy = group.iloc[0], at_full_depth(models)
+    tested = one["tested_level"]
     costs = group["layer_passes"].astype(float)
-    equal = [abs(costs / cost - 1) <= EQUAL for cost in costs[group["stateful"].astype(bool)]]
-    coloured = group["stateful"].astype(bool) | np.any(equal, axis=0)
+    stateful = group["stateful"].astype(bool)
+    equal = [abs(costs / cost - 1) <= EQUAL for cost in costs[stateful]]
+    coloured = stateful | np.any(equal, axis=0)
     palette = iter(style.DISTINCT)
     for _, same in group.groupby("group", sort=False):
         first = same.iloc[0]
-        chosen = bool(coloured[same.index].any())
-        colour = next(palette, style.INK) if chosen else GREY
+        colour = next(palette, style.INK) if coloured[same.index].any() else GREY
         by_level = accuracy.loc[same.index].dropna(axis=1)
         _curve(levels, by_level, first, colour, mark=False)
         if first["stateful"]:
             curves = models.curves[models.curves["model"].isin(same.index)]
             by_depth = curves.pivot_table(index="model", columns="depth", values="accuracy")
             _curve(depths, by_depth, first, colour)
-        reached = by_level[one["tested_level"]]
-        _against(compute, costs[same.index].mean(), reached, first, colour)
+        _against(compute, costs[same.index].mean(), by_level[tested], first, colour)
     levels.axvline(one["trained_level"], color=style.QUIET, linewidth=1.0, linestyle="dashed")
     levels.set_title(f"{style.drawable(one['task'])}: by level")
-    style.pass_axis(levels, 1, one["tested_level"], label="Level (symbols read)")
+    style.pass_axis(levels, 1, tested, label="Level (symbols read)")
     depths.set_title("by depth of the recurrence")
-    deepest = max(one["tested_level"] - 1, 1)
-    style.pass_axis(depths, 0, deepest, label="Depth (passes with feedback)")
-    compute.set_title(f"level {one['tested_level']} against compute")
-    compute.set_xlabel("Evaluations of a layer (per word)")
+    style.pass_axis(depths, 0, max(tested - 1, 1), label="Depth (passes with feedback)")
+    words = "Evaluations of a layer (per word)"
+    compute.set(title=f"level {tested} against compute", xlabel=words)
     compute.xaxis.set_major_locator(MaxNLocator(5))
     for axes in row:
-        axes.set_ylim(0.0, 1.03)
+        axes.set(ylabel="Accuracy", ylim=(0.0, 1.03))
         axes.axhline(one["chance"], color=style.INK, linewidth=1.0, linestyle="dotted")
-        axes.set_ylabel("Accuracy")
     named = levels.get_legend_handles_labels()
     if named[0]:
         compute.legend(*named, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8.0)
@@ -195,15 +171,13 @@ def _curve(
     ends = values.astype(float).agg(["mean", "min", "max"]).T
     label = style.drawable(setting_name(model)) if colour != GREY else None
     dash = "solid" if model["stateful"] else DASHED
-    style.band(
-        axes, ends, colour, dash=dash, label=label, mark=model["trained_depth"] if mark else None
-    )
+    deepest = model["trained_depth"] if mark else None
+    style.band(axes, ends, colour, deepest, linestyle=dash, label=label)
 
 
 def _against(axes: Axes, cost: float, values: pd.Series, model: pd.Series, colour: str) -> None:
     """Mean and range over seeds, at what they cost."""
-    values = values.astype(float)
-    ends = (values.mean(), values.min(), values.max())
+    ends = values.astype(float).agg(["mean", "min", "max"])
     style.whisker(axes, cost, ends, colour, "D" if model["stateful"] else "s")
 
 

@@ -1,16 +1,13 @@
 """How the estimates settle: the distance to the exact solution, pass by pass."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.draw import style
-from analysis.frames import last_step
 from analysis.labels import strength_text
-from analysis.runs import Runs
+from analysis.runs import Runs, last_step
 
 MEASURES = {
     "oracle_error_max": "Largest distance to the\nexact solution (nats)",
@@ -42,25 +39,18 @@ def settling(runs: Runs) -> Figure:
     curves = curves[curves["iteration"] <= curves["group"].map(last).fillna(1)]
     passes = int(last.max()) if len(last) else 2
     title = "How the estimates settle, pass by pass"
-    texts = style.texts_of(runs.prompts)
     if curves.groupby("group")["median"].last().le(level).all():
-        most = "Half of the texts are" if texts > 1 else "The text is"
+        most = "Half of the texts are" if style.texts_of(runs.prompts) > 1 else "The text is"
         title = f"{most} exact but for rounding after {passes} passes"
     grew = "max_new_tokens" in shown and (shown["max_new_tokens"] > 0).any()
-    figure, grid = style.sheet(
-        title=title,
-        caption=(
-            f"Lines: median, shaded: {style.spread_words(texts)}, of the worst token of a text. "
-            f"Grey: no more than rounding (16 ulp of {USUAL:g} nats), where a line ends."
-            + (" Of a text that grew: its last step." if grew else "")
-            + note
-        ),
-        width=max(1.6 + 4.4 * len(signs), 7.4),
-        height=1.6 + (PANEL + 0.8) * len(groups),
-        shape=(len(groups), len(signs)),
-        sharex=True,
-        sharey=True,
+    caption = (
+        f"Lines: median, shaded: {style.spread_words(runs.prompts)}, of the worst token of a text. "
+        f"Grey: no more than rounding (16 ulp of {USUAL:g} nats), where a line ends."
+        f"{' Of a text that grew: its last step.' if grew else ''}{note}"
     )
+    shape = (len(groups), len(signs))
+    size = (max(1.6 + 4.4 * len(signs), 7.4), 1.6 + (PANEL + 0.8) * len(groups))
+    figure, grid = style.sheet(title, caption, size, shape, sharex=True, sharey=True)
     lowest = 0  # rows of names
     reach = max(2 * float(curves["high"].max()), 10 * level) / (level * FLOOR)
     for row, (variant, group) in zip(grid, groups.items(), strict=True):
@@ -72,10 +62,9 @@ def settling(runs: Runs) -> Figure:
             for _, one in style.evenly(chosen.sort_values("strength"), MOST_CURVES).iterrows():
                 ends = curves[curves["group"] == one["group"]].set_index("iteration")
                 ends = ends[["median", "low", "high"]].clip(lower=level * FLOOR)
-                name = strength_text(one["kind"], one["strength"])
-                style.band(axes, ends, shade[one["strength"]])
-                height = -float(ends["median"].iloc[-1])
-                names.append((float(ends.index.max()), height, name, shade[one["strength"]]))
+                name, colour = strength_text(one["kind"], one["strength"]), shade[one["strength"]]
+                style.band(axes, ends, colour)
+                names.append((ends.index.max(), -ends["median"].iloc[-1], name, colour))
             lowest = max(lowest, _name(axes, names, level * FLOOR, passes))
             prefix = f"{style.drawable(variant)}: " if len(groups) > 1 else ""
             side = "below 0" if sign < 0 else "above 0"
@@ -122,8 +111,6 @@ def _curves(runs: Runs, shown: pd.DataFrame, measure: str) -> pd.DataFrame:
     filled = wide.ffill().where(wide.notna().cummax()).replace(np.inf, np.nan)
     by_group = filled.T.groupby(filled.columns.get_level_values("run").map(shown["group"].get))
     low, high = style.quantiles(style.texts_of(frame))
-    edges = {"median": 0.5, "low": low, "high": high}
-    curves = pd.concat(
-        {name: by_group.quantile(edge).stack() for name, edge in edges.items()}, axis=1
-    )
+    curves = by_group.quantile(np.array([low, 0.5, high])).stack().unstack(level=1)
+    curves = curves.set_axis(["low", "median", "high"], axis=1)
     return curves.dropna().rename_axis(["group", "iteration"]).reset_index()

@@ -1,7 +1,5 @@
 """What the strength does: passes to rest and loss (headline), contraction and chaos (regimes)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,9 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.draw import style
-from analysis.frames import grouped, last_step
 from analysis.intervals import paired
-from analysis.runs import Runs
+from analysis.runs import Runs, last_step
 
 PANEL = 4.2  # inches
 PANELS = 3  # side by side
@@ -43,32 +40,26 @@ def headline(runs: Runs) -> Figure:
     shown = pd.concat(groups.values())
     intervals = paired(runs.estimates, shown["group"])
     over = sorted({one.over for one in intervals.values()})
-    texts = style.texts_of(runs.prompts)
     tolerances = sorted(runs.prompts["reporting_tolerance"].dropna().unique())
     tolerance = " or ".join(f"{value:g}" for value in tolerances) or "a tolerance"
-    figure, grid = style.sheet(
-        title=_headline(runs.where(shown.index)),
-        caption=(
-            f"Top: passes until every estimate is within {tolerance} nats of its final value; "
-            f"dot: median, bar: {style.spread_words(texts)}; ▲: not reached. Bottom: loss less "
-            "the plain model's, token by token, with 95 % bootstrap intervals"
-            + (f" (n = {' or '.join(over)})" if over else "")
-            + ("" if shown["group"].isin(intervals).all() else "; hollow: the mean alone is known")
-            + f". Above 0 is worse.{note}"
-        ),
-        width=max(2.2 + PANEL * columns, 7.4),
-        height=1.0 + 5.6 * rows,
-        shape=(2 * rows, columns),
+    caption = (
+        f"Top: passes until every estimate is within {tolerance} nats of its final value; "
+        f"dot: median, bar: {style.spread_words(runs.prompts)}; ▲: not reached. Bottom: loss "
+        "less the plain model's, token by token, with 95 % bootstrap intervals"
+        + (f" (n = {' or '.join(over)})" if over else "")
+        + ("" if shown["group"].isin(intervals).all() else "; hollow: the mean alone is known")
+        + f". Above 0 is worse.{note}"
     )
-    pairs = [
-        grid[2 * row : 2 * row + 2, column] for row in range(rows) for column in range(columns)
-    ]
+    title = _headline(runs.where(shown.index))
+    size = (max(2.2 + PANEL * columns, 7.4), 1.0 + 5.6 * rows)
+    figure, grid = style.sheet(title, caption, size, shape=(2 * rows, columns))
+    pairs = [pair for row in range(rows) for pair in grid[2 * row : 2 * row + 2].T]
     for top, bottom in pairs[1:]:
         top.sharey(pairs[0][0])
         bottom.sharey(pairs[0][1])
     for (top, bottom), (variant, group) in zip(pairs, groups.items(), strict=False):
         shade = style.colours(group["strength"])
-        for strength, same in grouped(group, "strength"):
+        for strength, same in group.groupby("strength"):
             prompts = runs.prompts[runs.prompts["run"].isin(same.index)]
             needed = prompts["iterations_to_tolerance"]
             if needed.notna().any():
@@ -123,48 +114,36 @@ def regimes(runs: Runs) -> Figure:
     groups, note = style.facets(runs, least=2)
     prompts = runs.prompts.join(runs.runs["strength"], on="run")
     prompts = prompts.join(_predicted(runs), on=["run", "prompt_id"])
-    prompts = prompts[
-        prompts["run"].isin([run for group in groups.values() for run in group.index])
-    ]
+    shown = {run for group in groups.values() for run in group.index}
+    prompts = prompts[prompts["run"].isin(shown)]
     measures = [name for name in MEASURES if np.isfinite(prompts[name]).any()]
     if not measures:
-        raise style.NotDrawn(
-            "it needs two runs of other strengths with a rate or Lyapunov exponent"
-        )
+        lacking = "it needs two runs of other strengths with a rate or Lyapunov exponent"
+        raise style.NotDrawn(lacking)
     predictable = bool(prompts["predicted"].notna().any())
+    dots = " Passes predicted: by the first error and the rate; a dot a text and strength."
     growing = prompts[prompts["lyapunov"] > 0]
     title = "Small changes die out along the text at every strength"
     if "lyapunov" not in measures:
         title = "How fast the passes contract"
     elif len(growing):
-        title = (
-            f"Small changes grow along the text in {len(growing)} of "
-            f"{prompts['lyapunov'].count()} cases, from a strength of "
-            f"{growing['strength'].abs().min():g} on"
-        )
-    figure, grid = style.sheet(
-        title=title,
-        caption=(
-            f"{' '.join(MEASURES[name][2] for name in measures)} Dots, bars: median and "
-            f"{style.spread_words(style.texts_of(prompts))}."
-            + (
-                " Passes predicted: by the first error and the rate; a dot a text and strength."
-                if predictable
-                else ""
-            )
-            + note
-        ),
-        width=max(3.6 * (len(measures) + predictable), 7.4),
-        height=1.8 + 3.4 * len(groups),
-        shape=(len(groups), len(measures) + predictable),
+        share = f"{len(growing)} of {prompts['lyapunov'].count()} cases"
+        least = growing["strength"].abs().min()
+        title = f"Small changes grow along the text in {share}, from a strength of {least:g} on"
+    caption = (
+        f"{' '.join(MEASURES[name][2] for name in measures)} Dots, bars: median and "
+        f"{style.spread_words(prompts)}.{dots if predictable else ''}{note}"
     )
+    columns = len(measures) + predictable
+    size = (max(3.6 * columns, 7.4), 1.8 + 3.4 * len(groups))
+    figure, grid = style.sheet(title, caption, size, shape=(len(groups), columns))
     for row, (variant, group) in zip(grid, groups.items(), strict=True):
         shade = style.colours(group["strength"])
         chosen = prompts[prompts["run"].isin(group.index)]
         for axes, measure in zip(row, measures, strict=False):
             name, line, _ = MEASURES[measure]
             known = chosen[np.isfinite(chosen[measure])]
-            for strength, same in grouped(known, "strength"):
+            for strength, same in known.groupby("strength"):
                 style.whisker(axes, strength, style.middle(same[measure]), shade[strength])
             axes.axhline(line, color=style.INK, linewidth=1.0)
             axes.set_ylabel(name)
@@ -205,5 +184,5 @@ def _predicted(runs: Runs) -> pd.Series:
     rate = prompts["rate"].where(prompts["rate"].between(0, 1, inclusive="neither"))
     shrinks = (first.where(first > 0) / prompts["reporting_tolerance"]).reindex(prompts.index)
     predicted = 1 - np.log(shrinks) / np.log(rate)
-    known: pd.Series = predicted.where(np.isfinite(predicted)).clip(lower=1).rename("predicted")
-    return known
+    known: pd.Series = predicted.where(np.isfinite(predicted)).clip(lower=1)
+    return known.rename("predicted")

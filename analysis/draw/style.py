@@ -4,12 +4,10 @@ Colours are safe for colour-blind readers; colour means strength alone. Knows no
 drawn. Figures are made without pyplot, so that no backend and no matplotlibrc of a reader matters.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -29,7 +27,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from analysis.output import write_whole
 from analysis.runs import Runs
-from analysis.text import number, printable, short, visible
+from analysis.text import number, printable
 
 SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib
@@ -85,19 +83,18 @@ def house_style() -> Iterator[None]:
 
 
 def sheet(
-    *, title: str, caption: str, width: float, height: float, shape: tuple[int, int], **grid: Any
+    title: str, caption: str, size: tuple[float, float], shape: tuple[int, int], **grid: Any
 ) -> tuple[Figure, np.ndarray]:
     """A figure (inches) with title above, caption below, and axes of the shape (rows, columns)."""
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.03, hspace=0.03)
-    figure = Figure(figsize=(width, height), layout=layout)
+    figure = Figure(figsize=size, layout=layout)
     FigureCanvasAgg(figure)
-    for write, text, size, letter, style in (
+    for write, text, points, letter, style in (
         (figure.suptitle, title, 14.0, 0.57, {"fontweight": "bold", "color": INK}),
         (figure.supxlabel, caption, 9.0, 0.54, {"color": QUIET}),
     ):
-        characters = int((width - 0.3) * 72 / (size * letter))
-        lines = textwrap.fill(drawable(text), characters)
-        write(lines, x=0.012, ha="left", fontsize=size, **style)
+        lines = textwrap.fill(drawable(text), int((size[0] - 0.3) * 72 / (points * letter)))
+        write(lines, x=0.012, ha="left", fontsize=points, **style)
     return figure, figure.subplots(*shape, squeeze=False, **grid)
 
 
@@ -110,7 +107,7 @@ def rendered(figure: Figure, kind: str, metadata: dict[str, str | None] | None =
     return content.getvalue()
 
 
-def save(figure: Figure, path: Path, *, run_ids: Sequence[str], command: str) -> list[Path]:
+def save(figure: Figure, path: Path, *, run_ids: Sequence[str], command: str) -> Iterator[Path]:
     """Writes `<path>.png` and `<path>.svg`, which name their runs and how to redraw them."""
     title = " ".join(figure.get_suptitle().split())
     runs = printable("runs: " + ", ".join(dict.fromkeys(run_ids)))
@@ -121,13 +118,10 @@ def save(figure: Figure, path: Path, *, run_ids: Sequence[str], command: str) ->
         # no date: the same runs give the same bytes on any day
         "svg": {"Title": title, "Description": f"{runs}; {redraw}", "Creator": maker, "Date": None},
     }
-    paths = {kind: path.with_name(f"{path.name}.{kind}") for kind in about}
     for kind, metadata in about.items():
-        write_whole(paths[kind], rendered(figure, kind, metadata))
-    return list(paths.values())
-
-
-# --- text ---------------------------------------------------------------------------------------
+        place = path.with_name(f"{path.name}.{kind}")
+        write_whole(place, rendered(figure, kind, metadata))
+        yield place
 
 
 @cache
@@ -144,21 +138,12 @@ def drawable(text: str) -> str:
     )
 
 
-def name_of(prompt_id: str) -> str:
-    return drawable(short(visible(prompt_id, spaces=False), 30))
-
-
-# --- strengths ----------------------------------------------------------------------------------
-
-
 def facets(
     runs: Runs, *, least: int = 1, most: int = MOST_FACETS
 ) -> tuple[dict[str, pd.DataFrame], str]:
     """Runs that differ in strength and seed at most, by what they share; and a note on the rest.
 
-    Args:
-        least: how many strengths a facet must have.
-        most: how many facets there may be.
+    There are at most `most` facets, and at least `least` strengths in each.
     """
     fed = runs.runs[runs.runs["strength"].notna()]
     groups = {
@@ -171,7 +156,7 @@ def facets(
     return shown, f" {left} more kinds of run are not shown; --run chooses." if left else ""
 
 
-def colours(strengths: pd.Series) -> dict[float, str]:
+def colours(strengths: pd.Series) -> dict[Any, str]:
     """A colour a strength: the stronger, the darker; zero is grey."""
     made = {0.0: ZERO}
     for side, scale in ((-1.0, BELOW_ZERO), (1.0, ABOVE_ZERO)):
@@ -209,9 +194,6 @@ def strength_axis(axes: Axes, group: pd.DataFrame) -> None:
     axes.set_xlabel(f"Feedback strength {symbol(group)}")
 
 
-# --- values -------------------------------------------------------------------------------------
-
-
 def pass_axis(axes: Axes, first: float, last: float, *, label: str) -> None:
     axes.set_xlim(first - 0.5, max(last, first + 1) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -230,30 +212,20 @@ def log_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(spelt)
 
 
-def whisker(
-    axes: Axes, x: float, ends: tuple[float, float, float], colour: str, mark: str = "o"
-) -> None:
+def whisker(axes: Axes, x: Any, ends: Iterable[float], colour: str, mark: str = "o") -> None:
     """A mark at the first of `ends`, with a bar from the second to the third."""
     at, low, high = ends
     reach = np.clip([[at - low], [high - at]], 0.0, None)  # a mean may round past its extremes
     axes.errorbar(x, at, yerr=reach, fmt=mark, color=colour, capsize=3)
 
 
-def band(
-    axes: Axes,
-    ends: pd.DataFrame,
-    colour: str,
-    *,
-    dash: Any = "solid",
-    label: str | None = None,
-    mark: int | None = None,
-) -> None:
+def band(axes: Axes, ends: pd.DataFrame, colour: str, mark: Any = None, **style: Any) -> None:
     """A line through the first column, shaded from the second to the third; a circle at `mark`."""
     line, low, high = (ends[name].astype(float) for name in ends)
     axes.fill_between(ends.index, low, high, color=colour, alpha=0.15, linewidth=0)
     point = "o" if len(line) == 1 else None  # a line of its own it has not
-    axes.plot(ends.index, line, marker=point, color=colour, linestyle=dash, label=label)
-    if mark is not None and mark in ends.index:
+    axes.plot(ends.index, line, marker=point, color=colour, **style)
+    if mark in ends.index:
         axes.plot(mark, line[mark], "o", color=colour)
 
 
@@ -284,6 +256,7 @@ def texts_of(prompts: pd.DataFrame) -> int:
     return int(prompts.groupby("run")["prompt_id"].nunique().max())
 
 
-def spread_words(count: int) -> str:
+def spread_words(prompts: pd.DataFrame) -> str:
+    count = texts_of(prompts)
     many = f"{count} text{'s' if count > 1 else ''}"
     return f"the range over {many}" if count <= FEW else f"the middle 80\u00a0% of {many}"

@@ -1,7 +1,5 @@
 """Single tokens: what a model thinks of each, with feedback and without, and as a text grows."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -12,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from analysis.draw import style
-from analysis.frames import last_step
 from analysis.labels import strength_text
-from analysis.runs import Runs
+from analysis.runs import Runs, last_step
 from analysis.text import short, visible
 
 MOST_ROWS = 11
@@ -57,38 +54,40 @@ def tokens(runs: Runs) -> Figure:
         rows = _by_pass(runs, run, prompt_id)
     else:
         origin = "the plain model"
-        what = f"from {origin}, at each strength"
-        what += f" ({facet['variant'].iloc[0]})" if facet["variant"].iloc[0] else ""
+        variant = facet["variant"].iloc[0]
+        what = f"from {origin}, at each strength{f' ({variant})' if variant else ''}"
         rows = _by_strength(last, facet)
     # the text that the plain model reads, or wrote
     without = runs.runs.index[runs.runs["strength"].fillna(0) == 0]
     plain = last[last["run"].isin(without)]
     plain = plain[plain["run"] == plain["run"].min()]
     before = plain if len(plain) else after.assign(last=after["plain"])
-    window, cut = _window(rows)
-    blocks = [_lines(before), _lines(after)]
-    heights = [max(0.34 * len(rows), 1.4) + 1.0, *(0.27 * len(block) + 0.3 for block in blocks)]
-    figure, grid = style.sheet(
-        title=(
-            "How feedback changes what the model thinks of each token: "
-            f"“{style.name_of(prompt_id)}”"
-        ),
-        caption=(
-            f"Top: change of a token's log-probability {what}; warm: more expected, blue: less."
-            f"{cut} Below: the text as {origin} sees it, and as {label} "
-            "does; the darker a token, the less it is expected "
-            f"({SURPRISED:g} nats and more are darkest)."
-        ),
-        width=11.0,
-        height=1.3 + sum(heights),
-        shape=(3, 1),
-        height_ratios=heights,
+    cut = ""
+    if len(rows.columns) > MOST_TOKENS:
+        cut = f" Of {len(rows.columns)} tokens, the {MOST_TOKENS} in a row that change most."
+        end = int(np.nanargmax(rows.abs().sum().rolling(MOST_TOKENS).sum())) + 1
+        rows = rows.iloc[:, end - MOST_TOKENS : end]
+    texts = {f"Before: {origin}": _placed(before), f"After: {label}": _placed(after)}
+    lines = [placed[-1][0] + 1 for placed in texts.values()]
+    heights = [max(0.34 * len(rows), 1.4) + 1.0, *(0.27 * count + 0.3 for count in lines)]
+    title = f"How feedback changes what the model thinks of each token: {_quoted(prompt_id)}"
+    caption = (
+        f"Top: change of a token's log-probability {what}; warm: more expected, blue: less."
+        f"{cut} Below: the text as {origin} sees it, and as {label} does; the darker a token, the "
+        f"less it is expected ({SURPRISED:g} nats and more are darkest)."
     )
-    _heat_map(grid[0, 0], rows[window], after.set_index("position")["token"])
-    titles = (f"Before: {origin}", f"After: {style.drawable(label)}")
-    for axes, block, title in zip(grid[1:, 0], blocks, titles, strict=True):
-        axes.set_title(title)
-        _write(axes, block)
+    size = (11.0, 1.3 + sum(heights))
+    figure, grid = style.sheet(title, caption, size, shape=(3, 1), height_ratios=heights)
+    _heat_map(grid[0, 0], rows, after.set_index("position")["token"])
+    for axes, count, (title, placed) in zip(grid[1:, 0], lines, texts.items(), strict=True):
+        axes.set(title=style.drawable(title), xlim=(0, LINE), ylim=(count, 0))
+        axes.axis("off")
+        for row, at, shown, value in placed:
+            colour = SURPRISE(np.nan_to_num(-value / SURPRISED))
+            place, width = (at + 0.06, row + 0.06), len(shown) - 0.12
+            axes.add_patch(Rectangle(place, width, 0.88, color=colour, linewidth=0))
+            middle = (at + len(shown) / 2, row + 0.54)
+            axes.text(*middle, shown, ha="center", va="center", color=style.INK, **MONO)
     return figure
 
 
@@ -114,13 +113,8 @@ def _by_pass(runs: Runs, run: int, prompt_id: str) -> pd.DataFrame:
     return style.evenly(change, MOST_ROWS).rename(index=lambda number: f"pass {number}")
 
 
-def _window(rows: pd.DataFrame) -> tuple[pd.Index, str]:
-    """The positions that are drawn: of a long text, the stretch that changes most."""
-    if len(rows.columns) <= MOST_TOKENS:
-        return rows.columns, ""
-    end = int(np.nanargmax(rows.abs().sum().rolling(MOST_TOKENS).sum())) + 1
-    cut = f" Of {len(rows.columns)} tokens, the {MOST_TOKENS} in a row that change most."
-    return rows.columns[end - MOST_TOKENS : end], cut
+def _quoted(prompt_id: str) -> str:
+    return f"“{short(visible(prompt_id, spaces=False), 30)}”"
 
 
 def _heat_map(axes: Axes, rows: pd.DataFrame, tokens: pd.Series) -> None:
@@ -141,31 +135,17 @@ def _heat_map(axes: Axes, rows: pd.DataFrame, tokens: pd.Series) -> None:
     bar.outline.set_visible(False)
 
 
-def _lines(text: pd.DataFrame) -> list[list[tuple[str, float]]]:
-    """Lines of tokens with their log-probabilities, at most LINE characters each."""
-    lines: list[list[tuple[str, float]]] = [[]]
+def _placed(text: pd.DataFrame) -> list[tuple[int, int, str, float]]:
+    """Line and column of each token that is written out, with its log-probability."""
+    placed: list[tuple[int, int, str, float]] = []
+    row = at = 0
     for token, value in zip(text["token"].iloc[:MOST_SHOWN], text["last"], strict=False):
         shown = style.drawable(visible(str(token), spaces=False))[:40]
-        if sum(len(one) for one, _ in lines[-1]) + len(shown) > LINE:
-            lines.append([])
-        lines[-1].append((shown, value))
-    if len(text) > MOST_SHOWN:
-        lines[-1].append((" …", np.nan))
-    return lines
-
-
-def _write(axes: Axes, lines: list[list[tuple[str, float]]]) -> None:
-    axes.set(xlim=(0, LINE), ylim=(len(lines), 0))
-    axes.axis("off")
-    for row, line in enumerate(lines):
-        at = 0
-        for shown, value in line:
-            colour = SURPRISE(np.nan_to_num(-value / SURPRISED))
-            place = (at + 0.06, row + 0.06)
-            axes.add_patch(Rectangle(place, len(shown) - 0.12, 0.88, color=colour, linewidth=0))
-            middle = at + len(shown) / 2
-            axes.text(middle, row + 0.54, shown, ha="center", va="center", color=style.INK, **MONO)
-            at += len(shown)
+        if at + len(shown) > LINE:
+            row, at = row + 1, 0
+        placed.append((row, at, shown, value))
+        at += len(shown)
+    return placed + ([(row, at, " …", np.nan)] if len(text) > MOST_SHOWN else [])
 
 
 @style.house_style()
@@ -185,27 +165,21 @@ def generation(runs: Runs) -> Figure:
     most: Any = moved.idxmax()
     run, prompt_id = most
     shown = frame[(frame["run"] == run) & (frame["prompt_id"] == prompt_id)]
-    change = shown.pivot(index="step", columns="position", values="change").dropna(
-        axis=1, how="all"
-    )
+    change = shown.pivot(index="step", columns="position", values="change")
+    change = change.dropna(axis=1, how="all")
     count = len(change.columns)
     change = change.iloc[:, -MOST_TOKENS:]  # the last tokens are the generated ones
-    figure, grid = style.sheet(
-        title=(f"How estimates of a token change as the text grows: “{style.name_of(prompt_id)}”"),
-        caption=(
-            "Change of a token's log-probability after a step's last pass since its first one; "
-            "warm: more expected than then, blue: less; grey: not yet written. "
-            f"{runs.runs['label'][run]}: of {len(moved)} runs and texts, what changes most."
-            + (f" The last {MOST_TOKENS} of {count} tokens." if count > MOST_TOKENS else "")
-        ),
-        width=11.0,
-        height=6.0,
-        shape=(1, 1),
+    title = f"How estimates of a token change as the text grows: {_quoted(prompt_id)}"
+    caption = (
+        "Change of a token's log-probability after a step's last pass since its first one; warm: "
+        "more expected than then, blue: less; grey: not yet written. "
+        f"{runs.runs['label'][run]}: of {len(moved)} runs and texts, what changes most."
+        + (f" The last {MOST_TOKENS} of {count} tokens." if count > MOST_TOKENS else "")
     )
-    (axes,) = grid[0]
-    _heat_map(
-        axes, change, shown.drop_duplicates("position", keep="last").set_index("position")["token"]
-    )
+    figure, grid = style.sheet(title, caption, size=(11.0, 6.0), shape=(1, 1))
+    axes = grid[0, 0]
+    written = shown.drop_duplicates("position", keep="last").set_index("position")["token"]
+    _heat_map(axes, change, written)
     places = np.unique(np.linspace(0, len(change) - 1, 8).round().astype(int))
     axes.set_yticks(places, change.index[places])
     axes.set_ylabel("Generation step (tokens written)")

@@ -5,8 +5,6 @@ What a run holds enters as JSON in a block of type application/json and leaves i
 folder. The page's own code is `page.css` and `script/*.js`, with uPlot (`vendor/`) for the curves.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -14,15 +12,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from analysis.intervals import paired
-from analysis.labels import SEEDS, differing, said
+from analysis.intervals import paired, pooled
+from analysis.labels import SEEDS, differing
 from analysis.page.finding import finding
 from analysis.page.texts import Text, packed, texts_of, thinned
-from analysis.pooled import pooled
-from analysis.runs import Runs, unfinished
+from analysis.read.run_folder import read_run
+from analysis.runs import Runs, frames_of
 from analysis.text import short
 
 HERE = Path(__file__).parent
@@ -59,7 +58,7 @@ def build(saved: Runs, *, limit: int = STUDY_LIMIT) -> str:
 
 def page_of_run(folder: Path) -> str:
     """The page of one run, small enough to lie beside it in a tracker; it may be unfinished."""
-    return build(unfinished(folder), limit=RUN_LIMIT)
+    return build(frames_of([read_run(folder, finished=False)]), limit=RUN_LIMIT)
 
 
 def _texts(saved: Runs) -> list[Text]:
@@ -125,15 +124,14 @@ def _stored(texts: Sequence[Text], runs: pd.DataFrame) -> dict[str, object]:
     plain = {name: place for place, name in reversed([*enumerate(names)]) if texts[place].plain}
     prompts = list(dict.fromkeys(text.prompt for text in texts))
     passes = list(dict.fromkeys(tuple(text.passes.tolist()) for text in texts))
-    longest: list[tuple[str, ...]] = []  # a text that grows is the beginning of what it becomes
-
-    def beginning(tokens: tuple[str, ...]) -> int | None:
-        found = (n for n, known in enumerate(longest) if known[: len(tokens)] == tokens)
-        return next(found, None)
-
-    for text in sorted(texts, key=lambda text: -len(text.tokens)):
-        if beginning(text.tokens) is None:
-            longest.append(text.tokens)
+    # a text that grows is the beginning of what it becomes
+    longest: list[tuple[str, ...]] = []
+    within: dict[tuple[str, ...], int] = {}
+    for tokens in sorted(dict.fromkeys(text.tokens for text in texts), key=len, reverse=True):
+        known = (n for n, one in enumerate(longest) if one[: len(tokens)] == tokens)
+        within[tokens] = next(known, len(longest))
+        if within[tokens] == len(longest):
+            longest.append(tokens)
     return {
         "prompts": prompts,
         "tokens": longest,
@@ -145,7 +143,7 @@ def _stored(texts: Sequence[Text], runs: pd.DataFrame) -> dict[str, object]:
                 text.step,
                 text.first,
                 len(text.tokens),
-                beginning(text.tokens),
+                within[text.tokens],
                 passes.index(tuple(text.passes.tolist())),
                 place if text.plain else plain.get(names[place]),
             ]
@@ -169,22 +167,22 @@ def _provenance(recorded: Sequence[Mapping[str, object]]) -> list[list[object]]:
     return found
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> object:
     """As JSON can hold it: nothing for what is missing, words for what is no finite number."""
-    if not said(value):
+    if pd.isna(value):
         return None
-    if isinstance(value, float) and math.isinf(value):
-        return str(value)
-    return value if isinstance(value, str | int | float) else str(value)
+    return str(value) if value in (math.inf, -math.inf) else value
 
 
-def _spelt(value: object) -> str:
-    return "" if not said(value) else f"{value:g}" if isinstance(value, float) else str(value)
+def _spelt(value: Any) -> str:
+    return "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _html(content: Mapping[str, object]) -> str:
     """`template.html` with everything in its place; only in the data is `<` escaped."""
-    scripts = [_read("vendor/uPlot.iife.min.js"), _script()]
+    # the page's own files as one script that leaves nothing behind
+    own = "\n".join(_read(f"script/{name}.js") for name in SCRIPTS)
+    scripts = [_read("vendor/uPlot.iife.min.js"), f'(() => {{\n"use strict";\n{own}}})();\n']
     styles = [_read("vendor/uPlot.min.css"), _read("page.css")]
     policy = (
         f"default-src 'none'; script-src {_hashes(scripts)}; style-src {_hashes(styles)}; "
@@ -199,12 +197,6 @@ def _html(content: Mapping[str, object]) -> str:
     }
     # in one go: nothing is looked for in what was put in
     return re.sub(r"<!-- (\w+) -->", lambda mark: parts[mark[1]], _read("template.html"))
-
-
-def _script() -> str:
-    """The files of `script/` in order, as one script that leaves nothing behind."""
-    files = "\n".join(_read(f"script/{name}.js") for name in SCRIPTS)
-    return f'(() => {{\n"use strict";\n{files}}})();\n'
 
 
 def _hashes(contents: Sequence[str]) -> str:

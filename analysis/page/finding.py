@@ -1,7 +1,5 @@
 """The finding of a study in a sentence or two, and no more than its intervals allow."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pandas as pd

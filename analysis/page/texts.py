@@ -3,8 +3,6 @@
 Knows nothing of runs' settings, of HTML, or of what the estimates mean.
 """
 
-from __future__ import annotations
-
 import base64
 import itertools
 import zlib
@@ -14,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-
-from analysis.frames import grouped
 
 PER_NAT = 100  # stored values are hundredths of a nat
 MISSING = np.iinfo(np.int16).min  # an estimate that is no number
@@ -50,58 +46,46 @@ def texts_of(
     tolerance: Mapping[Any, float],
     still: Collection[tuple[int, str]],
     cold: Collection[int],
-) -> list[Text]:
+) -> Iterator[Text]:
     """Every text of a frame with run, prompt_id, step, iteration, position, token, log_prob.
 
     `tolerance` (nats, by run) says how near its end an estimate has settled; `still` lists the
     (run, prompt) whose estimates had come to rest, so that a change in the last pass is the last;
     `cold` the runs of which every step begins with a plain pass, not the first alone.
     """
-    return [
-        _text(
-            rows,
-            (run, prompt, step),
-            tolerance=tolerance[run],
-            still=(run, prompt) in still,
+    keys: Any
+    for keys, rows in trajectory.groupby(["run", "prompt_id", "step"], sort=False, observed=True):
+        run, prompt, step = keys
+        passes, at_pass = np.unique(rows["iteration"], return_inverse=True)  # (P,)
+        positions, begin, at = np.unique(  # (T,)
+            rows["position"], return_index=True, return_inverse=True
+        )
+        exact = np.full((len(passes), len(positions)), np.nan)  # nats
+        exact[at_pass, at] = rows["log_prob"].to_numpy(dtype=float)
+        numbers = np.isfinite(exact)
+        scaled = np.round(np.where(numbers, exact, 0.0) * PER_NAT).clip(MISSING + 1, -MISSING - 1)
+        values = np.where(numbers, scaled, MISSING).astype(np.int16)
+        # a NaN is near to nothing, not even to itself
+        away = ~(np.abs(exact - exact[-1]) <= tolerance[run])
+        settles = np.where(away.any(axis=0), len(passes) - away[::-1].argmax(axis=0), 0)
+        settles = passes[np.minimum(settles, len(passes) - 1)]
+        moving = (settles == passes[-1]) & away[:-1].any(axis=0) & ((run, prompt) not in still)
+        unpredicted = ~numbers.any(axis=0)  # nothing predicts the first token
+        settles = np.where((moving | ~numbers[-1]) & ~unpredicted, 0, settles)
+        settles = np.where(unpredicted, passes[0], settles).astype(np.uint16)
+        changes = np.flatnonzero((values != values[-1]).any(axis=1))
+        end = changes[-1] + 2 if len(changes) else 1
+        yield Text(
+            run=int(run),
+            prompt=str(prompt),
+            step=int(step),
+            first=int(positions[0]),
+            tokens=tuple(map(str, rows["token"].iloc[begin])),
+            passes=passes[:end],
+            values=values[:end],
+            settles=settles,
             plain=step == 0 or run in cold,
         )
-        for (run, prompt, step), rows in grouped(trajectory, ["run", "prompt_id", "step"])
-    ]
-
-
-def _text(
-    rows: pd.DataFrame, key: tuple[int, str, int], *, tolerance: float, still: bool, plain: bool
-) -> Text:
-    passes, at_pass = np.unique(rows["iteration"].to_numpy(), return_inverse=True)  # (P,)
-    positions, begin, at = np.unique(  # (T,)
-        rows["position"].to_numpy(), return_index=True, return_inverse=True
-    )
-    exact = np.full((len(passes), len(positions)), np.nan)  # nats
-    exact[at_pass, at] = rows["log_prob"].to_numpy(dtype=float)
-    numbers = np.isfinite(exact)
-    scaled = np.clip(np.round(np.where(numbers, exact, 0.0) * PER_NAT), MISSING + 1, -MISSING - 1)
-    values = np.where(numbers, scaled, MISSING).astype(np.int16)
-    # a NaN is near to nothing, not even to itself
-    away = ~(np.abs(exact - exact[-1]) <= tolerance)
-    settles = np.where(away.any(axis=0), len(passes) - away[::-1].argmax(axis=0), 0)
-    settles = passes[np.minimum(settles, len(passes) - 1)]
-    moving = (settles == passes[-1]) & away[:-1].any(axis=0) & (not still)
-    unpredicted = ~numbers.any(axis=0)  # nothing predicts the first token
-    settles = np.where((moving | ~numbers[-1]) & ~unpredicted, 0, settles)
-    settles = np.where(unpredicted, passes[0], settles).astype(np.uint16)
-    changes = np.flatnonzero((values != values[-1]).any(axis=1))
-    end = changes[-1] + 2 if len(changes) else 1
-    return Text(
-        run=int(key[0]),
-        prompt=str(key[1]),
-        step=int(key[2]),
-        first=int(positions[0]),
-        tokens=tuple(map(str, rows["token"].iloc[begin])),
-        passes=passes[:end],
-        values=values[:end],
-        settles=settles,
-        plain=plain,
-    )
 
 
 def thinned(texts: Sequence[Text]) -> Iterator[tuple[list[Text], list[str]]]:
@@ -160,11 +144,7 @@ def packed(texts: Sequence[Text]) -> str:
     The numbers are, text by text, the first pass, then each pass less the one before it (modulo
     2^16), pass after pass; and after all texts, text by text, the pass at which each token settles.
     """
-    parts: list[np.ndarray] = []
-    for text in texts:
-        passes = text.values.astype(np.int32)
-        parts.append(np.diff(passes, axis=0, prepend=0).ravel())
-    parts += [text.settles.astype(np.int32) for text in texts]
-    numbers = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    changes = [np.diff(text.values.astype(int), axis=0, prepend=0).ravel() for text in texts]
+    numbers = np.concatenate([*changes, *(text.settles for text in texts), np.zeros(0, int)])
     octets = (numbers & 0xFFFF).astype("<u2").view(np.uint8).reshape(-1, 2)
     return base64.b64encode(zlib.compress(octets.T.tobytes(), 9)).decode("ascii")

@@ -3,8 +3,6 @@
 Weights are never loaded, only counted. Knows nothing of how models are compared.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import struct
@@ -24,14 +22,6 @@ CONTEST = "accuracy.parquet"
 ELSEWHERE = frozenset({"corpus", "device", "tracking", "output", "runs_dir", "study"})
 RATES = ("training.learning_rate", "training.matrix_learning_rate")
 OF_RECURRENCE = ("passes", "every_pass", "drawn", "through")  # they say nothing of a plain model
-
-
-def accepts_training(folder: Path) -> bool:
-    return (folder / TRAINING).is_file()
-
-
-def accepts_contest(folder: Path) -> bool:
-    return (folder / CONTEST).exists()
 
 
 def read_training(folder: Path) -> SavedModel:

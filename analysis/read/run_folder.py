@@ -5,8 +5,6 @@ A run folder holds `config.yaml`, `status.json`, `summary.json`, `iterations.par
 data. Knows nothing of figures, tables or other kinds of source.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,14 +22,8 @@ from analysis.read.saved import MEASURES, TRAJECTORY_COLUMNS, NotData, SavedRun
 STATUS = "status.json"
 MARKS = (STATUS, "config.yaml", "summary.json", "trajectory.parquet", "iterations.parquet")
 TRACEBACK = "traceback.txt"
-ITERATION_KEYS = ("prompt_id", "step", "iteration")
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DAMAGE = (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError, pa.ArrowException)
-
-
-def accepts(folder: Path) -> bool:
-    """Whether it is a run folder, whole or not."""
-    return any((folder / mark).exists() for mark in MARKS)
 
 
 def read_run(folder: Path, *, finished: bool = True) -> SavedRun:
@@ -48,6 +40,7 @@ def read_run(folder: Path, *, finished: bool = True) -> SavedRun:
         raise NotData("summary.json says nothing of all prompts")
     trajectory = folder / "trajectory.parquet"
     _check_trajectory(trajectory, decode=finished and "checksums" not in status)
+    repeated = ["prompt_id", "token"]
     return SavedRun(
         run_id=str(summary.get("run_id") or folder.resolve().name),
         study=str(config.get("study") or summary.get("study") or folder.resolve().parent.name),
@@ -56,9 +49,7 @@ def read_run(folder: Path, *, finished: bool = True) -> SavedRun:
         status=status,
         summary=summary,
         iterations=_iterations(folder / "iterations.parquet"),
-        trajectory=lambda: parquet(
-            trajectory, columns=TRAJECTORY_COLUMNS, repeated=["prompt_id", "token"]
-        ),
+        trajectory=lambda: parquet(trajectory, columns=TRAJECTORY_COLUMNS, repeated=repeated),
     )
 
 
@@ -95,20 +86,21 @@ def mapping(path: Path) -> dict[str, Any]:
     """The content of a JSON or YAML file. Raises NotData if it is not there or no mapping."""
     try:
         text = regular(path).read_text(encoding="utf-8")
-        content = (
-            json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=YAML_LOADER)
-        )
+        is_json = path.suffix == ".json"
+        content = json.loads(text) if is_json else yaml.load(text, Loader=YAML_LOADER)
         return {str(key): value for key, value in content.items()}
     except (*DAMAGE, AttributeError):
         raise NotData(f"unreadable {path.name}") from None
 
 
 def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """By dotted key; what has no parts comes first."""
+    """By dotted key; what has no parts comes first, and a list is a text."""
     found: dict[str, Any] = {}
     for key, value in sorted(settings.items(), key=lambda item: isinstance(item[1], Mapping)):
-        name = f"{above}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = ",".join(map(str, value)) if isinstance(value, list) else value
     return found
 
 
@@ -134,10 +126,10 @@ def _opened(path: Path, repeated: Sequence[str] = ()) -> Iterator[pq.ParquetFile
 
 def _iterations(path: Path) -> pd.DataFrame:
     frame: pd.DataFrame = parquet(path).to_pandas(ignore_metadata=True)
-    _require(frame.columns, ITERATION_KEYS, path)
-    wanted = {name: float for name in MEASURES if name in frame}
+    keys = {"prompt_id": str, "step": int, "iteration": int}
+    _require(frame.columns, keys, path)
     try:
-        return frame.astype({"prompt_id": str, "step": int, "iteration": int, **wanted})
+        return frame.astype(keys | {name: float for name in MEASURES if name in frame})
     except DAMAGE:
         raise NotData(f"{path.name} has columns of other types") from None
 
@@ -153,13 +145,12 @@ def _check_trajectory(path: Path, *, decode: bool) -> None:
             pass
     _require(schema.names, TRAJECTORY_COLUMNS, path)
     whole = [schema.field(name).type for name in ("step", "iteration", "position")]
-    if not all(map(pa.types.is_integer, whole)) or not pa.types.is_floating(
-        schema.field("log_prob").type
-    ):
+    log_prob = schema.field("log_prob").type
+    if not all(map(pa.types.is_integer, whole)) or not pa.types.is_floating(log_prob):
         raise NotData(f"{path.name} has columns of other types")
 
 
-def _require(names: Collection[str], wanted: Sequence[str], path: Path) -> None:
+def _require(names: Collection[str], wanted: Collection[str], path: Path) -> None:
     missing = [name for name in wanted if name not in names]
     if missing:
         raise NotData(f"{path.name} has no column {', '.join(missing)}")

@@ -3,8 +3,6 @@
 Knows the shape of a record, not where it is kept: folders and trackers are the readers' business.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

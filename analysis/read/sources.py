@@ -1,10 +1,8 @@
 """Any source, read: run folders, model folders, offline W&B runs, and W&B's server.
 
 Knows where saved things lie, not what is in them. A new kind of folder is a reader beside this
-file and one line in FOLDERS.
+file and one line in READERS.
 """
-
-from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +13,13 @@ from analysis.read.saved import LeftOut, NotData, SavedModel, SavedRun, SourceEr
 
 Saved = SavedRun | SavedModel
 TRACKER = "wandb"  # beside or in a run folder, it repeats the run
-FOLDERS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Saved]], ...] = (
-    (model_folder.accepts_training, model_folder.read_training),
-    (model_folder.accepts_contest, model_folder.read_contest),
-    (run_folder.accepts, run_folder.read_run),
-    (wandb.accepts_folder, wandb.read_folder),
-)
+# what a folder holds, whole or not, if it is for this reader
+READERS: dict[str, Callable[[Path], Saved]] = {
+    model_folder.TRAINING: model_folder.read_training,
+    model_folder.CONTEST: model_folder.read_contest,
+    **dict.fromkeys(run_folder.MARKS, run_folder.read_run),
+    "*.wandb": lambda folder: wandb.read_log_file(min(folder.glob("*.wandb"))),
+}
 
 
 def read(sources: Sequence[str]) -> tuple[list[Saved], tuple[LeftOut, ...]]:
@@ -32,15 +31,13 @@ def read(sources: Sequence[str]) -> tuple[list[Saved], tuple[LeftOut, ...]]:
     saved = [one for one in found.values() if not isinstance(one, LeftOut)]
     left_out = tuple(one for one in found.values() if isinstance(one, LeftOut))
     if not saved:
-        reasons = left_out_line(left_out)
+        reasons = left_out_line(left_out) if left_out else ""
         raise SourceError(f"{', '.join(sources)}: there is no finished run. {reasons}".strip())
     return saved, left_out
 
 
 def left_out_line(left_out: Sequence[LeftOut]) -> str:
     """Counts and names the runs that are not data."""
-    if not left_out:
-        return ""
     noun = "run that is" if len(left_out) == 1 else "runs that are"
     names = ", ".join(f"{item.run_id} ({item.reason})" for item in left_out)
     return f"Left out {len(left_out)} {noun} not finished and whole: {names}."
@@ -59,9 +56,8 @@ def _read(source: str) -> Sequence[Saved | LeftOut]:
         return found
     if source.endswith(".wandb") and path.is_file():
         return [_attempt(wandb.read_log_file, path)]
-    what = "there is no such folder"
-    if path.exists():
-        what = "this is a file; give a run folder, a study folder or a .wandb file"
+    kinds = "a run folder, a study folder or a .wandb file"
+    what = f"this is a file; give {kinds}" if path.exists() else "there is no such folder"
     raise SourceError(f"{source}: {what}.")
 
 
@@ -70,12 +66,12 @@ def _walk(
 ) -> Iterator[Saved | LeftOut]:
     """What lies at and below a folder, by name; does not look inside a run."""
     real = folder.resolve()
-    reader = next((read for accepts, read in FOLDERS if accepts(folder)), None)
     if real in above:  # a link back
         return
-    if reader is not None:
-        yield _attempt(reader, folder)
-        return
+    for mark, reader in READERS.items():
+        if any(folder.glob(mark)):
+            yield _attempt(reader, folder)
+            return
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError:

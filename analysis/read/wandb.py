@@ -6,8 +6,6 @@ over all prompts. From a server (`wandb:ENTITY/PROJECT[/GROUP]`) the copies are 
 cache, `$STATEFUL_GPT_CACHE` or `~/.cache/stateful_gpt`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys
@@ -28,7 +26,7 @@ from analysis.read.saved import (
     SavedRun,
     SourceError,
 )
-from analysis.read.wandb_log import Log, NotALog, read_log
+from analysis.read.wandb_log import Log, read_log
 
 PREFIX = "wandb:"
 COPY = "run_folder"
@@ -47,27 +45,14 @@ PATIENCE: dict[str, Any] = {  # a server that is down is said to be so within ha
 MOST_ITERATIONS = 2**31
 
 
-def accepts_folder(folder: Path) -> bool:
-    """Whether a W&B run lies in this very folder."""
-    return next(folder.glob("*.wandb"), None) is not None
-
-
-def read_folder(folder: Path) -> SavedRun:
-    """One W&B run. Raises NotData where even the log holds no measures, or those of a failure."""
-    return read_log_file(min(folder.glob("*.wandb")))
-
-
 def read_log_file(path: Path) -> SavedRun:
-    """The W&B run that this log belongs to."""
+    """The W&B run of this log. Raises NotData where it holds no measures, or those of a failure."""
     copy = path.parent / "files" / COPY
     try:
         return run_folder.read_run(copy)
     except NotData as reason:
         lacking = str(reason) if copy.exists() else f"no files/{COPY}"
-    try:
-        log = read_log(path)
-    except NotALog as reason:
-        raise NotData(str(reason)) from None
+    log = read_log(path)
     if log.run_id is None:
         raise NotData("its W&B log breaks off before the run begins")
     if log.exit_code:
@@ -96,7 +81,7 @@ def read_address(source: str) -> list[SavedRun | LeftOut]:
                 per_page=PAGE,
                 lazy=False,  # with the configuration and the summary
             )
-            found = list(pool.map(_read_or_leave_out, runs))
+            found = list(pool.map(_read_run, runs))
     except Exception as error:  # W&B raises many kinds
         said = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(f"{source}: W&B says: {said[:300].rstrip('.')}.") from error
@@ -107,30 +92,21 @@ def read_address(source: str) -> list[SavedRun | LeftOut]:
     return found
 
 
-def _read_or_leave_out(run: Any) -> SavedRun | LeftOut:
+def _read_run(run: Any) -> SavedRun | LeftOut:
     """A run of W&B's public API, which is data if it is finished and holds measures."""
     place = f"{PREFIX}{'/'.join(run.path)}"
-    try:
-        return _read_run(run, place)
-    except NotData as reason:
-        return LeftOut(run_id=run.id, place=place, reason=str(reason))
-
-
-def _read_run(run: Any, place: str) -> SavedRun:
     if run.state != "finished":
-        raise NotData(str(run.state))
+        return LeftOut(run.id, place, str(run.state))
     try:
         return run_folder.read_run(_fetch(run) / COPY)
     except NotData as reason:
         lacking = str(reason)
-    log = Log(
-        run_id=run.id,
-        group=run.group or "",
-        config=run.config,
-        summary=dict(run.summary),
-        history=run.history(samples=MOST_ROWS, pandas=False),
-    )
-    return _from_history(log, place=place, lacking=lacking, commit=run.commit)
+    history = run.history(samples=MOST_ROWS, pandas=False)
+    log = Log(run.id, run.group or "", run.config, dict(run.summary), history)
+    try:
+        return _from_history(log, place=place, lacking=lacking, commit=run.commit)
+    except NotData as reason:
+        return LeftOut(run.id, place, str(reason))
 
 
 def _fetch(run: Any) -> Path:
@@ -141,11 +117,13 @@ def _fetch(run: Any) -> Path:
         raise NotData(f"no {absent[0] if files else COPY} among its files")
     content = [(name, files[name].md5, files[name].size) for name in FILES]
     key = repr((os.environ.get("WANDB_BASE_URL"), run.path, content))  # new files, new place
-    folder = _cache() / hashlib.sha256(key.encode()).hexdigest()[:32]
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "stateful_gpt")
+    cache = Path(os.environ.get("STATEFUL_GPT_CACHE") or usual, "wandb")
+    folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder.parent) as name:
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache) as name:
         for file in files.values():
             file.download(root=name, replace=True).close()
             size = Path(name, file.name).stat().st_size
@@ -159,18 +137,11 @@ def _fetch(run: Any) -> Path:
     return folder
 
 
-def _cache() -> Path:
-    named = os.environ.get("STATEFUL_GPT_CACHE")
-    if named:
-        return Path(named) / "wandb"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "stateful_gpt" / "wandb"
-
-
 def _from_history(log: Log, *, place: str, lacking: str, commit: str | None = None) -> SavedRun:
     """As much of a run as its history tells. Raises NotData where there is no row to tell it."""
     frame = pd.DataFrame(log.history).reindex(columns=["iteration", *MEASURES])
-    frame = frame.apply(pd.to_numeric, errors="coerce")  # a log may hold what it likes
+    # a log may hold what it likes
+    frame = frame.apply(pd.to_numeric, errors="coerce").astype(float)
     frame = frame[frame["iteration"].between(1, MOST_ITERATIONS)]
     if frame.empty:
         raise NotData(f"{lacking}, and no history of iterations")

@@ -6,15 +6,16 @@ run leaves a torn tail, and a chunk that does not agree with its checksum ends t
 Nothing in the file is executed. Knows nothing of what the runs of this project record.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from analysis.read.saved import NotData
 
 MAGIC = b":W&B"
 FILE_HEADER = 7
@@ -23,7 +24,7 @@ BLOCK = 32 * 1024
 FULL, FIRST, LAST = 1, 2, 4  # a chunk in the middle is of type 3
 
 
-class NotALog(Exception):
+class NotALog(NotData):
     """The file is not a W&B log, or cannot be read; the text says why in a few words."""
 
 
@@ -53,11 +54,9 @@ def read_log(path: Path) -> Log:
     if not content.startswith(MAGIC):
         raise NotALog("the file is no W&B log")
     log = Log()
-    try:
+    with suppress(DecodeError):  # the checksum is right, the content not: what came before stands
         for record in _records(content):
             _note(log, messages.Record.FromString(record))  # type: ignore[attr-defined]
-    except DecodeError:
-        pass  # the checksum was right and the content is not: what came before it stands
     return log
 
 

@@ -12,58 +12,43 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from scripts.benchmark.rows import Row
-from stateful_gpt.console import run_command
-
-NAMES = ("sweep", "generation", "cuda", "load")
+from scripts._command import command
 
 
-def main() -> int:
-    return run_command("benchmark", _main)
-
-
-def _main() -> int:
+@command("benchmark")
+def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.benchmark",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("name", choices=("sweep", "generation", "cuda", "load"))
     parser.add_argument("--quick", action="store_true", help="at most two minutes, on less")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--only", nargs="*", default=[], metavar="KEY", help="some rows")
     options = parser.parse_args()
     measures = import_module(f"scripts.benchmark.{options.name}").ROWS
-    rows = (
-        row
-        for keys, measure in measures.items()
-        if not options.only or not set(options.only).isdisjoint(keys)
-        for row in measure(quick=options.quick)
-    )
-    report(rows, as_json=options.json, quick=options.quick)
-    return 0
-
-
-def report(rows: Iterable[Row], *, as_json: bool, quick: bool) -> None:
-    """Print each row as soon as it is measured."""
     machine = hardware()
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
     done = []
-    for row in rows:
-        mark = ("met" if row.met else "MISSED") if row.target else ""
-        spread = f"{row.value:8.2f}  ({row.low:.2f} to {row.high:.2f})"
-        print(f"{row.key:22} {spread:30} {row.target:8} {mark:6}  {row.note}", flush=True)
-        done.append(row)
-    if as_json:
+    for keys, measure in measures.items():
+        if options.only and set(options.only).isdisjoint(keys):
+            continue
+        for row in measure(quick=options.quick):
+            mark = ("met" if row.met else "MISSED") if row.target else ""
+            spread = f"{row.value:8.2f}  ({row.low:.2f} to {row.high:.2f})"
+            print(f"{row.key:22} {spread:30} {row.target:8} {mark:6}  {row.note}", flush=True)
+            done.append(row)
+    if options.json:
         values = {row.key: row.value for row in done}  # one of load's is called rows
-        print(json.dumps({"rows": list(map(asdict, done)), **values, **machine, "quick": quick}))
+        about = {**values, **machine, "quick": options.quick}
+        print(json.dumps({"rows": list(map(asdict, done)), **about}))
 
 
 def hardware() -> dict[str, object]:

@@ -40,11 +40,7 @@ def sweep(model: LanguageModel, texts: list[list[int]], *strengths: float) -> li
 
 
 def check(model: LanguageModel, tokens: Tensor) -> float:
-    """The largest distance in nats of the passes' end from a reading in float64.
-
-    Raises:
-        ValueError: it is too large.
-    """
+    """The largest distance in nats of the passes' end from float64; ValueError if too large."""
     exact = left_to_right(model.in_float64(), tokens, Feedback(strength=0.1))
     found = torch.stack(sweep(model, tokens.tolist(), 0.1)).double()
     distance = (found - exact.cpu()).abs().max().item()

@@ -17,14 +17,11 @@ from pathlib import Path
 import torch
 import yaml
 
+from scripts.benchmark.cuda import sweep as passes_alone
 from scripts.benchmark.naive import read_texts
 from scripts.benchmark.rows import Measures, Row, in_turns, ratio, row, seconds
 from stateful_gpt.checkpoint import load_checkpoint
-from stateful_gpt.feedback import Feedback
-from stateful_gpt.generate import generate
-from stateful_gpt.language_model import LanguageModel
 from stateful_gpt.model import GPT, GPTConfig
-from stateful_gpt.recompute import RecomputeConfig
 
 STRENGTHS = "-1,-0.5,-0.25,-0.1,0,0.1,0.5,1,2"
 FEW = "-1,0.1,1"
@@ -77,27 +74,16 @@ def against_the_naive_loop(*, quick: bool) -> list[Row]:
     ]
 
 
-def passes_alone(model: LanguageModel, texts: list[list[int]], strength: float) -> None:
-    generate(
-        model,
-        texts,
-        max_new_tokens=0,
-        feedback=Feedback(strength=strength),
-        config=RecomputeConfig(iterations=len(texts[0]) - 1),
-    )
-
-
 def overhead(*, quick: bool) -> list[Row]:
     """What the study's runs take beyond the passes, over the passes; model and start-up apart."""
     checkpoint = load_checkpoint("bundled")
-    passes = partial(
-        passes_alone, checkpoint.model, read_texts(checkpoint.tokenizer, TEXTS, TOKENS)
-    )
+    texts = read_texts(checkpoint.tokenizer, TEXTS, TOKENS)
+    passes = partial(passes_alone, checkpoint.model, texts)
     strengths = FEW if quick else STRENGTHS
     ratios = []
     for _ in range(1 if quick else 3):
         passes(0.5)
-        alone = sum(seconds(partial(passes, float(word))) for word in strengths.split(","))
+        alone = seconds(partial(passes, *map(float, strengths.split(","))))
         whole = sum(found["seconds"] for found in study(strengths).values())
         ratios.append((whole - alone) / alone)
     note = "(computing - passes alone) / passes"
