@@ -19,19 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.runs.compute_once import Asked, RunError, disk_sentence
 from experiments.settings import ConfigError, sentence, to_settings
-from experiments.sweeps import launchers
+from experiments.sweeps import launchers, sweep
 from experiments.sweeps.report import report
 from experiments.sweeps.study import survey
-from experiments.sweeps.sweep import (
-    Launch,
-    Overrides,
-    Runner,
-    overrides_of_the_job,
-    rehearse,
-    sweep,
-)
+from experiments.sweeps.sweep import Launch, Overrides, Runner
+from stateful_gpt import console
 from stateful_gpt.console import cut
-from stateful_gpt.console import run_command as steadily
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 DRY_RUN = "--dry-run"
@@ -40,31 +33,26 @@ DRY_RUN = "--dry-run"
 class Command:
     """What Hydra calls: with one configuration, or through its sweeper with all of a sweep."""
 
-    def __init__(self, runner: Runner, words: Sequence[str], *, dry_run: bool) -> None:
-        self.runner = runner
-        self.typed = runner.command_of_run(words)
-        self.dry_run = dry_run
-        self.began = False
-        self.code = 0
+    def __init__(self, runner: Runner, typed: str, *, dry_run: bool) -> None:
+        self.runner, self.typed, self.dry_run = runner, typed, dry_run
+        self.began, self.code = False, 0
 
     def __call__(self, config: DictConfig) -> None:
         """One run, and how its study stands then."""
         self.began = True
         task = HydraConfig.get()
-        asked = Asked(self.typed, self.runner.command_of_run(overrides_of_the_job()))
+        asked = Asked(self.typed, self.runner.command_of_run(sweep.overrides_of_the_job()))
+        self._refuse_overlay(task)
+        if self.dry_run:
+            self.code = sweep.rehearse(self.runner, [config])
+            return
+        settings: Any = to_settings(config, self.runner.settings)
         try:
-            self._refuse_overlay(task)
-            if self.dry_run:
-                self.code = rehearse(self.runner, [config])
-                return
-            settings: Any = to_settings(config, self.runner.settings)
             self.runner.run(settings, asked)
-        except (ConfigError, RunError, KeyboardInterrupt) as error:
+        except (RunError, KeyboardInterrupt) as error:
             if task.mode is RunMode.MULTIRUN:  # of another sweeper than ours
                 raise
             self.code = _say_why(error)
-            if isinstance(error, ConfigError):
-                return
         if self.runner.locate is not None:
             print(f"\n{report(survey(Path(settings.runs_dir) / settings.study))}")
 
@@ -75,9 +63,9 @@ class Command:
         self.began = True
         self._refuse_overlay(config.hydra)
         if self.dry_run:
-            self.code = rehearse(self.runner, [job for _, job in jobs])
+            self.code = sweep.rehearse(self.runner, [job for _, job in jobs])
         else:
-            self.code = sweep(self.runner, self.typed, config, jobs, launch)
+            self.code = sweep.sweep(self.runner, self.typed, config, jobs, launch)
 
     def _refuse_overlay(self, task: Any) -> None:
         """Raises ConfigError if an overlay is for another command."""
@@ -97,7 +85,7 @@ def run_command(runner: Runner) -> int:
     before = os.environ.get("PYTHONIOENCODING")
     os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
     try:
-        return steadily(runner.name, lambda: _run(runner))
+        return console.run_command(runner.name, lambda: _run(runner))
     finally:
         os.environ.pop("PYTHONIOENCODING")
         if before is not None:
@@ -116,7 +104,7 @@ def _run(runner: Runner) -> int:
             return _say(problem, 2)
     launchers.prefer_our_settings()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them
-    command = Command(runner, sys.argv[1:], dry_run=dry_run)
+    command = Command(runner, runner.command_of_run(sys.argv[1:]), dry_run=dry_run)
     try:
         hydra.main(config_path=str(CONF), config_name=runner.name, version_base="1.3")(command)()
     except (ConfigError, RunError, KeyboardInterrupt) as error:
@@ -187,9 +175,8 @@ def overlays(command: str) -> list[str]:
 
 def _commands() -> dict[str, str]:
     """The command that each overlay is for, as its first lines show it."""
-    texts = {path.stem: path.read_text("utf-8") for path in (CONF / "experiment").glob("*.yaml")}
-    shown = {
-        name: re.search(r"^# python -m experiments\.(\w+)", texts[name], re.MULTILINE)
-        for name in sorted(texts)
-    }
-    return {name: found[1] for name, found in shown.items() if found}
+    pattern, commands = re.compile(r"^# python -m experiments\.(\w+)", re.MULTILINE), {}
+    for path in sorted((CONF / "experiment").glob("*.yaml")):
+        if found := pattern.search(path.read_text("utf-8")):
+            commands[path.stem] = found[1]
+    return commands

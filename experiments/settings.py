@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Self, TypeVar
 
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -33,21 +33,20 @@ class Settings(BaseModel):
     """A group of settings: typed, frozen, without unknown keys.
 
     A field's ``description`` says in the sentences about it what it must be; without one, pydantic
-    does. ``conflicts`` says what fields forbid each other.
+    does.
     """
 
     # a study may be called 2024
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
-    def conflicts(self) -> Iterator[tuple[bool, str]]:
-        """Whether fields forbid each other, and the sentence about it if they do."""
+    def conflicts(self) -> Iterator[str]:
+        """A sentence for each two fields that forbid each other."""
         yield from ()
 
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Self:
-        for found, said in self.conflicts():
-            if found:
-                raise ConfigError(said)
+        for sentence in self.conflicts():
+            raise ConfigError(sentence)
         return self
 
     def plain(self) -> dict[str, Any]:
@@ -78,12 +77,14 @@ def to_settings(config: DictConfig, schema: type[S]) -> S:
         ConfigError: an unknown or missing key, a wrong type, an impossible value.
     """
     try:
-        plain: Any = OmegaConf.to_container(config, resolve=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(_missing(str(error.full_key))) from None
     except OmegaConfBaseException as error:
         raise ConfigError(sentence(error)) from None
-    settings = parse(_given(plain), schema)
+    settings = parse(plain, schema)
     # a default of the schema is for stored settings: what is composed has all, less a ``~key``
-    for key in _absent(_given(plain), schema):
+    for key in _absent(settings):
         raise ConfigError(_missing(key))
     return settings
 
@@ -100,19 +101,12 @@ def parse(plain: dict[str, Any], schema: type[S]) -> S:
         raise ConfigError(_mistake(error, plain, schema)) from None
 
 
-def _given(plain: Any) -> Any:
-    """Without the values that OmegaConf says are missing."""
-    if not isinstance(plain, dict):
-        return plain
-    return {key: _given(value) for key, value in plain.items() if value != MISSING}
-
-
-def _absent(plain: Any, schema: Any, prefix: str = "") -> Iterator[str]:
-    for name, field in schema.model_fields.items():
-        if name not in plain:
+def _absent(settings: Settings, prefix: str = "") -> Iterator[str]:
+    for name, value in settings:
+        if name not in settings.model_fields_set:
             yield prefix + name
-        elif isinstance(plain[name], dict):
-            yield from _absent(plain[name], field.annotation, f"{prefix}{name}.")
+        elif isinstance(value, Settings):
+            yield from _absent(value, f"{prefix}{name}.")
 
 
 def unknown_key(full_key: str, allowed: list[str]) -> str:
@@ -122,10 +116,8 @@ def unknown_key(full_key: str, allowed: list[str]) -> str:
 
 
 def sentence(error: BaseException, *, options: list[str] | None = None) -> str:
-    """What Hydra or OmegaConf has to say, as one sentence with what is allowed.
-
-    Args:
-        options: instead of the choices that Hydra finds in the group of a missing one.
+    """What Hydra or OmegaConf has to say, as one sentence; ``options`` are what is allowed, if that
+    is other than what Hydra finds in the group.
     """
     if isinstance(error, OverrideParseException):
         return f"the override {cut(repr(error.override))} cannot be read: it must be key=value"
@@ -133,20 +125,16 @@ def sentence(error: BaseException, *, options: list[str] | None = None) -> str:
     key, place = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
     if isinstance(place, DictConfig) and "is not in struct" in str(cause):
         return unknown_key(str(key), [str(name) for name in place if name != "hydra"])
-    said, last = [_first_line(error)], error
-    while last.__cause__ is not None:
-        last = last.__cause__
-        said.append(_first_line(last))
-    text = ": ".join(dict.fromkeys(said))
+    chain = [error]
+    while (last := chain[-1]).__cause__ is not None:
+        chain.append(last.__cause__)
+    lines = [str(each).strip().partition("\n")[0] or type(each).__name__ for each in chain]
+    text = ": ".join(map(cut, dict.fromkeys(lines)))
     if key and key not in text:
         text = f"{cut(key)}: {text}"
     if isinstance(last, MissingConfigException) and last.options is not None:
         text = f"{text.rstrip('.')}; allowed: {', '.join(options or sorted(last.options))}"
     return text
-
-
-def _first_line(error: BaseException) -> str:
-    return cut(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def _missing(key: str) -> str:

@@ -40,29 +40,23 @@ def find(study: Path, wanted: list[str]) -> list[Path]:
     places = sorted(path.parent for path in study.rglob(STATUS))
     # W&B's folders repeat the runs beside them, but may be all there is
     own = [place for place in places if TRACKER not in place.relative_to(study).parts]
-    found = [
-        place
+    found = {
+        place: place.name
         for place in own or places
         if (place / TRAJECTORY).is_file() and read_status(place).get("state") == "finished"
-    ]
+    }
     if not found:
-        raise FileNotFoundError(
-            f"STUDY must hold a finished run with a trajectory, got {cut(repr(str(study)))}"
-        )
-    missing = set(wanted) - {place.name for place in found}
-    if missing:
-        raise FileNotFoundError(
-            f"--run {cut(min(missing))}: no such finished run is in {cut(study)}"
-        )
-    return [place for place in found if not wanted or place.name in wanted]
+        named = cut(repr(str(study)))
+        raise FileNotFoundError(f"STUDY must hold a finished run with a trajectory, got {named}")
+    if missing := set(wanted).difference(found.values()):
+        said = f"--run {cut(min(missing))}: no such finished run is in {cut(study)}"
+        raise FileNotFoundError(said)
+    return [place for place, name in found.items() if not wanted or name in wanted]
 
 
 def settings_of(place: Path, runs_dir: Path) -> ConvergeSettings:
     """The settings of a saved run, to compute it elsewhere. Nothing in them is looked up: they may
     come from anywhere.
-
-    Raises:
-        ConfigError: they are not those of a convergence run.
     """
     if (content := read_config(place)) is None:
         raise ConfigError(f"its {CONFIG} cannot be read")
@@ -89,12 +83,9 @@ def verify(place: Path) -> tuple[bool, str, str]:
         except (OSError, ValueError, pa.ArrowException):
             return False, f"{name} cannot be compared: its {TRAJECTORY} cannot be read", ""
         was, now = _origin(before), _origin(read_status(again))
-    other = [
-        f"{cut(key)} {cut(was[key])}, now {cut(now.get(key))}"
-        for key in was
-        if was[key] != now.get(key)
-    ]
-    warning = f"{name} was computed with {'; '.join(other)}" if other else ""
+    others = [key for key in was if was[key] != now.get(key)]
+    other = "; ".join(f"{cut(key)} {cut(was[key])}, now {cut(now.get(key))}" for key in others)
+    warning = f"{name} was computed with {other}" if other else ""
     if again.name == name:
         reproduced, said = compare(old, new, settings.device.dtype)
     else:

@@ -57,7 +57,9 @@ class Remaining(Sweeper):
             }
             choices = tuple(plain[word].key_or_group if word in plain else word for word in words)
             if choices not in composed:
-                composed[choices] = _of_the_job(loader.load_sweep_config(self._config, words))
+                composed[choices] = loader.load_sweep_config(self._config, words)
+                with read_write(composed[choices]), open_dict(composed[choices]):
+                    del composed[choices]["hydra"]  # a job sees none of Hydra's own settings
             config = copy.deepcopy(composed[choices])
             for override in plain.values():
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
@@ -87,10 +89,3 @@ def cells(overrides: Sequence[Override]) -> list[list[str]]:
             raise HydraException(f"{override.input_line}: a grid needs at least one value")
         choices[key] = [f"{key}={value}" for value in values]
     return [list(cell) for cell in itertools.product(*choices.values())]
-
-
-def _of_the_job(config: DictConfig) -> DictConfig:
-    """What a job gets to see: all but Hydra's own settings."""
-    with read_write(config), open_dict(config):
-        del config["hydra"]
-    return config

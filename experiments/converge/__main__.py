@@ -17,7 +17,7 @@ RUNNER = Runner(
     name="converge",
     settings=ConvergeSettings,
     compute="experiments.converge.run:converge",
-    locate="experiments.converge.identity:folder_of",
+    locate="experiments.converge.identity:locate",
 )
 
 

@@ -47,23 +47,15 @@ def compute(
 ) -> list[dict[str, Any]]:
     """The summaries of all prompts; what an earlier attempt has kept is not computed again.
 
-    Args:
-        double: the model in float64, for the Lyapunov exponents; None for none.
-        on_pass: see ``Recorder``.
-        on_batch: called with the number of prompts that are done.
+    ``double`` and ``on_pass`` are as in ``Recorder``; ``on_batch`` gets the number of prompts done.
     """
-    model, encoding, generation = checkpoint.model, checkpoint.tokenizer, settings.generation
+    model, encoding = checkpoint.model, checkpoint.tokenizer
+    generation, asked = settings.generation, settings.recompute
     longest = max(len(prompt.tokens) for prompt in prompts) + generation.max_new_tokens
     size = settings.device.batch
     if size == "auto":
         size = rows_that_fit(model, min(longest, model.block_size), settings)
-    recompute = settings.recompute
-    config = RecomputeConfig(
-        iterations=recompute.iterations,
-        tolerance=recompute.tolerance,
-        damping=recompute.damping,
-        window=recompute.window if recompute.solver == "windowed" else None,
-    )
+    config = RecomputeConfig(**asked.model_dump(exclude={"solver", "start"}))
     sampling = Sampling(
         temperature=generation.temperature if generation.strategy == "sample" else None,
         top_k=generation.top_k,
@@ -73,38 +65,37 @@ def compute(
     schemas = (trajectory_schema(model.dtype), ITERATIONS)
     done: list[dict[str, Any]] = []
     while (first := len(done)) < len(prompts):
-        kept = folder.kept(first, [prompt.id for prompt in prompts[first:]], schemas)
-        if kept is not None:
-            done += kept
-            on_batch(len(done))
-            continue
-        started = time.monotonic()
-        batch = prompts[first : first + int(size)]
-        recorder = Recorder(
-            batch,
-            model=model,
-            feedback=feedback,
-            settings=settings,
-            double=double,
-            on_pass=on_pass,
-        )
-        result = generate(
-            model,
-            [prompt.tokens for prompt in batch],
-            max_new_tokens=generation.max_new_tokens,
-            feedback=feedback,
-            config=config,
-            start=Start(recompute.start),
-            sampling=sampling,
-            generators=[generator(settings, first + i, model.device) for i in range(len(batch))],
-            slide=generation.slide,
-            watch=recorder.watch,
-        )
-        records = recorder.records
-        summaries = records.summaries(result, feedback, encoding=encoding, double=double)
-        seconds = round((time.monotonic() - started) / len(batch), 3)
-        summaries = [summary | {"seconds": seconds} for summary in summaries]
-        folder.keep(first, summaries, *records.tables(result.tokens, encoding))
+        summaries = folder.kept(first, schemas)
+        if summaries is None:
+            started = time.monotonic()
+            batch = prompts[first : first + int(size)]
+            recorder = Recorder(
+                batch,
+                checkpoint=checkpoint,
+                feedback=feedback,
+                settings=settings,
+                double=double,
+                on_pass=on_pass,
+            )
+            result = generate(
+                model,
+                [prompt.tokens for prompt in batch],
+                max_new_tokens=generation.max_new_tokens,
+                feedback=feedback,
+                config=config,
+                start=Start(asked.start),
+                sampling=sampling,
+                generators=[
+                    generator(settings, first + i, model.device) for i in range(len(batch))
+                ],
+                slide=generation.slide,
+                watch=recorder.watch,
+            )
+            records = recorder.records
+            summaries = records.summaries(result, recorder.exponents())
+            seconds = round((time.monotonic() - started) / len(batch), 3)
+            summaries = [summary | {"seconds": seconds} for summary in summaries]
+            folder.keep(first, summaries, records.trajectory(), records.iterations())
         done += summaries
         on_batch(len(done))
     return done

@@ -3,11 +3,10 @@ in memory and without a device.
 """
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.converge.prompts import Prompt, content_hash, read_prompts
+from experiments.converge.prompts import content_hash, read_prompts
 from experiments.converge.settings import ConvergeSettings, ModelSettings
 from experiments.runs.files import short_hash
 from experiments.runs.folder import RunFolder
@@ -22,20 +21,12 @@ from stateful_gpt.untrusted import TOKENIZER_SIZE, read_regular
 DRAWS = 2
 
 
-@dataclass(frozen=True)
-class Located:
-    """The run of some settings; ``model`` identifies the content of its model."""
-
-    folder: RunFolder
-    prompts: list[Prompt]
-    model: str
-
-
-def locate(settings: ConvergeSettings, known: dict[Any, Any] | None = None) -> Located:
+def locate(settings: ConvergeSettings, known: dict[Any, Any] | None = None) -> RunFolder:
     """The run that these settings stand for.
 
     Args:
-        known: keeps what many runs of a sweep have in common.
+        known: keeps what is read, for other runs of a sweep: of ``settings.model`` its identity,
+            of ``settings.prompts`` the prompts and their hash.
 
     Raises:
         ConfigError: the model or the prompts cannot be read.
@@ -46,16 +37,8 @@ def locate(settings: ConvergeSettings, known: dict[Any, Any] | None = None) -> L
     if settings.prompts not in known:
         prompts = read_prompts(settings.prompts)
         known[settings.prompts] = (prompts, content_hash(prompts))
-    model: str = known[settings.model]
-    prompts, content = known[settings.prompts]
-    name = run_id(settings, model=model, prompts=content)
-    path = Path(settings.runs_dir, settings.study, name)
-    return Located(RunFolder(path, settings.plain()), prompts, model)
-
-
-def folder_of(settings: ConvergeSettings, known: dict[str, Any]) -> RunFolder:
-    """For a sweep, which asks no more."""
-    return locate(settings, known).folder
+    name = run_id(settings, model=known[settings.model], prompts=known[settings.prompts][1])
+    return RunFolder(Path(settings.runs_dir, settings.study, name), settings.plain())
 
 
 def run_id(settings: ConvergeSettings, *, model: str, prompts: str) -> str:
@@ -77,14 +60,14 @@ def _identity(model: ModelSettings) -> str:
     try:
         weights = fingerprint(model.path, library=model.library)
     except (CheckpointError, OSError) as error:
-        why = str(error) if isinstance(error, CheckpointError) else error.strerror or str(error)
+        why = getattr(error, "strerror", None) or error
         raise ConfigError(f"model.path {cut(repr(model.path))} cannot be read: {why}") from None
     if model.tokenizer is None:
         return weights
+    content = model.tokenizer.encode()
     try:
-        named = model.tokenizer in ("gpt2", "byte")
-        content = model.tokenizer.encode()
-        content = content if named else read_regular(model.tokenizer, most=TOKENIZER_SIZE)
+        if model.tokenizer not in ("gpt2", "byte"):
+            content = read_regular(model.tokenizer, most=TOKENIZER_SIZE)
     except CheckpointError as error:
         raise ConfigError(
             f"model.tokenizer must be gpt2, byte or a readable file: {error}"

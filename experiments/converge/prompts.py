@@ -62,8 +62,8 @@ def encode_prompts(
     """Tokens of every prompt, cut to ``max_tokens``.
 
     Raises:
-        ConfigError: a prompt without tokens, with characters that the tokenizer or ids that the
-            model does not know, or longer than its block.
+        ConfigError: a prompt without tokens, longer than the block, or with characters or ids that
+            tokenizer and model do not know.
     """
     encoded = []
     for prompt in prompts:
@@ -76,8 +76,7 @@ def encode_prompts(
         tokens = (tokens or [])[:max_tokens]
         if not tokens:
             raise ConfigError(f"{named} is empty: it must have at least one token")
-        wrong = [i for i in tokens if not 0 <= i < vocab_size]
-        if wrong:
+        if wrong := [i for i in tokens if not 0 <= i < vocab_size]:
             raise ConfigError(
                 f"{named} has the token id {wrong[0]}, but the model's vocabulary"
                 f" goes from 0 to {vocab_size - 1}"
@@ -92,9 +91,10 @@ def encode_prompts(
 
 
 def _from_file(path: Path, *, by_line: bool) -> list[Prompt]:
+    named = cut(repr(str(path)))
     if path.suffix not in (".txt", ".jsonl"):
-        raise ConfigError(f"prompts.file must end in .txt or .jsonl, got {cut(repr(str(path)))}")
-    what = f"prompts.file {cut(repr(str(path)))}"
+        raise ConfigError(f"prompts.file must end in .txt or .jsonl, got {named}")
+    what = f"prompts.file {named}"
     try:
         text = read_regular(path, most=PROMPTS_SIZE).decode("utf-8")  # line ends stay as they are
     except CheckpointError as error:

@@ -18,16 +18,8 @@ import pyarrow.parquet as pq
 
 from experiments.converge.records import Measures
 from experiments.converge.settings import ConvergeSettings, TrackingSettings
+from experiments.runs import folder as files
 from experiments.runs.files import write_json
-from experiments.runs.folder import (
-    CONFIG,
-    ITERATIONS,
-    STATUS,
-    SUMMARY,
-    TRAJECTORY,
-    now,
-    read_status,
-)
 from experiments.sweeps.report import name_of
 from experiments.tracking import terminal_view
 from experiments.tracking.tracker import Tracker
@@ -68,6 +60,7 @@ def open_tracker(
         KeyError, TypeError: the configuration is not that of a convergence run.
     """
     name = name_of(config)
+    measures = (*AGGREGATES, *(f"{measure}_log10" for measure in LOG10), "settled_share")
     tracker = Tracker(
         tracking,
         run_id=run_id,
@@ -77,10 +70,7 @@ def open_tracker(
         config=config,
         folder=folder,
         axis="iteration",
-        measures={
-            **dict.fromkeys((*AGGREGATES, *(f"{name}_log10" for name in LOG10)), "iteration"),
-            **{"settled_share": "iteration", "generation/*": "generation_step"},
-        },
+        measures=dict.fromkeys(measures, "iteration") | {"generation/*": "generation_step"},
         warn=warn,
         later=f"python -m scripts.sync_wandb {shlex.quote(str(study))}",
         patience=patience,
@@ -93,8 +83,7 @@ def open_tracker(
 class Live:
     """Tells W&B of a run while it is computed: a history row a pass, and one a generation step.
 
-    Rows speak of the prompts of one batch. A prompt that is at rest counts on with the values it
-    ended with, as in ``history_rows``.
+    Rows speak of the prompts of one batch; those at rest count on, as in ``history_rows``.
 
     W&B takes only rows whose step is above that of the last. That of a pass is where it would stand
     if every pass were run: the same whenever the run is told again, and the pass's own number in a
@@ -102,8 +91,10 @@ class Live:
     """
 
     def __init__(self, tracker: Tracker, settings: ConvergeSettings) -> None:
-        self._tracker = tracker
-        self._settings = settings
+        self._tracker, self._settings = tracker, settings
+        # W&B's steps of a generation step, and of a prompt: every pass, and one more
+        self._passes = settings.recompute.iterations + 1
+        self._steps = self._passes * (settings.generation.max_new_tokens + 1)
         self._last: dict[str, Any] | None = None
         self._batches = self._done = 0  # batches, prompts
 
@@ -117,7 +108,7 @@ class Live:
         known = settings.measures.oracle and settings.feedback.shift == 1
         if known and self._batches == 1 and settings.generation.max_new_tokens == 0:
             return 0
-        return self._done * passes_of(settings)
+        return self._done * self._steps
 
     def end_batch(self, done: int) -> None:
         """``done``: how many prompts are."""
@@ -141,8 +132,7 @@ class Live:
             "step": step,
             "settled_share": at_rest / len(measures["nll"]),
         }
-        before = self._done * passes_of(self._settings)
-        before += step * (self._settings.recompute.iterations + 1)
+        before = self._done * self._steps + step * self._passes
         self._tracker.log(self._last, step=before + number)
 
     def _end_step(self) -> None:
@@ -152,22 +142,14 @@ class Live:
             row = {f"generation/{name}": self._last[name] for name in names}
             row["generation_step"] = self._last["step"]
             self._tracker.log(row, step=self._tracker.step + 1)
-        if self._settings.generation.max_new_tokens > 0:
             self._last = None
-
-
-def passes_of(settings: ConvergeSettings) -> int:
-    """What W&B's steps leave for each prompt: every pass of every generation step, and one more."""
-    return (settings.recompute.iterations + 1) * (settings.generation.max_new_tokens + 1)
 
 
 def publish(
     tracker: Tracker, folder: Path, summary: dict[str, Any], *, live: Live | None = None
 ) -> None:
-    """Log a run from its own files: a history row an iteration, summary, pictures, Parquet.
-
-    Args:
-        live: what has told of the run already, while it was computed.
+    """Log a run from its own files, what ``live`` has told of it apart: a history row an iteration,
+    summary, pictures, Parquet.
     """
     if not tracker.active:
         return
@@ -179,17 +161,16 @@ def publish(
     curves = _moving_tokens(folder)
     tracker.show("token_trajectories", lambda wandb: wandb.plot.line_series(**curves))
     tracker.summarize(summary["overall"])  # last: a row overwrites what it shares with it
-    tables = (TRAJECTORY, ITERATIONS, SUMMARY)
-    tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place), artifact=tables)
+    artifact = (*files.TABLES, files.SUMMARY)
+    tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place), artifact=artifact)
 
 
 def _moving_tokens(folder: Path) -> dict[str, Any]:
     """The curves of the tokens whose estimates move most at the last generation step of their
-    prompt, as W&B draws them: iterations, log-probability at each (nats; missing where it is not a
-    number or the prompt ended earlier), names and a title.
+    prompt, as W&B draws them; in nats, missing where that is no number or the prompt has ended.
     """
     columns = ["prompt_id", "step", "iteration", "position", "token", "log_prob"]
-    frame = _last_step(pq.read_table(folder / TRAJECTORY, columns=columns).to_pandas())
+    frame = _last_step(pq.read_table(folder / files.TRAJECTORY, columns=columns).to_pandas())
     index = ["prompt_id", "position", "token"]
     curves = frame.pivot(index=index, columns="iteration", values="log_prob")
     reach = (curves.max(axis=1) - curves.min(axis=1)).fillna(0.0)
@@ -206,27 +187,25 @@ def _moving_tokens(folder: Path) -> dict[str, Any]:
 
 
 def _copy_run(folder: Path, place: Path) -> None:
-    """What a reader needs of a run, so that a W&B run copied elsewhere is complete by itself.
-
-    The copy says that the run is finished: it is told when there is nothing left to be computed.
+    """What a reader needs of a run, so that a W&B run copied elsewhere is complete by itself. It
+    says that the run is finished: nothing is left to be computed.
     """
-    for name in (CONFIG, TRAJECTORY, ITERATIONS, SUMMARY):
+    for name in (files.CONFIG, *files.TABLES, files.SUMMARY):
         try:
             os.link(folder / name, place / name)  # the same bytes: files of a run are never edited
         except OSError:
             shutil.copyfile(folder / name, place / name)
-    status = read_status(folder)
+    status = files.read_status(folder)
     if status["state"] == "running":
-        status |= {"state": "finished", "finished": now()}
-    write_json(place / STATUS, status)
+        status |= {"state": "finished", "finished": files.now()}
+    write_json(place / files.STATUS, status)
 
 
 def history_rows(folder: Path) -> list[dict[str, Any]]:
-    """One row an iteration over all prompts, each at its last generation step.
-
-    A prompt that ended early counts on with the values it ended with.
+    """One row an iteration over all prompts, each at its last generation step; one that ended early
+    counts on with the values it ended with.
     """
-    frame = _last_step(pq.read_table(folder / ITERATIONS).to_pandas())
+    frame = _last_step(pq.read_table(folder / files.ITERATIONS).to_pandas())
     frame = frame.set_index(["iteration", "prompt_id"])[list(AGGREGATES)]
     filled = frame.unstack("prompt_id").sort_index().ffill()
     rows = pd.DataFrame(

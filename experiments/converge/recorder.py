@@ -1,7 +1,7 @@
 """Measures a batch of prompts while it is computed: one record per pass.
 
 Watches what ``generate`` does. Inside a pass everything is tensors over the batch; ``records``
-makes tables and summaries of what was seen.
+makes tables and summaries of what was seen of each prompt.
 
 Shapes: B prompts that a generation step continues, R of them in a pass, T tokens, N evaluated
 positions, C width.
@@ -11,14 +11,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from experiments.converge.prompts import EncodedPrompt
-from experiments.converge.records import MEASURES, Measures, Pass, Records, Step
+from experiments.converge.records import MEASURES, Measures, Records, Step
 from experiments.converge.settings import ConvergeSettings
+from stateful_gpt.checkpoint import Checkpoint
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import Watcher, Window
 from stateful_gpt.language_model import LanguageModel
-from stateful_gpt.oracle import LeftToRight, disturbed_reading
+from stateful_gpt.oracle import LeftToRight, disturbed_reading, lyapunov_exponents
 from stateful_gpt.recompute import Iteration, Span
 from stateful_gpt.scoring import Predictions, TokenScores, score_targets, score_tokens
 
@@ -37,27 +39,31 @@ class Recorder:
         self,
         prompts: list[EncodedPrompt],
         *,
-        model: LanguageModel,
+        checkpoint: Checkpoint[LanguageModel],
         feedback: Feedback,
         settings: ConvergeSettings,
         double: LanguageModel | None,
         on_pass: Callable[[int, int, Measures, int], object],
     ) -> None:
-        self.records = Records(prompts, [], settings.reporting_tolerance)
-        self._model, self._double, self._feedback = model, double, feedback
-        self._tolerance = settings.reporting_tolerance
+        tolerance = settings.reporting_tolerance
+        self.records = Records(prompts, [[] for _ in prompts], checkpoint.tokenizer, tolerance)
+        self._model, self._double, self._feedback = checkpoint.model, double, feedback
         self._wanted = settings.measures
         self._on_pass = on_pass
         longest = max(len(prompt.tokens) for prompt in prompts)
         self._fixed_text = settings.generation.max_new_tokens == 0
-        self._capacity = min(model.block_size, longest + settings.generation.max_new_tokens)
+        self._capacity = min(
+            checkpoint.model.block_size, longest + settings.generation.max_new_tokens
+        )
         self._reader: LeftToRight | None = None
         self._predictions: Predictions | None = None
+        self._window: Window | None = None
+        self._final: Tensor | None = None  # (B, T) the fixed point, where it can be known
+        self._exponents: list[float | None] | None = None  # Lyapunov's, where they came with it
+        self._steps: list[Step] = []  # of each row of the window
         self._rows: list[int] = []  # of the window, those that the tensors below hold
         self._hidden = torch.empty(0)  # (R, T, C) after the pass before
         self._moved: Tensor | None = None  # (R, T) how far it moved hidden states
-        self._first = True  # the next pass is the first over its window
-        self._latest: dict[str, list[float]] = {}  # of each row, in its last pass
 
     def watch(self, window: Window) -> Watcher:
         """Called before each recompute: solves it exactly, then watches its passes.
@@ -65,22 +71,20 @@ class Recorder:
         Estimates that depend on themselves have no fixed point to know beforehand: where the last
         pass left them takes its place.
         """
-        step = Step(window)
-        last = self.records.steps[-1].window if self.records.steps else None
+        last, self._window, self._final = self._window, window, None
         if self._wanted.oracle and self._feedback.triangular:
             if self._fixed_text and self._double is not None and self._feedback.active:
                 # one reading tells both
-                step.final, step.exponents = disturbed_reading(
+                self._final, self._exponents = disturbed_reading(
                     self._double, window.tokens, self._feedback, lengths=window.lengths
                 )
             else:
-                step.final = self._fixed_point(window, last)
+                self._final = self._fixed_point(window, last)
         batch, length = window.tokens.shape
-        self._rows, self._first, self._moved = list(range(batch)), True, None
+        self._rows, self._moved = list(range(batch)), None
         self._hidden = torch.zeros(
             batch, length, self._model.width, dtype=self._model.dtype, device=self._model.device
         )
-        self._latest = {name: [float("nan")] * batch for name in MEASURES}
         before, self._predictions = self._predictions, None
         if self._wanted.kl:
             self._predictions = Predictions(self._model, batch=batch, length=length)
@@ -88,20 +92,39 @@ class Recorder:
                 # of what is final and not read again, the divergence is what it was
                 kept, known = [last.rows.index(row) for row in window.rows], last.tokens.size(1)
                 self._predictions.kl_effect[:, :known] = before.kl_effect[kept][:, :length]
+        plain_nll: list[float] | list[None] = [None] * batch
         if not window.plain_first:
             hidden = self._model.read(window.tokens)
             log_probs = score_tokens(self._model, hidden, window.tokens).log_probs
-            step.plain_nll = self._nll(log_probs, window.lengths).tolist()
+            plain_nll = self._nll(log_probs, window.lengths).tolist()
             if self._predictions is not None:
                 self._predictions.set_plain(hidden, begin=0)
-        self.records.steps.append(step)
+        solved, tokens = self._final is not None, window.tokens.cpu()
+        described = zip(window.starts, window.lengths, tokens, plain_nll, strict=True)
+        self._steps = [
+            Step(window.step, start, ids[:count], solved, plain)
+            for start, count, ids, plain in described
+        ]
+        for row, step in zip(window.rows, self._steps, strict=True):
+            self.records.texts[row].append(step)
         return Watcher(self._observe, self._score)
+
+    def exponents(self) -> list[float | None]:
+        """Lyapunov's of each prompt's last window; None where it is not asked for or known."""
+        if self._exponents is not None:
+            return self._exponents
+        texts = [steps[-1].tokens for steps in self.records.texts]
+        if self._double is None:
+            return [None] * len(texts)
+        tokens = pad_sequence(texts, batch_first=True).to(self._double.device)
+        lengths = [len(text) for text in texts]
+        return lyapunov_exponents(self._double, tokens, self._feedback, lengths=lengths)
 
     def _score(self, hidden: Tensor, tokens: Tensor, span: Span) -> TokenScores:
         """Score (R, N, C) hidden states, and keep what this pass has changed about them."""
         self._keep(span.rows, tokens.size(1))
         begin, end = span.begin, span.end
-        if not self._first:
+        if self._steps[0].log_probs:  # another pass was before
             step = (hidden - self._hidden[:, begin:end]).double().norm(dim=2)  # (R, N)
             self._moved = step.new_zeros(tokens.shape)
             self._moved[:, begin:end] = step
@@ -109,7 +132,7 @@ class Recorder:
         if self._predictions is None:
             targets = tokens[:, begin + 1 : end + 1]
             return score_targets(self._model, hidden[:, : targets.size(1)], targets)
-        plain = self._first and self.records.steps[-1].window.plain_first
+        plain = not self._steps[0].log_probs and self._steps[0].plain_nll is None
         return self._predictions.score(hidden, tokens, begin=begin, first=plain)
 
     def _keep(self, rows: list[int], length: int) -> None:
@@ -121,9 +144,9 @@ class Recorder:
         self._hidden = self._hidden[:, :length]
 
     def _observe(self, iteration: Iteration) -> None:
-        step, rows = self.records.steps[-1], iteration.span.rows
-        log_probs = iteration.log_probs  # (R, T)
-        lengths = [step.window.lengths[row] for row in rows]
+        rows, log_probs = iteration.span.rows, iteration.log_probs  # (R, T)
+        seen = [self._steps[row] for row in rows]
+        lengths = [len(step.tokens) for step in seen]
         count = torch.tensor(lengths, device=log_probs.device)
         missing = torch.full_like(count, torch.nan, dtype=torch.float64)
         columns = dict.fromkeys(MEASURES, missing)
@@ -135,11 +158,11 @@ class Recorder:
             columns["hidden_step_norm"] = (
                 missing.nan_to_num(0.0) if moved is None else self._mean(moved, count)
             )
-        if step.final is not None:
-            error = (log_probs - step.final[rows, : log_probs.size(1)]).abs()
+        if self._final is not None:
+            error = (log_probs - self._final[rows, : log_probs.size(1)]).abs()
             error = error.masked_fill(self._padding(error, count), 0.0)
             columns["oracle_error_max"] = error.amax(dim=1)
-            away = ~(error <= self._tolerance)  # NaN is away
+            away = ~(error <= self.records.tolerance)  # NaN is away
             columns["settled_prefix"] = torch.where(
                 away.any(dim=1), away.long().argmax(dim=1), count
             )
@@ -148,15 +171,13 @@ class Recorder:
             if iteration.number > 1:
                 kl_step = self._mean(self._predictions.kl_step, count)
                 columns["kl_step"] = kl_step if evaluated else torch.zeros_like(kl_step)
-        table = torch.stack([column.double() for column in columns.values()]).tolist()
-        measures = dict(zip(MEASURES, table, strict=True))
-        step.passes.append(Pass(rows, log_probs.cpu(), measures))
-        self._first = False
-        for name, values in measures.items():
-            for row, value in zip(rows, values, strict=True):
-                self._latest[name][row] = value
-        at_rest = len(step.window.rows) - len(rows)
-        self._on_pass(step.window.step, iteration.number, self._latest, at_rest)
+        table = torch.stack([column.double() for column in columns.values()], dim=1).tolist()
+        for step, values, measured in zip(seen, log_probs.cpu(), table, strict=True):
+            step.log_probs.append(values[: len(step.tokens)])
+            step.measures.append(dict(zip(MEASURES, measured, strict=True)))
+        latest = {name: [step.measures[-1][name] for step in self._steps] for name in MEASURES}
+        at_rest = len(self._steps) - len(rows)
+        self._on_pass(self._steps[0].number, iteration.number, latest, at_rest)
 
     def _padding(self, values: Tensor, count: Tensor) -> Tensor:
         """(R, T): True behind the end of each row."""

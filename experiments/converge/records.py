@@ -1,6 +1,6 @@
-"""What was recorded of a batch of prompts, as rows of the run's tables and as summaries.
+"""What was recorded of prompts, as rows of the run's tables and as summaries.
 
-Shapes: B prompts that a generation step continues, R of them in a pass, T tokens.
+Shapes: T tokens of the window of a generation step.
 """
 
 import math
@@ -19,261 +19,191 @@ from stateful_gpt.convergence import (
     rounding_floor,
     settled_prefixes,
 )
-from stateful_gpt.feedback import Feedback
-from stateful_gpt.generate import Generation, Window
-from stateful_gpt.language_model import LanguageModel
-from stateful_gpt.oracle import lyapunov_exponents
+from stateful_gpt.generate import Generation
 from stateful_gpt.recompute import Outcome
 from stateful_gpt.tokenizer import Tokenizer, decode, token_text
 
 Measures = dict[str, list[float]]  # a number for each row, NaN where there is none
-MEASURES = {
-    "step_max": "how far the estimates moved since the last pass at most, nats",
-    "step_rms": "how far the estimates moved since the last pass, root mean square, nats",
-    "settled_prefix": "tokens from the start within reporting_tolerance of where they end",
-    "oracle_error_max": "largest distance to the exact solution, nats",
-    "nll": "mean negative log-probability, nats per token",
-    "kl_step": "KL divergence of the predictions from the last pass's, nats",
-    "kl_effect": "KL divergence of the predictions from the plain model's, nats",
-    "hidden_step_norm": "Euclidean norm of the step of the hidden states, mean over positions",
-}
-MEANINGS = MEASURES | {
-    "prompt_id": "the id of the prompt",
-    "step": "tokens generated so far",
-    "iteration": "the pass, from 1, which is the plain model",
-    "position": "of the token in its text, from 0",
-    "token_id": "of the token in the vocabulary",
-    "token": "the text of the token",
-    "log_prob": "log-probability of the token, nats; missing where nothing predicts it",
-}
 
 
-def _schema(**columns: pa.DataType) -> pa.Schema:
-    """Columns that carry what they mean."""
-    return pa.schema(
-        [
-            pa.field(name, kind, metadata={"meaning": MEANINGS[name]})
-            for name, kind in columns.items()
-        ]
-    )
+def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"meaning": meaning})
 
 
-_WHERE = {"prompt_id": pa.string(), "step": pa.int32(), "iteration": pa.int32()}
-_NUMBERS = dict.fromkeys(MEASURES, pa.float64()) | {"settled_prefix": pa.int32()}
-ITERATIONS = _schema(**_WHERE, **_NUMBERS)
+_REAL, _WHOLE = pa.float64(), pa.int32()
+_WHERE = [
+    _column("prompt_id", pa.string(), "the id of the prompt"),
+    _column("step", _WHOLE, "tokens generated so far"),
+    _column("iteration", _WHOLE, "the pass, from 1, which is the plain model"),
+]
+_MEASURED = [
+    _column("step_max", _REAL, "how far the estimates moved since the last pass at most, nats"),
+    _column("step_rms", _REAL, "how far they moved since the last pass, root mean square, nats"),
+    _column("settled_prefix", _WHOLE, "leading tokens within reporting_tolerance of their end"),
+    _column("oracle_error_max", _REAL, "largest distance to the exact solution, nats"),
+    _column("nll", _REAL, "mean negative log-probability, nats per token"),
+    _column("kl_step", _REAL, "KL divergence of the predictions from the last pass's, nats"),
+    _column("kl_effect", _REAL, "KL divergence of the predictions from the plain model's, nats"),
+    _column("hidden_step_norm", _REAL, "norm of the step of hidden states, mean over positions"),
+]
+MEASURES = [column.name for column in _MEASURED]
+ITERATIONS = pa.schema([*_WHERE, *_MEASURED])
 
 
 def trajectory_schema(dtype: torch.dtype) -> pa.Schema:
     """The columns of ``trajectory.parquet``; log-probabilities in the precision of the run."""
-    return _schema(
-        **_WHERE,
-        position=pa.int32(),
-        token_id=pa.int32(),
-        token=pa.string(),
-        log_prob=pa.float64() if dtype == torch.float64 else pa.float32(),
+    kind = _REAL if dtype == torch.float64 else pa.float32()
+    return pa.schema(
+        [
+            *_WHERE,
+            _column("position", _WHOLE, "of the token in its text, from 0"),
+            _column("token_id", _WHOLE, "of the token in the vocabulary"),
+            _column("token", pa.string(), "the text of the token"),
+            _column("log_prob", kind, "of the token, nats; missing where nothing predicts it"),
+        ]
     )
 
 
 @dataclass
-class Pass:
-    """One pass over some rows of a window."""
-
-    rows: list[int]
-    log_probs: Tensor  # (R, T)
-    measures: Measures  # R numbers each
-
-
-@dataclass
 class Step:
-    """One generation step: its window, and its passes."""
+    """What was seen of one prompt in one generation step.
 
-    window: Window
-    final: Tensor | None = None  # (B, T) the fixed point, where it can be known beforehand
-    exponents: list[float | None] | None = None  # Lyapunov's, where they came with it
-    plain_nll: list[float] = field(default_factory=list)
-    passes: list[Pass] = field(default_factory=list)
+    Attributes:
+        number: tokens generated so far.
+        start: position in the text of the first token of the window.
+        tokens: (T,) ids of the window.
+        solved: whether the fixed point is known beforehand.
+        plain_nll: of the plain model; None where that is the first pass.
+        log_probs: (T,) nats, after each pass.
+        measures: of each pass; NaN where there is none.
+    """
 
-    def of(self, row: int) -> list[tuple[Pass, int]]:
-        """The passes over one row, each with the row's place in it."""
-        return [(p, p.rows.index(row)) for p in self.passes if row in p.rows]
+    number: int
+    start: int
+    tokens: Tensor
+    solved: bool
+    plain_nll: float | None
+    log_probs: list[Tensor] = field(default_factory=list)
+    measures: list[dict[str, float]] = field(default_factory=list)
+
+    def prefixes(self, tolerance: float) -> list[int] | None:
+        """Settled prefixes, judged by where the last pass ended; None where too little is known."""
+        if len(self.log_probs) < 2:
+            return None
+        return settled_prefixes(self.log_probs, tolerance=tolerance)
+
+    def errors(self, tolerance: float, outcome: Outcome) -> list[float]:
+        """The distance from the fixed point after each pass (nats); empty where it is unknown."""
+        if self.solved:
+            return [measures["oracle_error_max"] for measures in self.measures]
+        if outcome is Outcome.SETTLED and len(self.log_probs) == 1:
+            return [0.0]  # at rest where it began: nothing is fed back
+        prefixes = self.prefixes(tolerance)
+        if prefixes is None or prefixes[-1] < len(self.tokens):
+            return []
+        return [(values - self.log_probs[-1]).abs().max().item() for values in self.log_probs]
 
 
 @dataclass
 class Records:
-    """All passes over a batch of prompts.
+    """The steps of each prompt of a batch.
 
     Attributes:
         tolerance: nats from where an estimate ends that count as settled.
     """
 
     prompts: list[EncodedPrompt]
-    steps: list[Step]
+    texts: list[list[Step]]
+    encoding: Tokenizer
     tolerance: float
 
-    def tables(self, tokens: list[list[int]], encoding: Tokenizer) -> tuple[Any, Any]:
-        """(trajectory, iterations), each prompt after the other.
+    def trajectory(self) -> pa.Table:
+        """Rows of ``trajectory.parquet``.
 
         Positions count from the beginning of the text; the first of a window, which nothing
         predicts, has no log-probability.
         """
-        prompt, step_, number_, position, value, unpredicted = [], [], [], [], [], []
-        for step in self.steps:
-            window = step.window
-            for number, recorded in enumerate(step.passes, start=1):
-                rows = np.asarray(recorded.rows)
-                lengths = np.asarray(window.lengths)[rows]
-                local = np.arange(recorded.log_probs.size(1))
-                valid = local < lengths[:, None]  # (R, T)
-                places = np.broadcast_to(local, valid.shape)[valid]
-                value.append(recorded.log_probs.numpy()[valid])
-                prompt.append(np.repeat(np.asarray(window.rows)[rows], lengths))
-                position.append(places + np.repeat(np.asarray(window.starts)[rows], lengths))
-                unpredicted.append(places == 0)
-                step_.append(np.full(len(places), window.step))
-                number_.append(np.full(len(places), number))
-        order = np.argsort(np.concatenate(prompt), kind="stable")
-        prompts = np.concatenate(prompt)[order]
-        positions = np.concatenate(position)[order]
-        begins = np.cumsum([0] + [len(text) for text in tokens[:-1]])
-        ids = np.concatenate([np.asarray(text) for text in tokens])[begins[prompts] + positions]
+        passes = [
+            (prompt.id, step, number, values)
+            for prompt, steps in zip(self.prompts, self.texts, strict=True)
+            for step in steps
+            for number, values in enumerate(step.log_probs, start=1)
+        ]
+        lengths = [len(values) for *_, values in passes]
+        row = np.repeat(np.arange(len(passes)), lengths)
+        places = np.concatenate([np.arange(length) for length in lengths])
+        ids = torch.cat([step.tokens for _, step, _, _ in passes]).numpy()
         kinds, which = np.unique(ids, return_inverse=True)
-        names = pa.array([token_text(encoding, int(i)) for i in kinds], pa.string())
-        log_probs = np.concatenate(value)[order]
-        trajectory = pa.table(
+        names = pa.array([token_text(self.encoding, int(i)) for i in kinds], pa.string())
+        log_probs = torch.cat([values for *_, values in passes]).numpy()
+        return pa.table(
             {
-                "prompt_id": pa.array([p.id for p in self.prompts], pa.string()).take(prompts),
-                "step": np.concatenate(step_)[order],
-                "iteration": np.concatenate(number_)[order],
-                "position": positions,
+                "prompt_id": pa.array([name for name, *_ in passes], pa.string()).take(row),
+                "step": np.array([step.number for _, step, _, _ in passes])[row],
+                "iteration": np.array([number for _, _, number, _ in passes])[row],
+                "position": np.array([step.start for _, step, _, _ in passes])[row] + places,
                 "token_id": ids,
                 "token": names.take(which),
-                "log_prob": pa.array(log_probs, mask=np.concatenate(unpredicted)[order]),
+                "log_prob": pa.array(log_probs, mask=places == 0),
             },
-            schema=trajectory_schema(self.steps[0].passes[0].log_probs.dtype),
+            schema=trajectory_schema(passes[0][-1].dtype),
         )
-        measured = [row for i in range(len(self.prompts)) for row in self._rows_of(i)]
-        return trajectory, pa.Table.from_pylist(measured, schema=ITERATIONS)
 
-    def _rows_of(self, index: int) -> list[dict[str, Any]]:
-        """The rows of iterations.parquet of one prompt."""
+    def iterations(self) -> pa.Table:
+        """Rows of ``iterations.parquet``."""
         rows = []
-        for step in self._steps_of(index):
-            place = step.window.rows.index(index)
-            passes = step.of(place)
-            prefixes, _ = self._without_oracle(step, place)
-            for number, (recorded, i) in enumerate(passes, start=1):
-                row: dict[str, Any] = {
-                    name: _number(values[i]) for name, values in recorded.measures.items()
-                }
-                if prefixes is not None:
-                    row["settled_prefix"] = prefixes[number - 1]
-                row |= {
-                    "prompt_id": self.prompts[index].id,
-                    "step": step.window.step,
-                    "iteration": number,
-                }
-                rows.append(row)
-        return rows
+        for prompt, steps in zip(self.prompts, self.texts, strict=True):
+            for step in steps:
+                prefixes = None if step.solved else step.prefixes(self.tolerance)
+                for number, measures in enumerate(step.measures, start=1):
+                    row: dict[str, Any] = {name: _number(x) for name, x in measures.items()}
+                    if prefixes is not None:
+                        row["settled_prefix"] = prefixes[number - 1]
+                    where = {"prompt_id": prompt.id, "step": step.number, "iteration": number}
+                    rows.append(row | where)
+        return pa.Table.from_pylist(rows, schema=ITERATIONS)
 
-    def _steps_of(self, index: int) -> list[Step]:
-        return [step for step in self.steps if index in step.window.rows]
-
-    def _without_oracle(
-        self, step: Step, place: int
-    ) -> tuple[list[int] | None, list[float] | None]:
-        """Settled prefixes, and errors where all has settled, judged by where the last pass ended.
-
-        None where the fixed point is known, or too little is.
-        """
-        if step.final is not None:
-            return None, None
-        length = step.window.lengths[place]
-        values = [recorded.log_probs[i, :length] for recorded, i in step.of(place)]
-        if len(values) < 2:
-            return None, None
-        prefixes = settled_prefixes(values, tolerance=self.tolerance)
-        if prefixes[-1] < length:
-            return prefixes, None
-        return prefixes, [(v - values[-1]).abs().max().item() for v in values]
-
-    def _errors(self, step: Step, place: int, outcome: Outcome) -> list[float]:
-        """The distance from the fixed point after each pass (nats); empty where it is unknown."""
-        if step.final is None:
-            if outcome is Outcome.SETTLED and len(step.of(place)) == 1:
-                return [0.0]  # at rest where it began: nothing is fed back
-            return self._without_oracle(step, place)[1] or []
-        return [recorded.measures["oracle_error_max"][i] for recorded, i in step.of(place)]
-
-    def summaries(
-        self,
-        result: Generation,
-        feedback: Feedback,
-        *,
-        encoding: Tokenizer,
-        double: LanguageModel | None,
-    ) -> list[dict[str, Any]]:
-        """What became of each prompt.
+    def summaries(self, result: Generation, exponents: list[float | None]) -> list[dict[str, Any]]:
+        """What became of each prompt; ``exponents`` are Lyapunov's.
 
         Over several generation steps, the outcome is the worst and iterations_to_tolerance the
         largest of them; everything else is of the last one, which holds the whole text.
-
-        Args:
-            double: the model in float64, for the Lyapunov exponents; None for none.
         """
-        exponents: list[float | None] = [None] * len(self.prompts)
-        lasts = [self._steps_of(index)[-1] for index in range(len(self.prompts))]
-        if lasts[0].exponents is not None:
-            exponents = lasts[0].exponents
-        elif double is not None:
-            places = [step.window.rows.index(i) for i, step in enumerate(lasts)]
-            lengths = [step.window.lengths[p] for step, p in zip(lasts, places, strict=True)]
-            tokens = torch.zeros(len(lasts), max(lengths), dtype=torch.long, device=double.device)
-            for row, (step, place) in enumerate(zip(lasts, places, strict=True)):
-                tokens[row, : lengths[row]] = step.window.tokens[place, : lengths[row]]
-            exponents = lyapunov_exponents(double, tokens, feedback, lengths=lengths)
         return [
-            self._summary(index, result, encoding) | {"lyapunov": exponent}
-            for index, exponent in enumerate(exponents)
+            self._summary(prompt, self.texts[i], result.outcomes[i], result.tokens[i])
+            | {"lyapunov": exponents[i]}
+            for i, prompt in enumerate(self.prompts)
         ]
 
-    def _summary(self, index: int, result: Generation, encoding: Tokenizer) -> dict[str, Any]:
-        prompt, outcomes = self.prompts[index], result.outcomes[index]
-        steps = self._steps_of(index)
-        last = steps[-1]
-        place = last.window.rows.index(index)
-        passes = last.of(place)
-        errors = [
-            self._errors(step, step.window.rows.index(index), outcome)
-            for step, outcome in zip(steps, outcomes, strict=True)
-        ]
+    def _summary(
+        self, prompt: EncodedPrompt, steps: list[Step], outcomes: list[Outcome], tokens: list[int]
+    ) -> dict[str, Any]:
+        last, pairs = steps[-1], list(zip(steps, outcomes, strict=True))
+        errors = [step.errors(self.tolerance, outcome) for step, outcome in pairs]
         reached = [iterations_to_tolerance(each, tolerance=self.tolerance) for each in errors]
-        counts = [len(step.of(step.window.rows.index(index))) for step in steps]
-        recorded, i = passes[-1]
-        first, j = passes[0]
-        plain = last.plain_nll[place] if last.plain_nll else first.measures["nll"][j]
-        floor = rounding_floor(first.log_probs[j, : last.window.lengths[place]])
-        generated = result.tokens[index][len(prompt.tokens) :]
         diverged = [
-            {"step": step.window.step, "iteration": count}
-            for step, count, outcome in zip(steps, counts, outcomes, strict=True)
+            {"step": step.number, "iteration": len(step.log_probs)}
+            for step, outcome in pairs
             if outcome is Outcome.DIVERGED
         ]
+        generated = tokens[len(prompt.tokens) :]
+        plain = last.measures[0]["nll"] if last.plain_nll is None else last.plain_nll
         return {
             "prompt_id": prompt.id,
             "text": prompt.text,
             "prompt_tokens": len(prompt.tokens),
             "generated_tokens": len(generated),
-            "generated_text": decode(encoding, generated),
+            "generated_text": decode(self.encoding, generated),
             "outcome": max(outcomes, key=list(Outcome).index).value,
             "diverged_at": diverged[0] if diverged else None,
-            "iterations": sum(counts),
+            "iterations": sum(len(step.log_probs) for step in steps),
             "iterations_to_tolerance": largest(reached),
             "reporting_tolerance": self.tolerance,
-            "rate": contraction_rate(errors[-1], floor=floor),
-            "nll": _number(recorded.measures["nll"][i]),
+            "rate": contraction_rate(errors[-1], floor=rounding_floor(last.log_probs[0])),
+            "nll": _number(last.measures[-1]["nll"]),
             "nll_plain": _number(plain),
-            "kl_effect": _number(recorded.measures["kl_effect"][i]),
-            "oracle_error_max": _number(recorded.measures["oracle_error_max"][i]),
+            "kl_effect": _number(last.measures[-1]["kl_effect"]),
+            "oracle_error_max": _number(last.measures[-1]["oracle_error_max"]),
         }
 
 

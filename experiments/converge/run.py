@@ -41,12 +41,14 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
         RunError: the computation or the disk failed; ``status.json`` says so too.
     """
     device = torch_device(settings.device.name)
-    located = locate(settings)
-    folder = located.folder
+    known: dict[Any, Any] = {}
+    folder = locate(settings, known)
     if finished_already(folder):
         return folder.path
     try:
-        checkpoint = _checkpoint(settings.model, settings.device.dtype, device, located.model)
+        checkpoint = _checkpoint(
+            settings.model, settings.device.dtype, device, known[settings.model]
+        )
     except CheckpointError as error:
         raise ConfigError(f"model.path: {error}") from None
     except (MemoryError, RuntimeError) as error:
@@ -58,7 +60,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
     model: Any = checkpoint.model  # hashed by which object it is
     feedback = _feedback(settings, model)
     prompts = encode_prompts(
-        located.prompts,
+        known[settings.prompts][0],
         checkpoint.tokenizer,
         max_tokens=settings.prompts.max_tokens,
         block_size=model.block_size,
@@ -80,16 +82,14 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
                 live.end_batch(done)
                 bar.update(passes * done - bar.n)
 
+            double = _in_float64(model) if settings.measures.lyapunov else None
             summaries = compute(
-                settings,
-                folder,
-                checkpoint,
-                _in_float64(model) if settings.measures.lyapunov else None,
-                feedback,
-                prompts,
+                *(settings, folder, checkpoint, double, feedback, prompts),
                 on_pass=on_pass,
                 on_batch=on_batch,
             )
+        if (mixed := folder.assemble()) is not None:
+            warn(mixed)
         summary = {
             "run_id": folder.id,
             "study": settings.study,
@@ -97,8 +97,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
             "overall": overall(summaries),
             "prompts": summaries,
         }
-        if (mixed := folder.assemble(summary)) is not None:
-            warn(mixed)
+        folder.summarize(summary)
         return lambda: publish(tracker, folder.path, summary, live=live)
 
     compute_once(

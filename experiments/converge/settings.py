@@ -6,9 +6,9 @@ Imports no torch: names that the library has are repeated here, and a test holds
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from experiments.settings import ConfigError, Count, Number, Positive, Seed, Settings, Whole
+from experiments.settings import Count, Number, Positive, Seed, Settings, Whole
 from stateful_gpt.console import cut
 
 StudyName = Annotated[
@@ -46,23 +46,21 @@ class FeedbackSettings(Settings):
     shift: Literal[0, 1] = 1
     hidden_strength: Number = 0.0
 
-    def conflicts(self) -> Iterator[tuple[bool, str]]:
+    def conflicts(self) -> Iterator[str]:
         alone = self.kind == "hidden_state"
-        yield (
-            alone and self.layers != "all",
-            "feedback.layers must be all with feedback=hidden_state, which enriches embeddings, got"
-            f" {list(self.layers)}",
-        )
-        yield (
-            self.hidden_strength != 0 and (alone or self.kind == "none"),
-            f"feedback.hidden_strength must be 0 with feedback={self.kind}: it adds hidden states"
-            " to a feedback of tokens, and alone they are feedback=hidden_state with"
-            f" feedback.strength, got {self.hidden_strength}",
-        )
-        yield (
-            self.shift == 0 and not alone and self.hidden_strength == 0,
-            "feedback.shift must be 1 where no hidden states are fed back, got 0",
-        )
+        if alone and self.layers != "all":
+            yield (
+                "feedback.layers must be all with feedback=hidden_state, which enriches embeddings,"
+                f" got {list(self.layers)}"
+            )
+        if self.hidden_strength != 0 and (alone or self.kind == "none"):
+            yield (
+                f"feedback.hidden_strength must be 0 with feedback={self.kind}: it adds hidden"
+                " states to a feedback of tokens, and alone they are feedback=hidden_state with"
+                f" feedback.strength, got {self.hidden_strength}"
+            )
+        if self.shift == 0 and not alone and self.hidden_strength == 0:
+            yield "feedback.shift must be 1 where no hidden states are fed back, got 0"
 
 
 class RecomputeSettings(Settings):
@@ -78,22 +76,22 @@ class RecomputeSettings(Settings):
     )
     start: Literal["cold", "carried"] = "cold"
 
-    def conflicts(self) -> Iterator[tuple[bool, str]]:
-        windowed = self.solver == "windowed"
-        yield (
-            not windowed and self.window is not None,
-            f"recompute.window needs recompute=windowed, got {self.window!r} with recompute=full",
-        )
-        yield (
-            windowed and self.window is None,
-            "recompute.window must be all, auto or a whole number of at least 1 with"
-            " recompute=windowed, got null",
-        )
-        yield (
-            windowed and self.damping != 1,
-            "recompute.damping must be 1 with recompute=windowed, as damped estimates never are"
-            f" final, got {self.damping}",
-        )
+    def conflicts(self) -> Iterator[str]:
+        if self.solver == "full" and self.window is not None:
+            yield (
+                f"recompute.window needs recompute=windowed, got {self.window!r} with"
+                " recompute=full"
+            )
+        if self.solver == "windowed" and self.window is None:
+            yield (
+                "recompute.window must be all, auto or a whole number of at least 1 with"
+                " recompute=windowed, got null"
+            )
+        if self.solver == "windowed" and self.damping != 1:
+            yield (
+                "recompute.damping must be 1 with recompute=windowed, as damped estimates never"
+                f" are final, got {self.damping}"
+            )
 
 
 class GenerationSettings(Settings):
@@ -121,16 +119,12 @@ class PromptSettings(Settings):
             return {**given, "source": "file"}
         return given
 
-    def conflicts(self) -> Iterator[tuple[bool, str]]:
-        yield (
-            self.source == "file" and self.file is None,
-            "prompts=file needs prompts.file, a .txt or .jsonl file, got nothing",
-        )
-        yield (
-            self.split == "lines" and not (self.file or "").endswith(".txt"),
-            "prompts.split=lines needs a prompts.file that ends in .txt, got"
-            f" {cut(repr(self.file))}",
-        )
+    def conflicts(self) -> Iterator[str]:
+        if self.source == "file" and self.file is None:
+            yield "prompts=file needs prompts.file, a .txt or .jsonl file, got nothing"
+        if self.split == "lines" and not (self.file or "").endswith(".txt"):
+            named = cut(repr(self.file))
+            yield f"prompts.split=lines needs a prompts.file that ends in .txt, got {named}"
 
 
 class MeasureSettings(Settings):
@@ -143,6 +137,14 @@ class DeviceSettings(Settings):
     name: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     batch: Literal["auto"] | Count = "auto"
+
+
+class TrainingDeviceSettings(DeviceSettings):
+    dtype: Literal["float32"] = Field(
+        default="float32",
+        description="float32 in training (training.precision=bfloat16 of experiments.train computes"
+        " in less)",
+    )
 
 
 class TrackingSettings(Settings):
@@ -167,44 +169,32 @@ class ConvergeSettings(Settings):
     seed: Seed = 0
     reporting_tolerance: Positive = 1e-3
 
-    def conflicts(self) -> Iterator[tuple[bool, str]]:
-        yield (
-            self.recompute.solver == "windowed" and self.feedback.shift == 0,
-            "feedback.shift must be 1 with recompute=windowed, as nothing else becomes final from"
-            " left to right, got 0",
-        )
+    def conflicts(self) -> Iterator[str]:
+        if self.recompute.solver == "windowed" and self.feedback.shift == 0:
+            yield (
+                "feedback.shift must be 1 with recompute=windowed, as nothing else becomes final"
+                " from left to right, got 0"
+            )
 
     def deciding(self) -> dict[str, Any]:
         """What can change a result: neither device, nor places and names, nor model and prompts,
         which count by their content. What a setting was before there was a key for it is left out,
         so that runs of that time keep their names.
         """
-        plain = self.plain()
-        for key in ("runs_dir", "study", "tracking", "model", "prompts"):
-            del plain[key]
-        plain["dtype"] = plain.pop("device")["dtype"]
-        feedback, recompute = plain["feedback"], plain["recompute"]
+        left_out = {"runs_dir", "study", "tracking", "model", "prompts", "device"}
+        plain = self.model_dump(mode="json", exclude=left_out) | {"dtype": self.device.dtype}
+        feedback, recompute, generation = (
+            plain[name] for name in ("feedback", "recompute", "generation")
+        )
         feedback["strength"] += 0.0  # -0.0 is 0.0
-        if feedback["hidden_strength"] == 0:
-            del feedback["hidden_strength"]
         if recompute["tolerance"] != "auto":
             recompute["tolerance"] += 0.0
-        if recompute["window"] is None:
-            del recompute["window"]
-        if plain["generation"]["slide"] == 1:
-            del plain["generation"]["slide"]
-        if self.measures == MeasureSettings():
-            del plain["measures"]
+        for group, key, before in (
+            (feedback, "hidden_strength", 0),
+            (recompute, "window", None),
+            (generation, "slide", 1),
+            (plain, "measures", MeasureSettings().plain()),
+        ):
+            if group[key] == before:
+                del group[key]
         return plain
-
-
-def _in_float32(device: DeviceSettings) -> DeviceSettings:
-    if device.dtype != "float32":
-        raise ConfigError(
-            "device.dtype must be float32 in training (training.precision=bfloat16 of"
-            f" experiments.train computes in less), got {device.dtype!r}"
-        )
-    return device
-
-
-Float32Device = Annotated[DeviceSettings, AfterValidator(_in_float32)]

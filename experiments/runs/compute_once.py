@@ -6,14 +6,13 @@ Whatever goes wrong is a sentence in ``status.json``. A mistake of ours keeps it
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from experiments.runs.folder import RunFolder, damage, read_status
+from experiments.runs.folder import RunFolder, damage
 from experiments.runs.lock import locked
 from experiments.runs.provenance import changes, provenance
 from experiments.settings import ConfigError
@@ -30,19 +29,12 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True)
 class Asked:
-    """How a run was asked for.
+    """How a run was asked for."""
 
-    Attributes:
-        command: what a user typed, perhaps for a whole sweep.
-        command_of_this_run: what computes this run alone.
-        place: of the run in its sweep, such as ``run 3 of 8``; empty for one alone.
-        bar: whether this process may draw a progress bar.
-    """
-
-    command: str | None = None
+    command: str | None = None  # what a user typed, perhaps for a whole sweep
     command_of_this_run: str | None = None
-    place: str = ""
-    bar: bool = True
+    place: str = ""  # in its sweep, such as ``run 3 of 8``
+    bar: bool = True  # whether this process may draw a progress bar
 
     def progress(self, total: int, unit: str, name: str) -> "tqdm[Any]":
         """A bar for this run, where somebody watches."""
@@ -55,11 +47,7 @@ ALONE = Asked()
 
 
 def torch_device(name: str) -> "torch.device":
-    """The device that ``device.name`` asks for.
-
-    Raises:
-        ConfigError: it is not there.
-    """
+    """The device that ``device.name`` asks for; raises ConfigError if it is not there."""
     from stateful_gpt.device import choose_device
 
     try:
@@ -70,9 +58,10 @@ def torch_device(name: str) -> "torch.device":
 
 def finished_already(folder: RunFolder) -> bool:
     """Whether there is nothing to compute, which is said."""
-    if not folder.finished:
-        if read_status(folder.path).get("state") == "finished":
-            warn(f"{folder.path} is damaged ({damage(folder.path)}) and is computed again")
+    if not folder.called_finished:
+        return False
+    if (found := damage(folder.path)) is not None:
+        warn(f"{folder.path} is damaged ({found}) and is computed again")
         return False
     folder.tidy()
     print(f"{folder.path} is finished: nothing to compute")
@@ -102,17 +91,16 @@ def compute_once(
     """
     try:
         with locked(folder.path):
-            if folder.finished:
+            if folder.called_finished and damage(folder.path) is None:
                 print(f"{folder.path} was finished meanwhile: nothing to compute")
                 return
-            changed = changes()
-            whole = {
+            found = changes()
+            told = {
+                **{"command": asked.command, "command_of_this_run": asked.command_of_this_run},
                 **provenance(device),
                 **origin,
-                "command": asked.command,
-                "command_of_this_run": asked.command_of_this_run,
             }
-            folder.begin(whole, changes=changed.patch if changed else b"")
+            folder.begin(told, changes=found.patch if found else b"")
             _attempt(folder, open_tracker, compute, shorten)
     except OSError as error:
         raise RunError(disk_sentence(error, folder.path)) from None
@@ -135,14 +123,19 @@ def _attempt(
             if not isinstance(error, OSError):
                 traceback.print_exception(error)
             warn(f"{folder.path} is complete, but W&B was not told all of it ({short(error)})")
-            with suppress(Exception):
-                tracker.finish(failed=True)
+            tracker.finish(failed=True)
         folder.finish()
     except BaseException as error:
         if tracker is not None:
             tracker.finish(failed=True)
-        message, trace = _why(error, folder.path, shorten=shorten), None
-        if message is None:
+        trace = None
+        if (whose := exhausted(error)) is not None:
+            message = f"{whose} does not hold the run: use a smaller {shorten}"
+        elif isinstance(error, OSError):
+            message = disk_sentence(error, folder.path)
+        elif isinstance(error, (KeyboardInterrupt, SystemExit)):
+            message = "interrupted"  # Slurm's jobs exit to be queued again
+        else:
             message, trace = short(error), "".join(traceback.format_exception(error))
             print(trace, end="", file=sys.stderr, flush=True)
         try:
@@ -152,17 +145,6 @@ def _attempt(
         if not isinstance(error, Exception):
             raise
         raise RunError(message) from error
-
-
-def _why(error: BaseException, folder: Path, *, shorten: str) -> str | None:
-    """A sentence for what a user can do something about; None for a mistake of ours."""
-    if (whose := exhausted(error)) is not None:
-        return f"{whose} does not hold the run: use a smaller {shorten}"
-    if isinstance(error, OSError):
-        return disk_sentence(error, folder)
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):  # Slurm's jobs exit to be queued again
-        return "interrupted"
-    return None
 
 
 def short(error: BaseException) -> str:

@@ -16,17 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from omegaconf import OmegaConf
 
-from experiments.runs.files import (
-    changed,
-    checksum,
-    checksums,
-    read_json,
-    short_hash,
-    write_atomically,
-    write_json,
-    write_table,
-    write_text,
-)
+from experiments.runs import files
 from experiments.runs.lock import LOCK, is_held
 from stateful_gpt.untrusted import SETTINGS_SIZE, open_regular, read_regular
 
@@ -38,15 +28,11 @@ STATUS = "status.json"
 SUMMARY = "summary.json"
 TRAJECTORY = "trajectory.parquet"
 ITERATIONS = "iterations.parquet"
+ACCURACY = "accuracy.parquet"  # of state tracking
 CHANGES = "changes.patch"
 TRACEBACK = "traceback.txt"
 TRACKER = "wandb"
-# the tables of a finished run, and columns without which nobody can read them
-TABLES = {
-    TRAJECTORY: ("prompt_id", "step", "iteration", "position", "token", "log_prob"),
-    ITERATIONS: ("prompt_id", "step", "iteration"),
-}
-TABLES_OF_CONTEST = {"accuracy.parquet": ("depth", "level", "accuracy")}
+TABLES = (TRAJECTORY, ITERATIONS)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PARTS = ".prompts"
 
@@ -65,11 +51,8 @@ class RunFolder:
         return self.path.name
 
     @property
-    def finished(self) -> bool:
-        return self._said_to_be_finished and damage(self.path) is None
-
-    @property
-    def _said_to_be_finished(self) -> bool:
+    def called_finished(self) -> bool:
+        """Whether its status says so, whatever its files hold."""
         return read_status(self.path).get("state") == "finished"
 
     def tidy(self) -> None:
@@ -92,8 +75,8 @@ class RunFolder:
             if leftover.is_file():
                 leftover.unlink()
         if changes:
-            write_atomically(self.path / CHANGES, lambda path: path.write_bytes(changes))
-        write_text(self.path / CONFIG, OmegaConf.to_yaml(self.config))
+            files.write_atomically(self.path / CHANGES, lambda path: path.write_bytes(changes))
+        files.write_text(self.path / CONFIG, OmegaConf.to_yaml(self.config))
         self._parts = []
         self._status = {
             "state": "running",
@@ -107,14 +90,14 @@ class RunFolder:
             **origin,
             "kept": [],
         }
-        write_json(self.path / STATUS, self._status)
+        files.write_json(self.path / STATUS, self._status)
 
     def fail(self, error: str, *, traceback: str | None = None) -> str:
         """Record why the run broke off, and return that; its finished prompts stay."""
         if traceback is not None:
-            write_text(self.path / TRACEBACK, traceback)
+            files.write_text(self.path / TRACEBACK, traceback)
             error = f"{error} (see {self.path / TRACEBACK})"
-        if not self._said_to_be_finished:  # by another process, where there are no locks
+        if not self.called_finished:  # by another process, where there are no locks
             self._end("failed", error)
         return error
 
@@ -124,45 +107,32 @@ class RunFolder:
         self.fail(error, traceback=traceback)
 
     def finish(self) -> None:
-        self._add_checksums()
         self._end("finished", None)
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
 
-    def _add_checksums(self) -> None:
-        names = (CONFIG, SUMMARY, *TABLES, *TABLES_OF_CONTEST)
-        self._status["checksums"] = checksums(self.path, names)
-
     def _end(self, state: str, error: str | None) -> None:
         ended = {"state": state, "error": error, "finished": now()}
-        write_json(self.path / STATUS, self._status | ended)
+        files.write_json(self.path / STATUS, self._status | ended)
 
-    def kept(
-        self, first: int, prompt_ids: list[str], schemas: "Sequence[pa.Schema]"
-    ) -> list[dict[str, Any]] | None:
-        """The summaries of a batch that an earlier attempt has finished, or None: also of one that
-        is damaged, of another run, or of a version with other columns.
-
-        Args:
-            first: number of its first prompt; ``prompt_ids`` are those from there on.
-            schemas: of trajectory and iterations.
+    def kept(self, first: int, schemas: "Sequence[pa.Schema]") -> list[dict[str, Any]] | None:
+        """The summaries of the batch from prompt number ``first`` on, if an earlier attempt has
+        finished it; None also if it is damaged, of another run, or of a version whose trajectory
+        and iterations have other columns than ``schemas``.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        part = read_json(self._part(first, "json"))
+        part = files.read_json(self._part(first, "json"))
         try:
             if part.pop("checksum") != self._checksum(first, part):  # some early versions had none
                 return None
+            if [pq.read_schema(self._part(first, name)) for name in TABLES] != list(schemas):
+                return None
             summaries: list[dict[str, Any]] = part["prompts"]
-            ids = [summary["prompt_id"] for summary in summaries]
-            found = [pq.read_schema(self._part(first, name)) for name in TABLES]
+            origins = [{"prompt_id": s["prompt_id"], "origin": part["origin"]} for s in summaries]
         except (AttributeError, LookupError, TypeError, ValueError, OSError, pa.ArrowException):
             return None  # a crash of the whole machine can leave a name without its content
-        if not ids or ids != prompt_ids[: len(ids)] or found != list(schemas):
-            return None
-        self._status["kept"] += [
-            {"prompt_id": prompt_id, "origin": part["origin"]} for prompt_id in ids
-        ]
+        self._status["kept"] += origins
         self._parts.append(first)
         return summaries
 
@@ -177,14 +147,16 @@ class RunFolder:
         for name in (*TABLES, "json"):
             if self._part(first, name).is_dir():  # no file could take its place
                 shutil.rmtree(self._part(first, name))
-        write_table(self._part(first, TRAJECTORY), trajectory)
-        write_table(self._part(first, ITERATIONS), iterations)
+        files.write_table(self._part(first, TRAJECTORY), trajectory)
+        files.write_table(self._part(first, ITERATIONS), iterations)
         part = {"prompts": summaries, "origin": _origin_of_part(self._status)}
-        write_json(self._part(first, "json"), part | {"checksum": self._checksum(first, part)})
+        files.write_json(
+            self._part(first, "json"), part | {"checksum": self._checksum(first, part)}
+        )
         self._parts.append(first)
 
-    def assemble(self, summary: dict[str, Any]) -> str | None:
-        """Put the files of the run together from the batches that are kept, in their order.
+    def assemble(self) -> str | None:
+        """Put the tables together from the batches that are kept, in their order.
 
         Returns:
             a sentence if some of them have another origin than this attempt; ``status.json`` names
@@ -200,13 +172,9 @@ class RunFolder:
                     for part in parts:
                         writer.write_table(pq.read_table(part))
 
-            write_atomically(self.path / name, write)
-        write_json(self.path / SUMMARY, summary)
-        self._add_checksums()
-        write_json(self.path / STATUS, self._status)
+            files.write_atomically(self.path / name, write)
         ours = _origin_of_part(self._status)
-        origins = [part["origin"] or {} for part in self._status["kept"]]
-        others = [origin for origin in origins if origin != ours]
+        others = [kept["origin"] for kept in self._status["kept"] if kept["origin"] != ours]
         names = [name for name in ours if any(o.get(name) != ours[name] for o in others)]
         if not others:
             return None
@@ -215,39 +183,42 @@ class RunFolder:
             f" another {', '.join(names)}; {STATUS} says which"
         )
 
+    def summarize(self, summary: dict[str, Any]) -> None:
+        """Write the summary, the last file of a run, and the checksums of all into its status."""
+        files.write_json(self.path / SUMMARY, summary)
+        names = (CONFIG, SUMMARY, *TABLES, ACCURACY)
+        self._status["checksums"] = files.checksums(self.path, names)
+        files.write_json(self.path / STATUS, self._status)
+
     def _checksum(self, first: int, part: dict[str, Any]) -> str:
         """Of a batch as a part of this run."""
-        digests = [checksum(self._part(first, name)) for name in TABLES]
-        return short_hash([self.id, first, part, digests], 64)
+        digests = [files.checksum(self._part(first, name)) for name in TABLES]
+        return files.short_hash([self.id, first, part, digests], 64)
 
     def _part(self, number: int, name: str) -> Path:
         return self.path / _PARTS / f"{number:05d}.{name}"
 
 
 def damage(folder: Path) -> str | None:
-    """What is not whole of a finished run, in a few words: as the tables of ``analysis`` see it."""
+    """What is not whole of a finished run, in a few words."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    config, summary = read_config(folder), read_json(folder / SUMMARY)
-    known = read_status(folder).get("checksums")
+    config, known = read_config(folder), read_status(folder).get("checksums")
     if config is None:
         return f"unreadable {CONFIG}"
-    contest = "contestant" in config
-    if not isinstance(summary, dict) or not (contest or isinstance(summary.get("prompts"), list)):
+    if not isinstance(files.read_json(folder / SUMMARY), dict):
         return f"unreadable {SUMMARY}"
-    for name, columns in (TABLES_OF_CONTEST if contest else TABLES).items():
-        try:
+    if isinstance(known, dict):
+        return files.changed(folder, known)
+    for name in (ACCURACY,) if "contestant" in config else TABLES:
+        try:  # of an early version: as far as what is packed can tell
             with open_regular(folder / name) as stream, pq.ParquetFile(stream) as file:
-                found = file.schema_arrow.names
-                if known is None:  # of an early version: as far as what is packed can tell
-                    for _ in file.iter_batches():
-                        pass
+                for _ in file.iter_batches():
+                    pass
         except (OSError, ValueError, pa.ArrowException):
-            return f"{'unreadable' if (folder / name).exists() else 'no'} {name}"
-        if missing := [column for column in columns if column not in found]:
-            return f"{name} has no column {', '.join(missing)}"
-    return changed(folder, known)
+            return f"unreadable {name}"
+    return None
 
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any] | None:
@@ -261,7 +232,7 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any] | None:
 
 def read_status(folder: Path) -> dict[str, Any]:
     """What a run says of itself; empty where there is nothing to read."""
-    status = read_json(folder / STATUS)
+    status = files.read_json(folder / STATUS)
     return status if isinstance(status, dict) else {}
 
 

@@ -52,18 +52,16 @@ def is_held(folder: Path) -> bool | None:
     """Whether a living process holds the run folder; None where there are no locks to ask."""
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY | _CAUTION)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return False
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return None
-    finally:
-        os.close(descriptor)
     return False
 
 

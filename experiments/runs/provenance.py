@@ -6,11 +6,10 @@ import platform
 import subprocess
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -26,32 +25,28 @@ SOURCE_FOLDERS = ("conf", "stateful_gpt", "experiments", "analysis", "scripts", 
 SOURCE_SUFFIXES = (".py", ".yaml", ".yml", ".toml")
 
 
-@dataclass(frozen=True)
-class Changes:
-    """What the working tree holds beyond its commit, as a patch for ``git apply``.
+class Changes(NamedTuple):
+    """What the working tree holds beyond its commit."""
 
-    Attributes:
-        patch: cut after the last file that fits into LARGEST_PATCH.
-        record: what ``status.json`` says of it: hash and size of the whole patch, the size that is
-            kept, and how many new files may be data, which are not even named.
-    """
-
-    patch: bytes
-    record: dict[str, Any]
+    patch: bytes  # for ``git apply``, cut after the last file that fits into LARGEST_PATCH
+    record: dict[str, Any]  # what ``status.json`` says of it
 
 
 def provenance(device: "torch.device") -> dict[str, Any]:
     """What ``status.json`` says about the origin of a run."""
     import torch  # takes seconds: only where something was computed
 
-    found = changes()
+    found, threads = changes(), torch.get_num_threads()
+    name = f"cpu: {_processor()} ({platform.machine()}), {threads} threads"
+    if device.type == "cuda":
+        name = f"cuda: {torch.cuda.get_device_name(device)}"
     return {
         "commit": _commit(),
         "dirty": None if _commit() is None else found is not None,
         "changes": None if found is None else found.record,
         "versions": {"python": platform.python_version()} | _versions(),
-        "device": _device_name(device),
-        "threads": torch.get_num_threads(),
+        "device": name,
+        "threads": threads,
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
 
@@ -62,9 +57,16 @@ def changes() -> Changes | None:
     if _commit() is None or not _git("status", "--porcelain"):
         return None
     with tempfile.TemporaryDirectory() as folder:
-        # an index of our own: git's is left alone
-        _git("read-tree", "HEAD", index=f"{folder}/index")
-        patch, left_out = _patch(f"{folder}/index")
+        index = f"{folder}/index"  # of our own: git's is left alone
+        _git("read-tree", "HEAD", index=index)
+        listed = _git("ls-files", "--others", "--exclude-standard", "-z", index=index) or b""
+        new = [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
+        known = [path for path in new if path.parts[0] in SOURCE_FOLDERS]
+        source = [str(path) for path in known if path.suffix in SOURCE_SUFFIXES]
+        if source:
+            _git("add", "--intent-to-add", "--", *source, index=index)
+        options = ("--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames")
+        patch = _git("diff", *options, "HEAD", index=index) or b""
     kept = patch
     if len(patch) > LARGEST_PATCH:
         kept = patch[: patch.rfind(b"\ndiff --git ", 0, LARGEST_PATCH) + 1]
@@ -72,7 +74,7 @@ def changes() -> Changes | None:
         "sha256": hashlib.sha256(patch).hexdigest(),
         "bytes": len(patch),
         "kept_bytes": len(kept),
-        "new_files_left_out": left_out,
+        "new_files_left_out": len(new) - len(source),  # they may be data
     }
     return Changes(kept, record)
 
@@ -84,18 +86,6 @@ def _commit() -> str | None:
         return None  # an installed copy, perhaps inside somebody else's repository
     commit = _git("rev-parse", "HEAD")
     return None if commit is None else commit.decode().strip()
-
-
-def _patch(index: str) -> tuple[bytes, int]:
-    """From the commit to what runs, and how many new files may be data and are not in it."""
-    listed = _git("ls-files", "--others", "--exclude-standard", "-z", index=index) or b""
-    new = [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
-    known = [path for path in new if path.parts[0] in SOURCE_FOLDERS]
-    source = [path for path in known if path.suffix in SOURCE_SUFFIXES]
-    if source:
-        _git("add", "--intent-to-add", "--", *map(str, source), index=index)
-    options = ("--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames")
-    return _git("diff", *options, "HEAD", index=index) or b"", len(new) - len(source)
 
 
 def _git(*arguments: str, index: str | None = None) -> bytes | None:
@@ -118,14 +108,6 @@ def _versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
-
-
-def _device_name(device: "torch.device") -> str:
-    import torch
-
-    if device.type == "cuda":
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"cpu: {_processor()} ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
 def _processor() -> str:

@@ -1,6 +1,5 @@
 """Run one contest, into its folder."""
 
-import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +15,14 @@ from experiments.runs.compute_once import (
     torch_device,
     warn,
 )
-from experiments.runs.files import short_hash, write_json, write_table
-from experiments.runs.folder import SUMMARY, RunFolder
+from experiments.runs.files import short_hash, write_table
+from experiments.runs.folder import ACCURACY, RunFolder
 from experiments.state_tracking.contest import accuracy_by_depth, train_contestant
 from experiments.state_tracking.settings import StateTrackingSettings
 from experiments.state_tracking.tasks import make_task
 from experiments.sweeps.report import contestant_of, name_of
 from experiments.tracking.tracker import Tracker
 
-ACCURACY = "accuracy.parquet"
 HISTORY = "history.parquet"
 GOOD = 0.9  # accuracy at which a level counts as solved
 
@@ -82,7 +80,7 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
         ]
         write_table(folder.path / ACCURACY, pa.Table.from_pylist(rows))
         write_table(folder.path / HISTORY, pa.Table.from_pylist(history))
-        write_json(folder.path / SUMMARY, summary)
+        folder.summarize(summary)
 
         def publish() -> None:
             for row in history:
@@ -106,7 +104,6 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
             axis="step",
             measures={"loss_*": "step"},
             warn=warn,
-            later=f"wandb sync {shlex.quote(str(folder.path))}/wandb/*run-*",
         ),
         compute=compute,
         shorten="task.tested_level",

@@ -6,11 +6,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from experiments.converge.settings import (
-    DeviceSettings,
-    Float32Device,
     Folder,
     StudyName,
     TrackingSettings,
+    TrainingDeviceSettings,
 )
 from experiments.settings import Count, Number, Positive, Seed, Settings
 
@@ -21,12 +20,10 @@ class TaskSettings(Settings):
     trained_level: Count = 8
     tested_level: Count = 16
 
-    def conflicts(self) -> Iterator[tuple[bool, str]]:
-        yield (
-            self.tested_level < self.trained_level,
-            f"task.tested_level must be at least task.trained_level ({self.trained_level}), got"
-            f" {self.tested_level}",
-        )
+    def conflicts(self) -> Iterator[str]:
+        least, found = self.trained_level, self.tested_level
+        if found < least:
+            yield f"task.tested_level must be at least task.trained_level ({least}), got {found}"
 
 
 class ContestantSettings(Settings):
@@ -36,24 +33,23 @@ class ContestantSettings(Settings):
     drawn: bool = False
     times: Count = 1
 
-    def conflicts(self) -> Iterator[tuple[bool, str]]:
+    def conflicts(self) -> Iterator[str]:
         for name in ("through", "drawn"):
-            yield (
-                self.passes == 1 and getattr(self, name),
-                f"contestant.{name} must be false with contestant.passes=1, which feeds nothing"
-                " back, got true",
-            )
+            if self.passes == 1 and getattr(self, name):
+                yield (
+                    f"contestant.{name} must be false with contestant.passes=1, which feeds nothing"
+                    " back, got true"
+                )
 
 
 class SizeSettings(Settings):
     n_embd: Count = 32
     n_head: Count = 2
 
-    def conflicts(self) -> Iterator[tuple[bool, str]]:
-        yield (
-            self.n_embd % self.n_head != 0,
-            f"size.n_embd must be a multiple of size.n_head ({self.n_head}), got {self.n_embd}",
-        )
+    def conflicts(self) -> Iterator[str]:
+        width, heads = self.n_embd, self.n_head
+        if width % heads != 0:
+            yield f"size.n_embd must be a multiple of size.n_head ({heads}), got {width}"
 
 
 class RecipeSettings(Settings):
@@ -74,7 +70,7 @@ class StateTrackingSettings(Settings):
     size: SizeSettings = SizeSettings()
     training: RecipeSettings = RecipeSettings()
     test_words: Count = 1024
-    device: Float32Device = DeviceSettings()
+    device: TrainingDeviceSettings = TrainingDeviceSettings()
     tracking: TrackingSettings = TrackingSettings()
     study: StudyName = "state_tracking"
     runs_dir: Folder = "runs"
@@ -82,7 +78,5 @@ class StateTrackingSettings(Settings):
 
     def deciding(self) -> dict[str, Any]:
         """What can change a result: neither device, nor places and names."""
-        plain = self.plain()
-        for key in ("runs_dir", "study", "tracking", "device"):
-            del plain[key]
-        return plain
+        left_out = {"runs_dir", "study", "tracking", "device"}
+        return self.model_dump(mode="json", exclude=left_out)

@@ -1,9 +1,9 @@
 """Tasks with a state that every symbol changes, as batches that a seed makes.
 
 A task is a finite automaton. A word of n symbols takes it from state 0 through n states, and the
-model says after each symbol where it is (target ``state``), or only whether it is in the first half
-of the states (``half``), which is not enough to go on from: then the state has to be kept without
-ever being said. Level n is the answer after n symbols.
+model says after each symbol where it is (target ``state``), or only in which half of the states
+(``half``): then the state has to be kept without ever being said. Level n is the answer after n
+symbols.
 
 A batch is (B, T) ids to read, and (B, T) ids to say at each of them, IGNORE where nothing is asked.
 Ids: 0 is the quiet token, which stands before and behind a word; then the G symbols; then the
@@ -27,15 +27,10 @@ SIZE = 5  # states of both tasks: cups, or the modulus
 
 @dataclass(frozen=True)
 class Task:
-    """A finite automaton, and what is asked about it.
+    """A finite automaton, and what is asked about it."""
 
-    Attributes:
-        transitions: (S, G), the state after each symbol in each state.
-        target: ``state`` or ``half``.
-    """
-
-    transitions: Tensor
-    target: str
+    transitions: Tensor  # (S, G), the state after each symbol in each state
+    target: str  # ``state`` or ``half``
 
     @property
     def symbols(self) -> int:

@@ -46,8 +46,8 @@ def check_installed(launcher: str) -> None:
 def workers(launcher: str, options: Any, *, batch: int | None) -> int | None:
     """How many jobs run at a time on this machine; None where others decide.
 
-    ``options`` are those of ``hydra.launcher``, ``batch`` is ``hydra.sweeper.max_batch_size``: left
-    alone, submitit_local would start all runs at the same moment.
+    ``batch`` is ``hydra.sweeper.max_batch_size``: left alone, submitit_local would start all runs
+    at the same moment.
     """
     if launcher == BASIC:
         return 1
@@ -71,8 +71,7 @@ def threads(launcher: str, options: Any, *, workers: int | None) -> int | None:
     """
     if launcher == BASIC:
         return None
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted:
+    if wanted := os.environ.get("OMP_NUM_THREADS", ""):
         return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else None
     if launcher == "ray":
         asked = (options.ray.get("remote") or {}).get("num_cpus")
@@ -80,18 +79,13 @@ def threads(launcher: str, options: Any, *, workers: int | None) -> int | None:
     if launcher == "submitit_slurm":
         asked = options.get("cpus_per_task")
         return None if asked is None else max(1, _whole("hydra.launcher.cpus_per_task", asked))
-    if workers is None:
-        return None
-    return max(1, cores() // workers)
+    return None if workers is None else max(1, cores() // workers)
 
 
 def gpus(launcher: str, options: Any, *, devices: Collection[str]) -> list[str]:
     """The GPUs that the workers on this machine divide, as ``CUDA_VISIBLE_DEVICES`` names them.
 
     Ray and Slurm divide them by themselves: where a run is to use one they are asked for it.
-
-    Args:
-        devices: what ``device`` is in the sweep's runs.
     """
     if launcher in ("ray", "submitit_slurm") and "cuda" in devices:
         with read_write(options), open_dict(options):
@@ -114,8 +108,7 @@ def gpus(launcher: str, options: Any, *, devices: Collection[str]) -> list[str]:
 def take_gpu(gpus: Sequence[str], folder: str) -> None:
     """Have this process see one of the GPUs, until it ends: the one that fewest others see.
 
-    Args:
-        folder: of the sweep, for its workers' locks: one that ends in any way lets go of its own.
+    ``folder`` is for the locks of the sweep's workers: one that ends in any way lets go of its own.
     """
     if os.environ.get(TAKEN) == folder:  # in an earlier run of this worker
         return

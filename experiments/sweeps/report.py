@@ -119,8 +119,7 @@ def table(study: Study) -> str:
     """
 
     def order(pair: tuple[Run, str]) -> tuple[float, str]:
-        feedback = (pair[0].config or {}).get("feedback")
-        strength = feedback.get("strength") if isinstance(feedback, dict) else None
+        strength = _flatten(pair[0].config).get("feedback.strength")
         return strength if isinstance(strength, (int, float)) else 0.0, pair[1]
 
     names = names_of([run.config for run in study.runs])

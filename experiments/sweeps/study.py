@@ -1,22 +1,28 @@
 """How a study stands: the state of every run that was begun or planned, and how to complete it.
 
-Reads files only, and never more of a run than its status, settings and summary.
+Reads files only, and never more of a run than its status, settings and summary. What sweeps set
+out to compute is in ``<study>/.sweep/plans/``: a file for each, named after its cells, so that the
+same command replaces its own plan and a larger grid adds one.
 """
 
 import re
 import shlex
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from experiments.runs.files import read_json
-from experiments.runs.folder import CONFIG, STATUS, SUMMARY, damage, read_config, read_status
+from pydantic import TypeAdapter, ValidationError
+
+from experiments.runs.files import read_json, short_hash, write_json
+from experiments.runs.folder import CONFIG, STATUS, SUMMARY, damage, now, read_config, read_status
 from experiments.runs.lock import LOCK, is_held
-from experiments.sweeps.plan import Cell, Plan, plans
 from stateful_gpt.console import cut
 
+PLANS = Path(".sweep", "plans")
 RUNNERS = ("experiments.converge", "experiments.state_tracking")
 LONGEST_COMMAND = 100_000  # characters
 # of Hydra's own settings, those that name nothing to call
@@ -26,6 +32,29 @@ SETTING = re.compile(
     r"|tasks_per_node|nodes|mem_gb|partition|account|qos|array_parallelism)=.*",
     re.DOTALL,
 )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a sweep: its settings, and the run they stand for."""
+
+    key: str  # names the settings
+    run_id: str | None  # None where model or prompts cannot be read
+    problem: str | None  # why they cannot
+    study: str
+    config: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The same of cells of several sweeps that are the same run."""
+        return Path(self.study, self.run_id or self.key)
+
+
+@dataclass(frozen=True)
+class Plan:
+    command: str
+    written: str
+    cells: tuple[Cell, ...]
 
 
 class State(StrEnum):
@@ -41,19 +70,15 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a study, or a cell of a sweep that never became one.
+    """A run of a study, or a cell of a sweep that never became one."""
 
-    ``name`` is its id; where model or prompts cannot be read, it is the key of its cell, which
-    nobody needs to be shown. ``overall`` is what the summary of a finished run says of all of it.
-    """
-
-    name: str
+    name: str  # its id, or the key of its cell, which nobody needs to be shown
     state: State
     error: str | None
     config: dict[str, Any] | None
-    overall: dict[str, Any] | None
+    overall: dict[str, Any] | None  # what the summary of a finished run says of all of it
     command: str | None
-    located: bool = True
+    located: bool = True  # whether model and prompts can be read
 
     @property
     def shown(self) -> str:
@@ -79,7 +104,7 @@ class Study:
     def commands(self) -> list[str]:
         """Few commands that compute all that is not finished: largest sweeps first."""
         left = {run.name: ours(run.command) for run in self.runs if run.state is not State.FINISHED}
-        offers = [(ours(plan.command), {cell.name for cell in plan.cells}) for plan in self.plans]
+        offers = [(ours(plan.command), {c.path.name for c in plan.cells}) for plan in self.plans]
         needed = []
         for command, names in sorted(offers, key=lambda offer: -len(offer[1] & set(left))):
             if command is None:
@@ -105,11 +130,28 @@ def ours(command: object) -> str | None:
     return shlex.join([python, dash_m, module, *words]) if plain else None
 
 
-def survey(path: Path) -> Study:
-    """The runs of a study folder, with those that are only planned."""
+def record(study: Path, command: str, cells: Sequence[Cell]) -> None:
+    """Write down what a sweep is about to compute in a study folder."""
+    name = short_hash([cell.key for cell in cells])
+    write_json(study / PLANS / f"{name}.json", asdict(Plan(command, now(), tuple(cells))))
+
+
+def plans(study: Path) -> list[Plan]:
+    """The plans of a study, the newest first; a file that is no plan is left out."""
+    found = []
+    for path in (study / PLANS).glob("*.json"):
+        with suppress(ValidationError):
+            found.append(TypeAdapter(Plan).validate_python(read_json(path)))
+    return sorted(found, key=lambda plan: plan.written, reverse=True)
+
+
+def survey(path: Path, *, whole: Collection[Path] = ()) -> Study:
+    """The runs of a study folder, with those that are only planned; the files of the ``whole`` need
+    not be looked at again.
+    """
     planned = plans(path)
     newest = {cell.key: cell for plan in reversed(planned) for cell in plan.cells}
-    cells = {cell.name: cell for cell in newest.values()}
+    cells = {cell.path.name: cell for cell in newest.values()}
     begun = {
         folder.name
         for folder in path.glob("[!.]*")
@@ -119,46 +161,42 @@ def survey(path: Path) -> Study:
         # one that was refused counts as long as a sweep plans it
         and read_status(folder).get("started", "") is not None
     }
-    runs = [look(path, name, cells.get(name)) for name in sorted(begun | set(cells))]
+    runs = [
+        look(path / name, cells.get(name), whole=path / name in whole)
+        for name in sorted(begun | set(cells))
+    ]
     return Study(path, tuple(runs), tuple(planned))
 
 
-def look(path: Path, name: str, cell: Cell | None, *, probe: bool = True) -> Run:
+def look(folder: Path, cell: Cell | None, *, probe: bool = True, whole: bool = False) -> Run:
     """The state of one run: of a folder, of a planned cell, or of both.
 
     ``probe`` asks whether somebody holds the folder, which takes hold of it for a moment; without
-    it, a run that was killed seems to be running.
+    it, a run that was killed seems to be running. ``whole``: its files are, if it is finished.
     """
-    folder = path / name
-    status = read_status(folder)
-    problem = cell.problem if cell is not None else None
-    state, error = _state(folder, status, probe=probe)
-    if problem is not None:
-        state, error = State.FAILED, problem
+    status, error = read_status(folder), None
+    said = status.get("state")
+    held = is_held(folder) if probe and said != "finished" else None
+    if cell is not None and cell.problem is not None:
+        state, error = State.FAILED, cell.problem
+    elif said == "finished":
+        error = None if whole else damage(folder)
+        state = State.FINISHED if error is None else State.DAMAGED
+    elif held or (held is None and said == "running"):
+        state = State.RUNNING
+    elif said == "failed" and status.get("error") != "interrupted":
+        state, error = State.FAILED, str(status.get("error"))
+    else:  # a folder without a status was killed before its first file
+        state = State.INTERRUPTED if folder.is_dir() else State.MISSING
     overall = read_json(folder / SUMMARY) if state is State.FINISHED else None
     if isinstance(overall, dict):  # state tracking has no prompts, hence nothing over all of them
         overall = overall.get("overall", overall)
-    overall = overall if isinstance(overall, dict) else None
     return Run(
-        name=name,
+        name=folder.name,
         state=state,
         error=error,
         config=cell.config if cell is not None else read_config(folder),
-        overall=overall,
+        overall=overall if isinstance(overall, dict) else None,
         command=status.get("command"),
-        located=problem is None,
+        located=cell is None or cell.problem is None,
     )
-
-
-def _state(folder: Path, status: dict[str, Any], *, probe: bool) -> tuple[State, str | None]:
-    said = status.get("state")
-    if said == "finished":
-        found = damage(folder)
-        return (State.FINISHED, None) if found is None else (State.DAMAGED, found)
-    held = is_held(folder) if probe else None
-    if held or (held is None and said == "running"):
-        return State.RUNNING, None
-    if said == "failed" and status.get("error") != "interrupted":
-        return State.FAILED, str(status.get("error"))
-    # a folder without a status was killed before its first file
-    return (State.INTERRUPTED if folder.is_dir() else State.MISSING), None

@@ -26,10 +26,9 @@ from experiments.runs.compute_once import Asked, RunError, short
 from experiments.runs.files import short_hash
 from experiments.runs.folder import STATUS, RunFolder
 from experiments.settings import ConfigError, Settings, to_settings
-from experiments.sweeps import launchers, plan
-from experiments.sweeps.plan import Cell
+from experiments.sweeps import launchers
 from experiments.sweeps.report import LONGEST, names_of, outcome_of, report, table
-from experiments.sweeps.study import State, Study, look, survey
+from experiments.sweeps.study import Cell, State, Study, look, record, survey
 from stateful_gpt.console import cut
 
 Overrides = Sequence[str]
@@ -44,8 +43,7 @@ class Runner:
 
     Attributes:
         name: of its package in ``experiments`` and of its primary configuration in ``conf/``.
-        settings: the type of its settings.
-        compute: ``module:function`` of (settings, how they were asked for); computes one run.
+        compute: ``module:function`` of (settings, Asked); computes one run.
         locate: ``module:function`` of (settings, a dictionary that keeps what many runs have in
             common); the RunFolder they stand for. None: a runner without studies.
     """
@@ -78,22 +76,16 @@ class CellJob:
     """What a launcher is given to call: computes a cell in whichever process it finds itself.
 
     A cell that breaks off stops no other: its run folder says why.
-
-    Attributes:
-        directory: from which the sweep was started; its paths are relative to that.
-        threads: of PyTorch; None leaves them alone.
-        done, total: how many of the sweep's runs had ended when it began, and how many it has.
-        gpus: that the workers divide, and ``gpu_folder`` that for their locks.
     """
 
     runner: Runner
     asked: Asked
-    directory: str
-    threads: int | None
-    done: int
+    directory: str  # from which the sweep was started; its paths are relative to that
+    threads: int | None  # of PyTorch; None leaves them alone
+    done: int  # of the sweep's runs, when it began
     total: int
-    gpus: Sequence[str] = ()
-    gpu_folder: str = ""
+    gpus: Sequence[str]  # that the workers divide
+    gpu_folder: str  # of their locks
 
     def __call__(self, config: DictConfig) -> None:
         if self.gpus:
@@ -102,8 +94,8 @@ class CellJob:
             import torch
 
             torch.set_num_threads(self.threads)
-        settings = to_settings(config, self.runner.settings)
-        self.compute(settings, overrides_of_the_job(), HydraConfig.get().job.num)
+        job = HydraConfig.get().job.num
+        self.compute(to_settings(config, self.runner.settings), overrides_of_the_job(), job)
 
     def compute(self, settings: Any, overrides: Overrides, number: int) -> None:
         """The cell with these settings; ``number`` counts what the sweep has to compute."""
@@ -113,7 +105,13 @@ class CellJob:
             place=f"run {self.done + number + 1} of {self.total}",
         )
         try:
-            self._enter_directory()
+            try:
+                os.chdir(self.directory)
+            except OSError:
+                raise ConfigError(
+                    f"the folder {self.directory!r}, from which the sweep was started, is not on"
+                    f" {os.uname().nodename}: all machines of a sweep must see it"
+                ) from None
             self.runner.run(settings, asked)
         except Exception as error:
             message, trace = str(error), None
@@ -125,15 +123,6 @@ class CellJob:
                 self.runner.folder(settings, {}).refuse(message, traceback=trace)
             except (ConfigError, OSError):
                 print(f"error: {message}", file=sys.stderr, flush=True)
-
-    def _enter_directory(self) -> None:
-        try:
-            os.chdir(self.directory)
-        except OSError:
-            raise ConfigError(
-                f"the folder {self.directory!r}, from which the sweep was started, is not on"
-                f" {os.uname().nodename}: all machines of a sweep must see it"
-            ) from None
 
 
 def cells_of(runner: Runner, all_settings: Sequence[Any]) -> list[Cell]:
@@ -155,9 +144,9 @@ def rehearse(runner: Runner, configs: Sequence[DictConfig]) -> int:
     """Say which runs these are and how they stand, compute nothing; an exit code."""
     cells = cells_of(runner, [to_settings(config, runner.settings) for config in configs])
     for study, of_study in _by_study(cells):
-        distinct = {cell.name: cell for cell in of_study}
-        runs = [look(study, name, cell) for name, cell in distinct.items()]
-        print(f"{study}\n{table(Study(study, tuple(runs), ()))}")
+        distinct = {cell.path: cell for cell in of_study}
+        runs = tuple(look(path, cell) for path, cell in distinct.items())
+        print(f"{study}\n{table(Study(study, runs, ()))}")
     problems = dict.fromkeys(cell.problem for cell in cells if cell.problem)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
@@ -191,18 +180,22 @@ def sweep(
     if len(problems) == 1 and (problem := problems.pop()) is not None:
         raise ConfigError(problem)  # such as a wrong prompt file: once, not for every cell
     for study, of_study in _by_study(cells):
-        plan.record(study, command, of_study)
+        record(study, command, of_study)
 
-    first = {cell.name: number for number, cell in reversed(list(enumerate(cells)))}
-    distinct = sorted(first.values())
-    finished = {n for n in distinct if _is_finished(cells[n])}
-    for number in finished:  # which no job will look at
-        RunFolder(Path(cells[number].study, cells[number].name), cells[number].config).tidy()
-    left = [n for n in distinct if n not in finished and cells[n].problem is None]
-    ended = len(first) - len(left)
-    words = [f"{len(first)} run{'' if len(first) == 1 else 's'}"]
-    if finished:
-        words.append(f"{len(finished)} finished already")
+    distinct: dict[Path, tuple[Cell, Any, Overrides]] = {}
+    for cell, one, (overrides, _) in zip(cells, settings, jobs, strict=True):
+        distinct.setdefault(cell.path, (cell, one, overrides))
+    whole = set()  # finished runs: their files have been looked at
+    for path, (cell, *_) in distinct.items():
+        if look(path, cell, probe=False).state is State.FINISHED:
+            RunFolder(path, cell.config).tidy()  # no job will look at it
+            whole.add(path)
+    waiting = [job for path, job in distinct.items() if path not in whole]
+    left = [job for job in waiting if job[0].problem is None]
+    total, ended = len(distinct), len(distinct) - len(left)
+    words = [f"{total} run{'' if total == 1 else 's'}"]
+    if whole:
+        words.append(f"{len(whole)} finished already")
     if left and launcher != launchers.BASIC:
         many = {"runs at a time": workers, "threads of each": threads}
         words += [f"launcher {launcher}", *(f"{what}: {n}" for what, n in many.items() if n)]
@@ -212,19 +205,19 @@ def sweep(
     code = 0
     with (
         tempfile.TemporaryDirectory(prefix="gpus-") as folder,
-        _progress([cells[n] for n in distinct if n not in finished], len(finished), len(first)),
+        _progress([cell for cell, *_ in waiting], whole, total),
     ):
-        job = CellJob(runner, asked, os.getcwd(), threads, ended, len(first), gpus, folder)
+        job = CellJob(runner, asked, os.getcwd(), threads, ended, total, gpus, folder)
         try:
             if launcher == launchers.BASIC:  # here and now: composing twice would take as long
-                for place, number in enumerate(left):
-                    job.compute(settings[number], jobs[number][0], place)
+                for place, (_, one, overrides) in enumerate(left):
+                    job.compute(one, overrides, place)
             else:
                 size = workers if launcher == launchers.SUBMITIT_LOCAL else None
                 size = size or batch or len(left) or 1
                 with _log_folder(launcher, options):
                     for begin in range(0, len(left), size):
-                        launch(job, [jobs[n][0] for n in left[begin : begin + size]], begin)
+                        launch(job, [words for *_, words in left[begin : begin + size]], begin)
         except KeyboardInterrupt:
             print("error: interrupted; the same command carries on", file=sys.stderr)
             code = 130
@@ -232,46 +225,48 @@ def sweep(
             reason = f"the launcher broke off ({short(error)[:200]})"
             print(f"error: {reason}; the same command carries on", file=sys.stderr)
             code = 1
-    if not all(_is_finished(cell) for cell in cells):
-        code = code or 1
-    for study, _ in _by_study(cells):
-        print(f"\n{report(survey(study))}")
+    for study, of_study in _by_study(cells):
+        found = survey(study, whole=whole)
+        print(f"\n{report(found)}")
+        finished = {study / run.name for run in found.runs if run.state is State.FINISHED}
+        if not finished.issuperset(cell.path for cell in of_study):
+            code = code or 1
     return code
 
 
 @contextmanager
-def _progress(cells: Sequence[Cell], done: int, total: int) -> Iterator[None]:
+def _progress(cells: Sequence[Cell], whole: set[Path], total: int) -> Iterator[None]:
     """Say in one line what became of each cell, as its files appear: a launcher's workers may be on
-    another machine, with no way to the terminal.
+    another machine, with no way to the terminal. What is finished joins the ``whole``.
     """
-    names = names_of([cell.config for cell in cells])
-    ended = threading.Event()
 
     def written(cell: Cell) -> int:
-        status = Path(cell.study, cell.name, STATUS)
+        status = cell.path / STATUS
         return status.stat().st_mtime_ns if status.exists() else 0
 
+    names = names_of([cell.config for cell in cells])
     left = [(cell, name, written(cell)) for cell, name in zip(cells, names, strict=True)]
+    ended = threading.Event()
 
     def say() -> None:
-        nonlocal left, done
-        still = []
-        for cell, name, before in left:
-            run = None
-            if cell.problem is not None or written(cell) != before:
-                run = look(Path(cell.study), cell.name, cell, probe=False)
-            if run is None or run.state not in (State.FINISHED, State.FAILED):
-                still.append((cell, name, before))
+        for one in list(left):
+            cell, name, before = one
+            if cell.problem is None and written(cell) == before:
                 continue
-            done += 1
+            run = look(cell.path, cell, probe=False, whole=True)
+            if run.state is State.FINISHED:
+                whole.add(cell.path)
+            elif run.state is not State.FAILED:
+                continue
+            left.remove(one)
             what = outcome_of(run) if run.error is None else str(run.state)
             passes = (run.overall or {}).get("iterations_to_tolerance")
             settled = "" if passes is None else f", {cut(passes)} passes to tolerance"
-            tqdm.write(f"run {done} of {total}: {run.shown}  {name}: {what}{settled}", sys.stdout)
+            place = f"run {total - len(left)} of {total}"
+            tqdm.write(f"{place}: {run.shown}  {name}: {what}{settled}", sys.stdout)
             if run.error is not None:
                 tqdm.write(f"error: {cut(run.error, LONGEST)} ({name})", sys.stderr)
             sys.stdout.flush()
-        left = still
 
     def watch() -> None:
         while not ended.wait(SECONDS):
@@ -318,7 +313,3 @@ def _log_folder(launcher: str, options: DictConfig) -> Iterator[None]:
 def _by_study(cells: Sequence[Cell]) -> list[tuple[Path, list[Cell]]]:
     ordered = sorted(cells, key=lambda cell: cell.study)
     return [(Path(study), list(group)) for study, group in groupby(ordered, lambda c: c.study)]
-
-
-def _is_finished(cell: Cell) -> bool:
-    return look(Path(cell.study), cell.name, cell, probe=False).state is State.FINISHED

@@ -6,6 +6,7 @@ its server has failed, the other runs of the process go on offline without askin
 
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -27,12 +28,13 @@ LOGIN = "there is no API key (wandb login makes one known)"
 class Tracker:
     """One W&B run, or nothing when tracking is disabled or broken.
 
-    ``axis`` is the column of a row that is W&B's step, too, where no other is given, so that a row
-    which W&B's server has already is not added a second time; ``measures`` says over which column
-    each measure is drawn.
-
-    ``patience``: seconds that the server may take to begin and to end a run, for whoever has
-    nothing else to do than to upload: that never goes on offline.
+    Args:
+        axis: the column of a row that is W&B's step, too, where no other is given, so that a row
+            which W&B's server has already is not added a second time.
+        measures: over which column each measure is drawn.
+        later: the command that uploads what could not be.
+        patience: seconds that the server may take to begin and to end a run, for whoever has
+            nothing else to do than to upload: that never goes on offline.
     """
 
     server_failed = False  # what this process has learned about W&B's server
@@ -50,18 +52,15 @@ class Tracker:
         axis: str,
         measures: Mapping[str, str],
         warn: Callable[[str], object],
-        later: str,
+        later: str | None = None,
         patience: float | None = None,
     ) -> None:
         self.online = settings.mode == "online" and not (Tracker.server_failed and not patience)
         self.step = 0  # W&B's, of the last row
-        self._warn = warn
         self._run: Any = None
-        self._folder = folder
-        self._axis = axis
-        self._measures = measures
-        self._later = later
-        self._patience = patience
+        self._folder, self._axis, self._measures = folder, axis, measures
+        self._warn, self._patience = warn, patience
+        self._later = later or f"wandb sync {shlex.quote(str(folder))}/wandb/*run-*"
         if settings.mode == "disabled":
             return
         # what W&B stages outside a run's files stays with the run
@@ -87,10 +86,8 @@ class Tracker:
         """Where the run is on W&B's server, as it is remembered beside it; None when nowhere."""
         if self._run is None or not self.online:
             return None
-        return {
-            **{"server": server_url(), "entity": self._run.entity},
-            **{"project": self._run.project, "id": self._run.id},
-        }
+        place = {name: getattr(self._run, name) for name in ("entity", "project", "id")}
+        return {"server": server_url(), **place}
 
     @property
     def files(self) -> Path:
@@ -190,6 +187,7 @@ class Tracker:
             return False
         try:
             action()
+            return True
         except Exception as error:  # W&B raises many kinds; none of them may end a study
             self._run = None
             timed_out = isinstance(error, TimeoutError)  # then W&B has given up by itself
@@ -203,16 +201,13 @@ class Tracker:
                 reason = f"W&B goes on offline: {reason}; upload later with: {self._later}"
             self._warn(reason)
             return False
-        return True
 
 
 def has_login() -> bool:
     """Whether W&B knows an API key, from wherever it takes one; nobody is asked for it."""
     import wandb
 
-    if "WANDB_IDENTITY_TOKEN_FILE" in os.environ:
-        return True
-    return wandb.login(prompt=False, verify=False)
+    return "WANDB_IDENTITY_TOKEN_FILE" in os.environ or wandb.login(prompt=False, verify=False)
 
 
 def server_url() -> str:

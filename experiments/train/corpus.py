@@ -18,17 +18,11 @@ from stateful_gpt.untrusted import CORPUS_SIZE, read_regular
 
 @dataclass(frozen=True)
 class Corpus:
-    """Encoded text.
+    """Encoded text."""
 
-    Attributes:
-        tokens: (n,) ids of a stream, or (N, T + 1) of documents, IGNORE being padding.
-        characters: of the text, a line's end included.
-        block_size: T.
-    """
-
-    tokens: Tensor
-    characters: int
-    block_size: int
+    tokens: Tensor  # (n,) ids of a stream, or (N, T + 1) of documents, IGNORE being padding
+    characters: int  # of the text, a line's end included
+    block_size: int  # T
 
     @property
     def size(self) -> int:
@@ -37,7 +31,7 @@ class Corpus:
 
     @property
     def characters_per_prediction(self) -> float:
-        """Of the whole text; what makes nats per character of nats per token."""
+        """What makes nats per character of nats per token."""
         return self.characters / int((self.windows()[:, 1:] != IGNORE).sum())
 
     def batch(self, step: int, *, size: int, seed: int) -> Tensor:
@@ -63,29 +57,24 @@ def read_texts(key: str, folder: str) -> list[str]:
     Raises:
         ConfigError: there are none, or one is not text.
     """
+    named = cut(repr(folder))
     paths = sorted(Path(folder).glob("*.txt"))
     if not paths:
         raise ConfigError(
-            f"{key} must be a folder of .txt files, got {cut(repr(folder))}"
+            f"{key} must be a folder of .txt files, got {named}"
             " (scripts.prepare_corpus makes data/austen, scripts.prepare_names data/names)"
         )
     try:
         texts = [read_regular(path, most=CORPUS_SIZE).decode("utf-8") for path in paths]
         return [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
     except ValueError as error:  # no regular file, or no UTF-8
-        raise ConfigError(
-            f"{key}: a file of {cut(repr(folder))} is no text ({cut(error)})"
-        ) from None
+        raise ConfigError(f"{key}: a file of {named} is no text ({cut(error)})") from None
 
 
 def read_corpus(
     key: str, texts: list[str], encoding: Tokenizer, *, block_size: int, lines: bool
 ) -> Corpus:
-    """A document a line, or one stream.
-
-    Raises:
-        ConfigError: see ``documents``; a stream shorter than a window.
-    """
+    """A document a line, or one stream; raises as ``documents``, or if that fills no window."""
     if lines:
         return documents(key, texts, encoding, block_size=block_size)
     corpus = stream(texts, encoding, block_size=block_size)
@@ -109,14 +98,14 @@ def stream(texts: list[str], encoding: Tokenizer, *, block_size: int) -> Corpus:
 
 
 def documents(key: str, texts: list[str], encoding: Tokenizer, *, block_size: int) -> Corpus:
-    """Every line that is not empty: the end-of-text token, the line, and the token again.
+    """Every line that is not empty, between two end-of-text tokens.
 
     Raises:
         ConfigError: a tokenizer without that token, no lines, or one that does not fit the block.
     """
     end = end_token(encoding)
     if end is None:
-        raise ConfigError(f"corpus.documents=line needs a tokenizer with {'<|endoftext|>'}")
+        raise ConfigError("corpus.documents=line needs a tokenizer with <|endoftext|>")
     lines = [line for text in texts for line in text.splitlines() if line]
     if not lines:
         raise ConfigError(f"{key} must have a line of text to be read with corpus.documents=line")

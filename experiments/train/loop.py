@@ -18,6 +18,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from experiments.runs.compute_once import warn
 from experiments.runs.files import write_atomically, write_json
 from experiments.tracking.tracker import Tracker
 from experiments.train.corpus import Corpus
@@ -30,7 +31,10 @@ STATE = "training_state.pt"
 HISTORY = "history.json"
 # what is saved beside weights, optimizers, random numbers and history
 _COUNTS = ("step", "seconds", "tokens_read", "loss")
-_NO_ARCHIVE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
+    *(OSError, ValueError, RuntimeError, EOFError, TypeError, KeyError),
+)
 
 
 class Training:
@@ -42,7 +46,7 @@ class Training:
         self.settings, self.model, self.output = settings, model, output
         self.corpus, self.held_out = train, held_out
         chosen = settings.training
-        names = {field.name for field in fields(TrainingConfig)} - {"autocast"}
+        names = {field.name for field in fields(TrainingConfig)}
         self.config = TrainingConfig(
             **chosen.model_dump(include=names), autocast=chosen.precision == "bfloat16"
         )
@@ -112,14 +116,12 @@ class Training:
             nats = profile.nll[0] * profile.tokens
             row["held_out_nats_per_character"] = nats / self.held_out.characters
         else:
-            broken = profile.broken_at
-            row |= {"nll_by_depth": profile.nll, "kl_by_depth": profile.kl}
-            row["contracts"] = broken is None
+            nll, broken = profile.nll, profile.broken_at
+            row |= {"nll_by_depth": nll, "kl_by_depth": profile.kl, "contracts": broken is None}
             falls = f"does not fall at depth {broken}" if broken else "falls with every pass"
-            said += f", {profile.nll[1]:.4f} at depth 1, {profile.nll[-1]:.4f} at {len(profile.kl)}"
-            said += f"; KL {falls}"
-        said = f"step {self.step:6d}  {self.seconds:6.0f} s  train {self.loss:.3f}  {said}"
-        tqdm.write(said, file=sys.stdout)
+            said += f", {nll[1]:.4f} at depth 1, {nll[-1]:.4f} at {len(profile.kl)}; KL {falls}"
+        where = f"step {self.step:6d}  {self.seconds:6.0f} s  train {self.loss:.3f}"
+        tqdm.write(f"{where}  {said}", file=sys.stdout)
         sys.stdout.flush()
         return row
 
@@ -136,25 +138,20 @@ class Training:
         write_atomically(self.output / STATE, lambda path: torch.save(state, path))
         write_json(self.output / HISTORY, self.history)
 
-    def _saved(self) -> dict[str, Any] | None:
-        """The state in the folder; None, with a warning, if it is damaged or another training's."""
-        path, ours = self.output / STATE, self.settings.deciding()
+    def _resume(self) -> None:
+        """Go on from the state in the folder, unless it is damaged or another training's."""
+        path = self.output / STATE
+        if not path.exists():
+            return
         try:
             with zipfile.ZipFile(path) as archive:
-                whole = archive.testzip() is None  # it has a checksum of each of its parts
-            if whole:
-                state = torch.load(path, map_location=self.model.device, weights_only=True)
-                if state["settings"] == ours:  # some early versions did not say
-                    return dict(state)
-        except (OSError, ValueError, RuntimeError, EOFError, TypeError, KeyError, *_NO_ARCHIVE):
-            pass
-        said = f"{path} is damaged or of another training: this one begins anew"
-        print(f"warning: {said}", file=sys.stderr)
-        return None
-
-    def _resume(self) -> None:
-        state = self._saved() if (self.output / STATE).exists() else None
-        if state is None:
+                broken = archive.testzip()  # it has a checksum of each of its parts
+            state = torch.load(path, map_location=self.model.device, weights_only=True)
+            known = broken is None and state["settings"] == self.settings.deciding()
+        except _DAMAGE:  # some early versions did not say their settings
+            known = False
+        if not known:
+            warn(f"{path} is damaged or of another training: this one begins anew")
             return
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

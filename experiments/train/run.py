@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from experiments.runs import files
 from experiments.runs.compute_once import (
     ALONE,
     Asked,
@@ -18,16 +19,6 @@ from experiments.runs.compute_once import (
     disk_sentence,
     torch_device,
     warn,
-)
-from experiments.runs.files import (
-    changed,
-    checksums,
-    read_json,
-    remove_partial,
-    short_hash,
-    write_atomically,
-    write_json,
-    write_text,
 )
 from experiments.runs.folder import read_config
 from experiments.runs.lock import LOCK, locked
@@ -77,13 +68,8 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
             f"architecture.n_layer and architecture.n_embd ask for {needed:,} bytes of memory, and"
             f" the machine has {machine_memory():,}"
         )
-    texts = {
-        key: read_texts(f"corpus.{key}", folder)
-        for key, folder in (
-            ("train", settings.corpus.train),
-            ("held_out", settings.corpus.held_out),
-        )
-    }
+    corpus = settings.corpus
+    texts = [read_texts(f"corpus.{key}", getattr(corpus, key)) for key in ("train", "held_out")]
     origin = _starting_point(settings, architecture)
     output = Path(settings.output)
     try:
@@ -92,15 +78,10 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
         raise ConfigError(disk_sentence(error, output, key="output")) from None
     try:
         with locked(output):
-            _claim(output, settings)
-            problem = _damage(output) if (output / CARD).exists() else None
-            if problem is not None:
-                warn(f"{output} is damaged ({problem}) and is trained again")
-                (output / TOKENIZER).unlink(missing_ok=True)  # it may be what is damaged
-            elif (output / CARD).exists():
+            if _is_trained(output, settings):
                 print(f"{output} is trained already: nothing to do")
-                return output
-            _train(settings, architecture, origin, device, texts)
+            else:
+                _train(settings, architecture, origin, device, *texts)
     except (MemoryError, OSError, RuntimeError) as error:
         if (whose := exhausted(error)) is not None:
             raise RunError(
@@ -117,40 +98,38 @@ def _train(
     architecture: GPTConfig,
     origin: Checkpoint[GPT] | None,
     device: torch.device,
-    texts: dict[str, list[str]],
+    texts: list[str],
+    held_out_texts: list[str],
 ) -> None:
-    output = Path(settings.output)
-    encoding: Any = origin.tokenizer if origin else _tokenizer(settings, texts["train"], output)
+    output, stateful = Path(settings.output), architecture.hidden_feedback
+    encoding: Any = origin.tokenizer if origin else _tokenizer(settings, texts)
     if encoding.n_vocab > architecture.vocab_size:
         raise ConfigError(
             f"architecture.vocab_size must be at least the tokenizer's {encoding.n_vocab} ids,"
             f" got {architecture.vocab_size}"
         )
     lines, block = settings.corpus.documents == "line", architecture.block_size
-    corpora = {
-        key: read_corpus(f"corpus.{key}", of_key, encoding, block_size=block, lines=lines)
-        for key, of_key in texts.items()
-    }
-    held_out = corpora["held_out"]
+    train = read_corpus("corpus.train", texts, encoding, block_size=block, lines=lines)
+    held_out = read_corpus(
+        "corpus.held_out", held_out_texts, encoding, block_size=block, lines=lines
+    )
     tracker = _open_tracker(settings, output)
     try:
         torch.manual_seed(settings.seed)  # dropout draws from the global generator
         model = _model(origin, architecture, seed=settings.seed).to(device)
-        training = Training(settings, model, corpora["train"], held_out, output)
+        training = Training(settings, model, train, held_out, output)
         training.run(tracker)
         save_checkpoint(
             model,
             output,
             tokenizer=encoding.name if encoding.name in ("gpt2", "byte") else encoding,
             dtype=torch.float16,
-            trained_passes=settings.training.passes if architecture.hidden_feedback else None,
+            trained_passes=settings.training.passes if stateful else None,
         )
         # the loss that counts is that of the rounded weights in the file
-        profile = training.profile(
-            load_checkpoint(output, device=device).model,
-            full=architecture.hidden_feedback,
-            windows=settings.training.final_windows,
-        )
+        rounded = load_checkpoint(output, device=device).model
+        windows = settings.training.final_windows
+        profile = training.profile(rounded, full=stateful, windows=windows)
         length = held_out.characters_per_prediction
         depths = {  # losses in nats per token
             **asdict(profile),
@@ -158,13 +137,13 @@ def _train(
             "contracts": profile.broken_at is None,
             "broken_at": profile.broken_at,
             "characters_per_token": length,
-            "checksums": checksums(output, (CONFIG, HISTORY, *MODEL)),
+            "checksums": files.checksums(output, (CONFIG, HISTORY, *MODEL)),
         }
-        write_json(output / DEPTHS, depths)
+        files.write_json(output / DEPTHS, depths)
         loss = f"**{profile.nll[0] / length:.4f} nats per character**"
         if profile.nll_full is not None:
             loss += f" in one pass, **{profile.nll_full / length:.4f}** with hidden states fed back"
-        write_text(output / CARD, _card(settings, training, loss=loss))
+        files.write_text(output / CARD, _card(settings, training, loss=loss))
         tracker.summarize({"held_out_nats_per_character": profile.nll[0] / length})
     except BaseException:
         tracker.finish(failed=True)
@@ -208,48 +187,48 @@ def _model(origin: Checkpoint[GPT] | None, architecture: GPTConfig, *, seed: int
     return model
 
 
-def _claim(output: Path, settings: TrainSettings) -> None:
-    """Make the output folder ours, or find that it holds this very training."""
-    path = output / CONFIG
+def _is_trained(output: Path, settings: TrainSettings) -> bool:
+    """Whether the folder holds this very training, whole; an empty one becomes ours."""
     for name in (CONFIG, TOKENIZER, STATE, HISTORY, DEPTHS, CARD):
-        remove_partial(output / name)
-    if path.exists():
-        if (found := read_config(output, CONFIG)) != settings.deciding():
-            what = "other settings" if found is not None else f"an unreadable {CONFIG}"
+        files.remove_partial(output / name)
+    folder = cut(repr(str(output)))
+    if not (output / CONFIG).exists():
+        if any(place.name != LOCK for place in output.iterdir()):
             raise ConfigError(
-                f"output {cut(repr(str(output)))} holds a training with {what}: choose another"
-                " folder, or remove it"
+                f"output {folder} is not empty and holds no training: choose another folder"
             )
-        return
-    if any(place.name != LOCK for place in output.iterdir()):
+        files.write_text(output / CONFIG, OmegaConf.to_yaml(settings.deciding()))
+        return False
+    if (found := read_config(output, CONFIG)) != settings.deciding():
+        what = "other settings" if found is not None else f"an unreadable {CONFIG}"
         raise ConfigError(
-            f"output {cut(repr(str(output)))} is not empty and holds no training: choose another"
-            " folder"
+            f"output {folder} holds a training with {what}: choose another folder, or remove it"
         )
-    write_text(path, OmegaConf.to_yaml(settings.deciding()))
-
-
-def _damage(output: Path) -> str | None:
-    """What is not whole of a training that has ended."""
+    if not (output / CARD).exists():
+        return False
+    depths = files.read_json(output / DEPTHS)
     try:
         load_checkpoint(output)
+        whole = isinstance(depths, dict)
+        damage = files.changed(output, depths.get("checksums")) if whole else f"unreadable {DEPTHS}"
     except CheckpointError as error:
-        return cut(error)
-    if not isinstance(depths := read_json(output / DEPTHS), dict):
-        return f"unreadable {DEPTHS}"
-    return changed(output, depths.get("checksums"))
+        damage = cut(error)
+    if damage is not None:
+        warn(f"{output} is damaged ({damage}) and is trained again")
+        (output / TOKENIZER).unlink(missing_ok=True)  # it may be what is damaged
+    return damage is None
 
 
-def _tokenizer(settings: TrainSettings, texts: list[str], output: Path) -> Tokenizer:
+def _tokenizer(settings: TrainSettings, texts: list[str]) -> Tokenizer:
     try:
         if settings.tokenizer != "bpe":
             return load_tokenizer(settings.tokenizer)
-        path = output / TOKENIZER
+        path = Path(settings.output, TOKENIZER)
         with suppress(TokenizerError):  # there is none yet, or it is damaged
             return load_tokenizer(path)
         size = settings.architecture.vocab_size
-        trained = train_bpe(texts, vocab_size=size, name=output.name)
-        write_atomically(path, lambda partial: save_tokenizer(trained, partial))
+        trained = train_bpe(texts, vocab_size=size, name=path.parent.name)
+        files.write_atomically(path, lambda partial: save_tokenizer(trained, partial))
         return load_tokenizer(path)
     except TokenizerError as error:
         raise ConfigError(f"tokenizer: {error}") from None
@@ -263,7 +242,7 @@ def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
     return Tracker(
         settings.tracking,
         # two trainings of one name are two runs; one that is resumed stays the same
-        run_id=short_hash([str(output.resolve()), settings.deciding()]),
+        run_id=files.short_hash([str(output.resolve()), settings.deciding()]),
         name=output.name,
         group="train",
         tags=["train"],
@@ -272,7 +251,6 @@ def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
         axis="step",
         measures=dict.fromkeys(MEASURES, "step"),
         warn=warn,
-        later=f"wandb sync {shlex.quote(str(output))}/wandb/*run-*",
     )
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from experiments.converge.settings import DeviceSettings, Float32Device, TrackingSettings
+from experiments.converge.settings import TrackingSettings, TrainingDeviceSettings
 from experiments.settings import Count, Number, Positive, Seed, Settings
 
 NotNegative = Annotated[Number, Field(ge=0)]
@@ -49,12 +49,12 @@ class TrainingSettings(Settings):
     final_windows: Count | None = None
     save_every_seconds: NotNegative = 60.0
 
-    def conflicts(self) -> Iterator[tuple[bool, str]]:
-        yield (
-            self.through_passes and self.update_every_pass,
-            "training.through_passes and training.update_every_pass cannot both be true: no"
-            " gradient passes through hidden states of weights that have been updated",
-        )
+    def conflicts(self) -> Iterator[str]:
+        if self.through_passes and self.update_every_pass:
+            yield (
+                "training.through_passes and training.update_every_pass cannot both be true: no"
+                " gradient passes through hidden states of weights that have been updated"
+            )
 
 
 class TrainSettings(Settings):
@@ -64,7 +64,7 @@ class TrainSettings(Settings):
     tokenizer: str = "bpe"
     architecture: ArchitectureSettings = ArchitectureSettings()
     training: TrainingSettings = TrainingSettings()
-    device: Float32Device = DeviceSettings()
+    device: TrainingDeviceSettings = TrainingDeviceSettings()
     tracking: TrackingSettings = TrackingSettings()
     start_from: str | None = None
     output: str
@@ -74,9 +74,9 @@ class TrainSettings(Settings):
         """What is trained, wherever and how fast."""
         return self.model_dump(mode="json", exclude={"output", "device", "tracking"})
 
-    def conflicts(self) -> Iterator[tuple[bool, str]]:
-        yield (
-            self.training.passes > 1 and not self.architecture.hidden_feedback,
-            "training.passes must be 1 without architecture.hidden_feedback=true, got"
-            f" {self.training.passes}",
-        )
+    def conflicts(self) -> Iterator[str]:
+        if self.training.passes > 1 and not self.architecture.hidden_feedback:
+            yield (
+                "training.passes must be 1 without architecture.hidden_feedback=true, got"
+                f" {self.training.passes}"
+            )
