@@ -126,8 +126,9 @@ def sentence(error: BaseException, *, options: list[str] | None = None) -> str:
     if isinstance(place, DictConfig) and "is not in struct" in str(cause):
         return unknown_key(str(key), [str(name) for name in place if name != "hydra"])
     chain = [error]
-    while (last := chain[-1]).__cause__ is not None:
-        chain.append(last.__cause__)
+    while (deeper := chain[-1].__cause__) is not None:
+        chain.append(deeper)
+    last = chain[-1]
     lines = [str(each).strip().partition("\n")[0] or type(each).__name__ for each in chain]
     text = ": ".join(map(cut, dict.fromkeys(lines)))
     if key and key not in text:
@@ -147,26 +148,26 @@ def _mistake(error: ValidationError, plain: Any, schema: type[Settings]) -> str:
     first = min(mistakes, key=lambda mistake: len(mistake["loc"]))
     if isinstance(said := first.get("ctx", {}).get("error"), ConfigError):
         return str(said)
-    value, names, inner, field = plain, [], schema, None
-    for part in first["loc"]:  # what follows a field that is no group names pydantic's own types
-        names.append(str(part))
+    value, names, group = plain, [], schema
+    told: str | None = None
+    for part in map(str, first["loc"]):
+        names.append(part)
+        if part not in group.model_fields:
+            return unknown_key(".".join(names), list(group.model_fields))
+        field = group.model_fields[part]
+        told = field.description
         value = value.get(part) if isinstance(value, dict) else None
-        field = inner.model_fields.get(str(part))
-        if field is None or first["type"] == "missing":
-            break
         kind: Any = field.annotation
         if not (isinstance(kind, type) and issubclass(kind, Settings)):
-            break
-        inner = kind
+            break  # what follows names pydantic's own types
+        group = kind
     key = ".".join(names)
-    if field is None:
-        return unknown_key(key, list(inner.model_fields))
     if first["type"] == "missing":
         return _missing(key)
     # of several types that a value may have, each says what it takes
     ours = [m["msg"] for m in mistakes if list(map(str, m["loc"]))[: len(names)] == names]
     takes = [re.sub(r"^(Input should be|Value error,) |, (unable|got) .*", "", m) for m in ours]
-    allowed = field.description or " or ".join(dict.fromkeys(takes))
+    allowed = told or " or ".join(dict.fromkeys(takes))
     if first["type"] == "model_type":
-        allowed = f"a group of settings ({', '.join(inner.model_fields)})"
+        allowed = f"a group of settings ({', '.join(group.model_fields)})"
     return f"{key} must be {allowed}, got {'null' if value is None else cut(repr(value))}"

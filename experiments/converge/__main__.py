@@ -13,16 +13,15 @@ from experiments.command import run_command
 from experiments.converge.settings import ConvergeSettings
 from experiments.sweeps.sweep import Runner
 
-RUNNER = Runner(
-    name="converge",
-    settings=ConvergeSettings,
-    compute="experiments.converge.run:converge",
-    locate="experiments.converge.identity:locate",
-)
-
 
 def main() -> int:
-    return run_command(RUNNER)
+    runner = Runner(
+        name="converge",
+        settings=ConvergeSettings,
+        compute="experiments.converge.run:converge",
+        locate="experiments.converge.identity:locate",
+    )
+    return run_command(runner)
 
 
 if __name__ == "__main__":

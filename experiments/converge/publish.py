@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 
 from experiments.converge.records import Measures
 from experiments.converge.settings import ConvergeSettings, TrackingSettings
-from experiments.runs import folder as files
+from experiments.runs import folder as run_files
 from experiments.runs.files import write_json
 from experiments.sweeps.report import name_of
 from experiments.tracking import terminal_view
-from experiments.tracking.tracker import Tracker
+from experiments.tracking.tracker import Tracker, warn
 
 # the page of a run: the work of another room, named and not imported
 PAGE = "analysis.page.build:page_of_run"
@@ -50,8 +50,8 @@ def open_tracker(
     folder: Path,
     *,
     tracking: TrackingSettings,
-    warn: Callable[[str], object],
     study: Path,
+    warn: Callable[[str], object] = warn,
     patience: float | None = None,
 ) -> Tracker:
     """A tracker for the run with this configuration; ``folder`` is where W&B keeps its files.
@@ -161,7 +161,7 @@ def publish(
     curves = _moving_tokens(folder)
     tracker.show("token_trajectories", lambda wandb: wandb.plot.line_series(**curves))
     tracker.summarize(summary["overall"])  # last: a row overwrites what it shares with it
-    artifact = (*files.TABLES, files.SUMMARY)
+    artifact = (*run_files.TABLES, run_files.SUMMARY)
     tracker.keep_files(RUN_FOLDER, lambda place: _copy_run(folder, place), artifact=artifact)
 
 
@@ -170,7 +170,7 @@ def _moving_tokens(folder: Path) -> dict[str, Any]:
     prompt, as W&B draws them; in nats, missing where that is no number or the prompt has ended.
     """
     columns = ["prompt_id", "step", "iteration", "position", "token", "log_prob"]
-    frame = _last_step(pq.read_table(folder / files.TRAJECTORY, columns=columns).to_pandas())
+    frame = _last_step(pq.read_table(folder / run_files.TRAJECTORY, columns=columns).to_pandas())
     index = ["prompt_id", "position", "token"]
     curves = frame.pivot(index=index, columns="iteration", values="log_prob")
     reach = (curves.max(axis=1) - curves.min(axis=1)).fillna(0.0)
@@ -190,22 +190,22 @@ def _copy_run(folder: Path, place: Path) -> None:
     """What a reader needs of a run, so that a W&B run copied elsewhere is complete by itself. It
     says that the run is finished: nothing is left to be computed.
     """
-    for name in (files.CONFIG, *files.TABLES, files.SUMMARY):
+    for name in (run_files.CONFIG, *run_files.TABLES, run_files.SUMMARY):
         try:
             os.link(folder / name, place / name)  # the same bytes: files of a run are never edited
         except OSError:
             shutil.copyfile(folder / name, place / name)
-    status = files.read_status(folder)
+    status = run_files.read_status(folder)
     if status["state"] == "running":
-        status |= {"state": "finished", "finished": files.now()}
-    write_json(place / files.STATUS, status)
+        status |= {"state": "finished", "finished": run_files.now()}
+    write_json(place / run_files.STATUS, status)
 
 
 def history_rows(folder: Path) -> list[dict[str, Any]]:
     """One row an iteration over all prompts, each at its last generation step; one that ended early
     counts on with the values it ended with.
     """
-    frame = _last_step(pq.read_table(folder / files.ITERATIONS).to_pandas())
+    frame = _last_step(pq.read_table(folder / run_files.ITERATIONS).to_pandas())
     frame = frame.set_index(["iteration", "prompt_id"])[list(AGGREGATES)]
     filled = frame.unstack("prompt_id").sort_index().ffill()
     rows = pd.DataFrame(

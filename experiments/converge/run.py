@@ -13,15 +13,7 @@ from experiments.converge.prompts import encode_prompts
 from experiments.converge.publish import Live, open_tracker, publish
 from experiments.converge.records import Measures, overall
 from experiments.converge.settings import ConvergeSettings, ModelSettings
-from experiments.runs.compute_once import (
-    ALONE,
-    Asked,
-    RunError,
-    compute_once,
-    finished_already,
-    torch_device,
-    warn,
-)
+from experiments.runs.compute_once import ALONE, Asked, RunError, compute_once, finished_already
 from experiments.settings import ConfigError
 from experiments.sweeps.report import feedback_of
 from experiments.tracking.tracker import Tracker
@@ -40,7 +32,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
         ConfigError: settings that cannot be, before anything is written.
         RunError: the computation or the disk failed; ``status.json`` says so too.
     """
-    device = torch_device(settings.device.name)
+    device = settings.device.found()
     known: dict[Any, Any] = {}
     folder = locate(settings, known)
     if finished_already(folder):
@@ -88,8 +80,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
                 on_pass=on_pass,
                 on_batch=on_batch,
             )
-        if (mixed := folder.assemble()) is not None:
-            warn(mixed)
+        folder.assemble()
         summary = {
             "run_id": folder.id,
             "study": settings.study,
@@ -110,7 +101,6 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
             folder.id,
             folder.path,
             tracking=settings.tracking,
-            warn=warn,
             study=folder.path.parent,
         ),
         compute=compute_run,

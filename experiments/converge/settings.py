@@ -4,12 +4,15 @@ Imports no torch: names that the library has are repeated here, and a test holds
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from experiments.settings import Count, Number, Positive, Seed, Settings, Whole
+from experiments.settings import ConfigError, Count, Number, Positive, Seed, Settings, Whole
 from stateful_gpt.console import cut
+
+if TYPE_CHECKING:
+    import torch
 
 StudyName = Annotated[
     str,
@@ -137,6 +140,15 @@ class DeviceSettings(Settings):
     name: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     batch: Literal["auto"] | Count = "auto"
+
+    def found(self) -> "torch.device":
+        """The device of this name; raises ConfigError if it is not there."""
+        from stateful_gpt.device import choose_device
+
+        try:
+            return choose_device(self.name)
+        except ValueError as error:
+            raise ConfigError(f"device.name: {error}") from None
 
 
 class TrainingDeviceSettings(DeviceSettings):

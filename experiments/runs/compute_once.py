@@ -15,8 +15,7 @@ from tqdm import tqdm
 from experiments.runs.folder import RunFolder, damage
 from experiments.runs.lock import locked
 from experiments.runs.provenance import changes, provenance
-from experiments.settings import ConfigError
-from experiments.tracking.tracker import Tracker
+from experiments.tracking.tracker import Tracker, warn
 from stateful_gpt.console import cut, exhausted
 
 if TYPE_CHECKING:
@@ -44,16 +43,6 @@ class Asked:
 
 
 ALONE = Asked()
-
-
-def torch_device(name: str) -> "torch.device":
-    """The device that ``device.name`` asks for; raises ConfigError if it is not there."""
-    from stateful_gpt.device import choose_device
-
-    try:
-        return choose_device(name)
-    except ValueError as error:
-        raise ConfigError(f"device.name: {error}") from None
 
 
 def finished_already(folder: RunFolder) -> bool:
@@ -156,8 +145,3 @@ def disk_sentence(error: OSError, folder: Path | str, *, key: str = "runs_dir") 
     """That a file of the run cannot be written; ``key`` is the setting that says where it lies."""
     place = str(error.filename or folder)
     return f"{key}: {cut(repr(place))} cannot be written ({error.strerror or error})"
-
-
-def warn(message: str) -> None:
-    """A line on the terminal that leaves a progress bar whole."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)

@@ -8,6 +8,7 @@ nothing of what is computed.
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,12 +156,9 @@ class RunFolder:
         )
         self._parts.append(first)
 
-    def assemble(self) -> str | None:
-        """Put the tables together from the batches that are kept, in their order.
-
-        Returns:
-            a sentence if some of them have another origin than this attempt; ``status.json`` names
-            them.
+    def assemble(self) -> None:
+        """Put the tables together from the batches that are kept, in their order; warns if some of
+        them have another origin than this attempt.
         """
         import pyarrow.parquet as pq
 
@@ -176,12 +174,10 @@ class RunFolder:
         ours = _origin_of_part(self._status)
         others = [kept["origin"] for kept in self._status["kept"] if kept["origin"] != ours]
         names = [name for name in ours if any(o.get(name) != ours[name] for o in others)]
-        if not others:
-            return None
-        return (
-            f"{self.path}: {len(others)} of its prompts were computed by an earlier attempt with"
-            f" another {', '.join(names)}; {STATUS} says which"
-        )
+        if others:
+            said = f"{self.path}: {len(others)} of its prompts were computed by an earlier attempt"
+            said += f" with another {', '.join(names)}; {STATUS} says which"
+            print(f"warning: {said}", file=sys.stderr)
 
     def summarize(self, summary: dict[str, Any]) -> None:
         """Write the summary, the last file of a run, and the checksums of all into its status."""

@@ -14,16 +14,15 @@ from experiments.command import run_command
 from experiments.state_tracking.settings import StateTrackingSettings
 from experiments.sweeps.sweep import Runner
 
-RUNNER = Runner(
-    name="state_tracking",
-    settings=StateTrackingSettings,
-    compute="experiments.state_tracking.run:track",
-    locate="experiments.state_tracking.run:locate",
-)
-
 
 def main() -> int:
-    return run_command(RUNNER)
+    runner = Runner(
+        name="state_tracking",
+        settings=StateTrackingSettings,
+        compute="experiments.state_tracking.run:track",
+        locate="experiments.state_tracking.run:locate",
+    )
+    return run_command(runner)
 
 
 if __name__ == "__main__":

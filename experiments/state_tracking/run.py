@@ -7,14 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from experiments.runs.compute_once import (
-    ALONE,
-    Asked,
-    compute_once,
-    finished_already,
-    torch_device,
-    warn,
-)
+from experiments.runs.compute_once import ALONE, Asked, compute_once, finished_already
 from experiments.runs.files import short_hash, write_table
 from experiments.runs.folder import ACCURACY, RunFolder
 from experiments.state_tracking.contest import accuracy_by_depth, train_contestant
@@ -40,7 +33,7 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
         ConfigError: settings that cannot be.
         RunError: the run broke off.
     """
-    device = torch_device(settings.device.name)
+    device = settings.device.found()
     folder = locate(settings)
     if finished_already(folder):
         return folder.path
@@ -103,7 +96,6 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
             folder=folder.path,
             axis="step",
             measures={"loss_*": "step"},
-            warn=warn,
         ),
         compute=compute,
         shorten="task.tested_level",

@@ -8,10 +8,13 @@ import logging
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from experiments.converge.settings import TrackingSettings
 from experiments.runs.files import write_json
@@ -23,6 +26,11 @@ OFFLINE_SECONDS = 60.0
 
 SYNCED = "synced.json"  # beside W&B's files of a run: where it has been uploaded to
 LOGIN = "there is no API key (wandb login makes one known)"
+
+
+def warn(message: str) -> None:
+    """A line on the terminal that leaves a progress bar whole."""
+    tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 class Tracker:
@@ -51,7 +59,7 @@ class Tracker:
         folder: Path,
         axis: str,
         measures: Mapping[str, str],
-        warn: Callable[[str], object],
+        warn: Callable[[str], object] = warn,
         later: str | None = None,
         patience: float | None = None,
     ) -> None:

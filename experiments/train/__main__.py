@@ -12,11 +12,10 @@ from experiments.command import run_command
 from experiments.sweeps.sweep import Runner
 from experiments.train.settings import TrainSettings
 
-RUNNER = Runner(name="train", settings=TrainSettings, compute="experiments.train.run:train")
-
 
 def main() -> int:
-    return run_command(RUNNER)
+    runner = Runner(name="train", settings=TrainSettings, compute="experiments.train.run:train")
+    return run_command(runner)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from experiments.runs.compute_once import warn
 from experiments.runs.files import write_atomically, write_json
-from experiments.tracking.tracker import Tracker
+from experiments.tracking.tracker import Tracker, warn
 from experiments.train.corpus import Corpus
 from experiments.train.settings import TrainSettings
 from stateful_gpt.depth import DepthProfile, depth_profile

@@ -12,19 +12,12 @@ import torch
 from omegaconf import OmegaConf
 
 from experiments.runs import files
-from experiments.runs.compute_once import (
-    ALONE,
-    Asked,
-    RunError,
-    disk_sentence,
-    torch_device,
-    warn,
-)
+from experiments.runs.compute_once import ALONE, Asked, RunError, disk_sentence
 from experiments.runs.folder import read_config
 from experiments.runs.lock import LOCK, locked
 from experiments.runs.provenance import provenance
 from experiments.settings import ConfigError
-from experiments.tracking.tracker import Tracker
+from experiments.tracking.tracker import Tracker, warn
 from experiments.train.corpus import read_corpus, read_texts
 from experiments.train.loop import HISTORY, STATE, Training
 from experiments.train.settings import TrainSettings
@@ -55,7 +48,7 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
         ConfigError: settings that cannot be, or an output folder that holds another training.
         RunError: a file cannot be written.
     """
-    device = torch_device(settings.device.name)
+    device = settings.device.found()
     try:
         architecture = GPTConfig(**settings.architecture.plain())
     except ValueError as error:
@@ -250,7 +243,6 @@ def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
         folder=output,
         axis="step",
         measures=dict.fromkeys(MEASURES, "step"),
-        warn=warn,
     )
 
 
