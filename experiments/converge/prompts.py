@@ -14,6 +14,8 @@ from stateful_gpt.console import cut
 from stateful_gpt.tokenizer import Tokenizer, TokenizerError, decode
 from stateful_gpt.untrusted import PROMPTS_SIZE, CheckpointError, read_regular
 
+BUILT_IN = Path(__file__).with_name("prompts.jsonl")
+
 
 @checked(frozen=True, config=ConfigDict(strict=True))
 class Prompt:
@@ -37,12 +39,8 @@ def read_prompts(settings: PromptSettings) -> list[Prompt]:
     Raises:
         ConfigError: a missing, empty, binary, huge or malformed file.
     """
-    if settings.file is not None:
-        prompts = _from_file(Path(settings.file), by_line=settings.split == "lines")
-    else:
-        path = Path(__file__).with_name("prompts.jsonl")
-        prompts = _from_lines(path.read_text(encoding="utf-8"), path.name)
-    return prompts[: settings.limit]
+    path = BUILT_IN if settings.file is None else Path(settings.file)
+    return _from_file(path, by_line=settings.split == "lines")[: settings.limit]
 
 
 def content_hash(prompts: list[Prompt]) -> str:

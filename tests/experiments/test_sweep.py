@@ -50,3 +50,12 @@ def test_the_same_cell_twice_is_computed_once(
     assert (code, err) == (0, "")
     assert len(runs()) == 2
     assert out.startswith("2 runs\nrun 1 of 2: ")
+
+
+def test_the_same_cell_in_two_studies_is_computed_in_both(
+    converge: Converge, tmp_path: Path
+) -> None:
+    code, out, err = converge("study=a,b", "-m")
+    assert (code, err) == (0, "")
+    assert out.startswith("2 runs\nrun 1 of 2: ")
+    assert len(list(tmp_path.glob("runs/[ab]/*/summary.json"))) == 2
