@@ -42,17 +42,19 @@ class Command:
         self.began = True
         task = HydraConfig.get()
         asked = Asked(self.typed, self.runner.command_of_run(sweep.overrides_of_the_job()))
-        self._refuse_overlay(task)
-        if self.dry_run:
-            self.code = sweep.rehearse(self.runner, [config])
-            return
-        settings: Any = to_settings(config, self.runner.settings)
         try:
+            self._refuse_overlay(task)
+            if self.dry_run:
+                self.code = sweep.rehearse(self.runner, [config])
+                return
+            settings: Any = to_settings(config, self.runner.settings)
             self.runner.run(settings, asked)
-        except (RunError, KeyboardInterrupt) as error:
+        except (ConfigError, RunError, KeyboardInterrupt) as error:  # Hydra would say more
             if task.mode is RunMode.MULTIRUN:  # of another sweeper than ours
                 raise
             self.code = _say_why(error)
+            if isinstance(error, ConfigError):
+                return
         if self.runner.locate is not None:
             print(f"\n{report(survey(Path(settings.runs_dir) / settings.study))}")
 
