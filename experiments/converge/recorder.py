@@ -50,11 +50,10 @@ class Recorder:
         self._model, self._double, self._feedback = checkpoint.model, double, feedback
         self._wanted = settings.measures
         self._on_pass = on_pass
+        new_tokens = settings.generation.max_new_tokens
+        self._fixed_text = new_tokens == 0
         longest = max(len(prompt.tokens) for prompt in prompts)
-        self._fixed_text = settings.generation.max_new_tokens == 0
-        self._capacity = min(
-            checkpoint.model.block_size, longest + settings.generation.max_new_tokens
-        )
+        self._capacity = min(checkpoint.model.block_size, longest + new_tokens)
         self._reader: LeftToRight | None = None
         self._predictions: Predictions | None = None
         self._window: Window | None = None
@@ -197,20 +196,16 @@ class Recorder:
 
     def _fixed_point(self, window: Window, last: Window | None) -> Tensor:
         """(B, T). While no window has slid, only new tokens have to be read."""
-        if not self._feedback.active:  # every pass is right, whatever it is fed
-            return score_tokens(
-                self._model, self._model.read(window.tokens), window.tokens
-            ).log_probs
-        begin = 0
+        model, feedback, begin = self._model, self._feedback, 0
+        if not feedback.active:  # every pass is right, whatever it is fed
+            return score_tokens(model, model.read(window.tokens), window.tokens).log_probs
         slid = last is not None and any(
             start != last.starts[last.rows.index(row)]
             for row, start in zip(window.rows, window.starts, strict=True)
         )
         if self._reader is None or last is None or slid:
-            batch = len(window.rows)
-            self._reader = LeftToRight(
-                self._model, self._feedback, batch=batch, capacity=self._capacity
-            )
+            batch, capacity = len(window.rows), self._capacity
+            self._reader = LeftToRight(model, feedback, batch=batch, capacity=capacity)
         else:
             kept = [last.rows.index(row) for row in window.rows]
             self._reader.keep(kept)
