@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
+from experiments.sweeps import study
 from tests.experiments.conftest import Converge
 
 
@@ -59,3 +60,21 @@ def test_the_same_cell_in_two_studies_is_computed_in_both(
     assert (code, err) == (0, "")
     assert out.startswith("2 runs\nrun 1 of 2: ")
     assert len(list(tmp_path.glob("runs/[ab]/*/summary.json"))) == 2
+
+
+def test_a_finished_run_is_looked_through_once_a_sweep(
+    converge: Converge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert converge("feedback.strength=0,1", "-m")[0] == 0
+    looked: list[Path] = []
+    damage = study.damage
+
+    def counted(folder: Path) -> str | None:
+        looked.append(folder)
+        return damage(folder)
+
+    monkeypatch.setattr(study, "damage", counted)
+    code, out, _ = converge("feedback.strength=0,1,2", "-m")
+    assert code == 0
+    assert "3 runs: 3 finished" in out
+    assert len(looked) == len(set(looked)) == 2, "the third has just been written"
