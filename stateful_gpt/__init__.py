@@ -14,23 +14,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stateful_gpt.checkpoint import load_checkpoint
-    from stateful_gpt.feedback import Feedback
-    from stateful_gpt.generate import generate
-    from stateful_gpt.oracle import left_to_right
-    from stateful_gpt.recompute import RecomputeConfig, recompute
-    from stateful_gpt.trajectory import trajectory
-
-__all__ = [
-    "Feedback",
-    "RecomputeConfig",
-    "__version__",
-    "generate",
-    "left_to_right",
-    "load_checkpoint",
-    "recompute",
-    "trajectory",
-]
+    from stateful_gpt.checkpoint import load_checkpoint as load_checkpoint
+    from stateful_gpt.feedback import Feedback as Feedback
+    from stateful_gpt.generate import generate as generate
+    from stateful_gpt.oracle import left_to_right as left_to_right
+    from stateful_gpt.recompute import RecomputeConfig as RecomputeConfig
+    from stateful_gpt.recompute import recompute as recompute
+    from stateful_gpt.trajectory import trajectory as trajectory
 
 _HOMES = {
     "Feedback": "feedback",
@@ -41,6 +31,7 @@ _HOMES = {
     "recompute": "recompute",
     "trajectory": "trajectory",
 }
+__all__ = ["__version__", *_HOMES]
 
 try:
     __version__ = version("stateful_gpt")

@@ -14,9 +14,8 @@ from torch.nn import functional as F
 class KeyValueCache:
     """Keys and values of tokens already read (see ``language_model.Cache``).
 
-    Args:
-        shape: (B, H, capacity, D) of each layer's keys, and of its values.
-        like: gives device and dtype.
+    ``shape`` is (B, H, capacity, D) of each layer's keys, and of its values; ``like`` gives device
+    and dtype.
     """
 
     def __init__(self, n_layer: int, shape: tuple[int, ...], *, like: Tensor) -> None:
@@ -47,10 +46,7 @@ class KeyValueCache:
 def score_mask(
     queries: int, keys: int, bias: Tensor | None, *, dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
-    """What is added to the scores: each key's bias where causality allows it, -inf elsewhere.
-
-    Args:
-        bias: (B, K), or None for none.
+    """What is added to the scores: each key's bias, (B, K), where causality allows it, else -inf.
 
     Returns:
         (B or 1, 1, Q or 1, K) in ``dtype``, or None where ``attend`` needs none: one query sees
@@ -69,15 +65,11 @@ def score_mask(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, factor: Tensor | None
 ) -> Tensor:
-    """Attention by the fused kernel.
+    """(B, H, Q, D) of the fused kernel, of (B, H, Q, D) queries and (B, H, K, D) keys and values.
 
     Args:
-        q: (B, H, Q, D); k, v: (B, H, K, D).
         mask: what :func:`score_mask` makes for these shapes.
         factor: (B, K) multiplies the softmaxed weights of each key, without renormalising.
-
-    Returns:
-        (B, H, Q, D)
     """
     if factor is not None:
         # (A * f) @ v == A @ (f * v): the weights themselves never have to exist

@@ -1,4 +1,4 @@
-"""Load and save models: this project's folders, nanoGPT's ckpt.pt, published GPT-2 folders.
+"""Load and save models: this project's folders, nanoGPT's, GPT-2's, and any of transformers.
 
 Files are untrusted: nothing in them is executed, every name and shape is checked, and whatever is
 wrong with one is a :class:`CheckpointError` whose message is one sentence.
@@ -10,19 +10,21 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from safetensors.torch import save
 
 from stateful_gpt.console import cut
+from stateful_gpt.hugging_face_folder import FILES, read_hugging_face
 from stateful_gpt.language_model import LanguageModel
 from stateful_gpt.model import GPT
 from stateful_gpt.tokenizer import BytePairs, Characters, Tokenizer, load_tokenizer, save_tokenizer
+from stateful_gpt.untrusted import SETTINGS_SIZE, open_regular, parse_json, read_regular
 from stateful_gpt.untrusted import CheckpointError as CheckpointError
-from stateful_gpt.untrusted import open_regular
 from stateful_gpt.weights import (
     CONFIG,
     FORMAT,
@@ -36,25 +38,49 @@ from stateful_gpt.weights import (
 
 NANOGPT_WEIGHTS = "ckpt.pt"
 BUNDLED = ("bundled", "bundled_stateful")
+# names that stand for a folder of transformers, and the command that makes it
+PREPARED = {"smollm2": (Path("data/models/smollm2"), "python -m scripts.prepare_smollm2")}
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
+Library = Literal["stateful_gpt", "transformers"]  # what reads a model
 Model = TypeVar("Model", bound=LanguageModel, covariant=True)
 
 
 @dataclass(frozen=True)
 class Checkpoint(Generic[Model]):
-    """A model ready to run, and the tokenizer that its ids belong to.
-
-    ``source`` is what was asked for; of a name on the hub it is ``NAME@REVISION``.
-    ``trained_passes`` is the number of passes a model with hidden-state feedback was trained in,
-    where its folder says so.
-    """
+    """A model ready to run, and the tokenizer that its ids belong to."""
 
     model: Model
     tokenizer: Tokenizer
-    source: str
-    trained_passes: int | None = None
+    source: str  # what was asked for; of a name on the hub it is NAME@REVISION
+    trained_passes: int | None = None  # of a model with hidden-state feedback, where it is known
+
+
+def load_model(
+    source: str | Path,
+    *,
+    library: Library | None = None,
+    tokenizer: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Checkpoint[LanguageModel]:
+    """What ``load_checkpoint`` loads, or a causal model of transformers; raises as it does.
+
+    Args:
+        source: for transformers a folder with ``config.json`` and (sharded) safetensors,
+            ``smollm2``, or a name on the hub. No code that comes with a model is run.
+        library: what reads it; None: this one where it can, transformers else.
+        tokenizer: ``gpt2``, ``byte`` or a file, instead of the model's own.
+    """
+    if (library or library_of(source)) == "stateful_gpt":
+        return load_checkpoint(source, tokenizer=tokenizer, dtype=dtype, device=device)
+    folder = locate(source, "transformers")
+    model, encoding = read_hugging_face(folder, tokenizer, dtype=dtype, device=device)
+    return Checkpoint(model, encoding, _with_revision(source, folder))
+
+
+load_hugging_face = partial(load_model, library="transformers")
 
 
 def load_checkpoint(
@@ -89,21 +115,40 @@ def load_checkpoint(
             f" {NANOGPT_TOKENIZER} of its data"
         )
     model = model.to(device=device, dtype=dtype).eval()
-    return Checkpoint(model, encoding, with_revision(source, path), stored.trained_passes)
+    return Checkpoint(model, encoding, _with_revision(source, path), stored.trained_passes)
 
 
-def locate(source: str | Path) -> Path:
+def library_of(source: str | Path) -> Library:
+    """This one for what lies in formats of its own, nanoGPT's or GPT-2's, and for what is no model,
+    which it refuses.
+    """
+    if str(source) in BUNDLED:
+        return "stateful_gpt"
+    if str(source) in PREPARED:
+        return "transformers"
+    path = Path(source)
+    try:
+        folder = path if path.exists() else _download(str(source), (CONFIG,), extra="hub")
+        settings = parse_json(read_regular(folder / CONFIG, most=SETTINGS_SIZE))
+    except (OSError, ValueError):
+        return "stateful_gpt"
+    return "stateful_gpt" if settings.get("model_type", "gpt2") == "gpt2" else "transformers"
+
+
+def locate(source: str | Path, library: Library = "stateful_gpt") -> Path:
     """Where the files of ``source`` lie; a hub name is downloaded (or found in its local cache).
 
     Raises:
         CheckpointError: there is no such file or folder, and it is no name that can be downloaded.
     """
-    if str(source) in BUNDLED:
-        with resources.as_file(resources.files("stateful_gpt") / "assets" / str(source)) as path:
+    name, path = str(source), Path(source)
+    if library == "transformers":
+        return _locate_of_transformers(name, path)
+    if name in BUNDLED:
+        with resources.as_file(resources.files("stateful_gpt") / "assets" / name) as path:
             if not (path / WEIGHTS).exists():
-                raise CheckpointError(f"the model {cut(source)} is not part of this installation")
+                raise CheckpointError(f"the model {name} is not part of this installation")
             return path
-    path = Path(source)
     try:
         if path.is_dir() and not (path / CONFIG).exists() and (path / NANOGPT_WEIGHTS).exists():
             return path / NANOGPT_WEIGHTS
@@ -111,12 +156,30 @@ def locate(source: str | Path) -> Path:
             return path
     except (OSError, ValueError) as error:  # a name that no file system takes
         raise CheckpointError(
-            f"there is no model file or folder {cut(repr(str(source)))} ({cut(error)})"
+            f"there is no model file or folder {cut(repr(name))} ({cut(error)})"
         ) from None
-    return download(str(source), (CONFIG, WEIGHTS), extra="hub")
+    return _download(name, (CONFIG, WEIGHTS), extra="hub")
 
 
-def download(name: str, files: Sequence[str], *, extra: str) -> Path:
+def _locate_of_transformers(name: str, path: Path) -> Path:
+    _, command = PREPARED.get(path.name, (None, None))
+    path, _ = PREPARED.get(name, (path, None))
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name that no file system takes
+        raise CheckpointError(
+            f"there is no model folder {cut(repr(name))} ({error.strerror})"
+        ) from None
+    if exists and not (path / CONFIG).is_file():
+        raise CheckpointError(
+            f"{path} must be a folder with config.json and safetensors: it has no config.json"
+        )
+    if not exists and command is not None:
+        raise CheckpointError(f"there is no model folder {path}: make it with {command}")
+    return path if exists else _download(name, FILES, extra="hugging_face")
+
+
+def _download(name: str, files: Sequence[str], *, extra: str) -> Path:
     """The folder of a model on the hub, or of its local cache; ``files`` are patterns.
 
     Raises:
@@ -141,26 +204,39 @@ def download(name: str, files: Sequence[str], *, extra: str) -> Path:
         ) from None
 
 
-def with_revision(source: str | Path, found: Path) -> str:
+def _with_revision(source: str | Path, found: Path) -> str:
     """``NAME@REVISION`` of what was found in the hub's cache, else the source as it is."""
     cached = found.parent.name == "snapshots" and found != Path(source)
     return f"{source}@{found.name}" if cached else str(source)
 
 
-def fingerprint(source: str | Path) -> str:
-    """A hash of the weights and settings of a model, whatever its files are called.
+def fingerprint(source: str | Path, *, library: Library | None = None) -> str:
+    """A hash of the weights, settings and tokenizer of a model; ``library`` as in ``load_model``.
 
     Raises:
         CheckpointError: there is no such model, or a part of it cannot be read.
     """
-    path = locate(source)
+    library, digest = library or library_of(source), hashlib.sha256()
+    path = locate(source, library)
+    if library == "transformers":
+        for file in sorted({f for pattern in FILES for f in path.glob(pattern)}):
+            about = file.stat()
+            named = f"{file.name} {_hash(file, about.st_size, about.st_mtime_ns)}\n"
+            digest.update(named.encode())
+        return digest.hexdigest()[:16]
     own = [path / name for name in sorted((WEIGHTS, CONFIG, TOKENIZER))]
-    digest = hashlib.sha256()
     for file in own if path.is_dir() else [path, path.with_name(NANOGPT_TOKENIZER)]:
-        if file.exists():
+        if file.exists():  # whatever it is called
             with open_regular(file) as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+@cache
+def _hash(file: Path, size: int, changed: int) -> str:
+    """Of gigabytes, so it is computed once while size and time of change stay what they are."""
+    with file.open("rb") as stream:
+        return f"{size} {hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
 def save_checkpoint(

@@ -190,12 +190,12 @@ def _tell(sentence: str, code: int = 0) -> int:
 def _run(options: argparse.Namespace) -> int:
     import torch
 
+    from stateful_gpt.checkpoint import load_model
     from stateful_gpt.device import DTYPES, choose_device
     from stateful_gpt.feedback import Feedback
     from stateful_gpt.generate import Sampling, Start, generate
-    from stateful_gpt.load import load_model
     from stateful_gpt.recompute import Outcome, RecomputeConfig
-    from stateful_gpt.tokenizer import END_OF_TEXT, end_token, token_bytes
+    from stateful_gpt.tokenizer import END_OF_TEXT, decode, end_token, token_bytes
 
     device = choose_device(options.device)
     prompt = as_text(options.prompt)
@@ -229,24 +229,23 @@ def _run(options: argparse.Namespace) -> int:
     largest = max(options.layers or (0,))
     if largest >= model.n_layer:
         raise ValueError(f"--layers must be from 0 to {model.n_layer - 1}, got {largest}")
+    count, alone = options.samples, options.samples == 1
     length = len(tokens) + options.max_new_tokens
-    needed = 8 * options.samples * length * (3 + (model.width if feedback.of_hidden else 0))
+    needed = 8 * count * length * (3 + (model.width if feedback.of_hidden else 0))
     if needed > machine_memory():
         raise ValueError(
-            f"{options.samples} texts of up to {length:,} tokens need {needed:,} bytes of memory,"
+            f"{count} texts of up to {length:,} tokens need {needed:,} bytes of memory,"
             f" and the machine has {machine_memory():,}"
         )
     if options.feedback != "none" and not feedback.active:
         _tell("at --strength 0 nothing is fed back: this is the plain model")
     slide = min(options.slide or max(1, model.block_size // 4), model.block_size)
-    writers = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(options.samples)]
-    texts = [prompt] * options.samples
-    alone = options.samples == 1
-    lengths, outgrown = [len(tokens)] * options.samples, False
+    writer = codecs.getincrementaldecoder("utf-8")("replace")
+    room, outgrown = [model.block_size - len(tokens)] * count, False  # tokens until it is full
 
-    def say_once_if_outgrown(length: int) -> None:
+    def say_once_if_outgrown() -> None:
         nonlocal outgrown
-        if length > model.block_size and not outgrown:
+        if min(room) < 0 and not outgrown:
             outgrown = True
             costs = "every token costs" if slide == 1 else f"one token in {slide} costs"
             if alone and sys.stdout.isatty():
@@ -259,22 +258,20 @@ def _run(options: argparse.Namespace) -> int:
     def take(row: int, token: int) -> None:
         if token in encoding.end_tokens:
             return
-        lengths[row] += 1
-        say_once_if_outgrown(lengths[row])
-        piece = writers[row].decode(token_bytes(encoding, token))
-        texts[row] += piece
+        room[row] -= 1
+        say_once_if_outgrown()
         if alone:
-            print(piece, end="", flush=True)
+            print(writer.decode(token_bytes(encoding, token)), end="", flush=True)
             if getattr(sys.stdout, "lost", None) is not None:
                 raise BrokenPipeError  # nobody is there to go on for
 
     if alone:
         print(prompt, end="", flush=True)
-    say_once_if_outgrown(len(tokens))
+    say_once_if_outgrown()
     undamped = feedback.triangular and options.damping == 1.0
     result = generate(
         model,
-        [tokens] * options.samples,
+        [tokens] * count,
         max_new_tokens=options.max_new_tokens,
         feedback=feedback,
         config=RecomputeConfig(
@@ -295,9 +292,12 @@ def _run(options: argparse.Namespace) -> int:
         generators=torch.Generator(device).manual_seed(options.seed),
         on_token=take,
     )
-    rests = [writer.decode(b"", final=True) for writer in writers]
-    whole = rests if alone else [text + rest for text, rest in zip(texts, rests, strict=True)]
-    print(f"\n{SEPARATOR}\n".join(whole))
+    if alone:
+        print(writer.decode(b"", final=True))
+    else:
+        ends = set(encoding.end_tokens)
+        drawn = ([t for t in text[len(tokens) :] if t not in ends] for text in result.tokens)
+        print(f"\n{SEPARATOR}\n".join(prompt + decode(encoding, ids) for ids in drawn))
     outcomes = [outcome for of_text in result.outcomes for outcome in of_text]
     good = (Outcome.SETTLED, Outcome.WITHIN_TOLERANCE)
     unsettled = [outcome for outcome in outcomes if outcome not in good]

@@ -55,10 +55,9 @@ def contraction_rate(errors: Sequence[float], *, floor: float) -> float | None:
 
     The slope of a least-squares line through the logarithm of the errors, exponentiated; None with
     fewer than three errors to fit. The fit ends where the errors come within FALLING times their
-    last value: below lies the plateau that rounding leaves them on. Errors that never were so far
-    above their last value are fitted down to it. So passes at rest change nothing, however many
-    there are. A factor near 1 with an error that ends abruptly is the mark of a front that walks
-    through the text rather than of a contraction.
+    last value: below lies the plateau that rounding leaves them on, so that passes at rest change
+    nothing. Errors that never were so far above their last value are fitted down to it. A factor
+    near 1 with an error that ends abruptly is the mark of a front that walks through the text.
 
     Args:
         errors: distance from the final values after each pass (nats).
@@ -72,10 +71,14 @@ def contraction_rate(errors: Sequence[float], *, floor: float) -> float | None:
     logs = [math.log(error) for error in takewhile(lambda error: error > floor, finite)]
     if len(logs) < 3:
         return None
-    y = torch.tensor(logs, dtype=torch.float64)
-    x = torch.arange(len(logs), dtype=torch.float64)
+    return math.exp(slope(torch.tensor(logs, dtype=torch.float64)))
+
+
+def slope(y: Tensor) -> float:
+    """Of the least-squares line through (N,) values at 0, 1, 2 ..."""
+    x = torch.arange(len(y), dtype=torch.float64)
     x = x - x.mean()
-    return math.exp(((x * (y - y.mean())).sum() / (x * x).sum()).item())
+    return ((x * (y - y.mean())).sum() / (x * x).sum()).item()
 
 
 def rounding_floor(log_probs: Tensor) -> float:

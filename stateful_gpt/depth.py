@@ -26,20 +26,12 @@ HIDDEN_STATES = Feedback.of_kind(HIDDEN_STATE, 1.0)
 
 @dataclass(frozen=True)
 class DepthProfile:
-    """Cross-entropy and movement by depth, on the same text.
+    """Cross-entropy and movement by depth, on the same text (nats; means over predictions)."""
 
-    Attributes:
-        nll: at depth 0, 1, ... (nats per token).
-        kl: ``kl[n]`` is KL(depth n || depth n + 1) of the next-token distributions, mean over
-            positions (nats).
-        nll_full: at depth T - 1, where generation happens; None if it was not asked for.
-        tokens: how many predictions each mean is over.
-    """
-
-    nll: list[float]
-    kl: list[float]
-    nll_full: float | None
-    tokens: int
+    nll: list[float]  # at depth 0, 1, ...
+    kl: list[float]  # kl[n] is KL(depth n || depth n + 1) of the next-token distributions
+    nll_full: float | None  # at depth T - 1, where generation happens; None if not asked for
+    tokens: int  # how many predictions each mean is over
 
     @property
     def broken_at(self) -> int | None:
@@ -60,9 +52,7 @@ def depth_profile(
 ) -> DepthProfile:
     """Read (N, T + 1) ids, IGNORE being padding on the right, at depths 0 ... ``depth``.
 
-    Args:
-        depth: the largest one; 0 of a model without a gate.
-        full: whether to read them at depth T - 1 as well, from left to right.
+    That must be 0 of a model without a gate. ``full``: at depth T - 1 as well, left to right.
     """
     was_training = model.training
     model.eval()

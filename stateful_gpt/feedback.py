@@ -91,12 +91,10 @@ class Feedback:
 
     @property
     def of_hidden(self) -> bool:
-        """Whether hidden states are fed back."""
         return self.hidden_strength != 0.0
 
     @property
     def active(self) -> bool:
-        """Whether anything is fed back at all."""
         return self.of_tokens or self.of_hidden
 
     @property
@@ -122,40 +120,25 @@ class Feedback:
         """
         if state is None or not self.active:
             return PLAIN  # skipped, not multiplied by 0: the plain model bit for bit
-        bias: Tensor | None = None
-        factor: Tensor | None = None
-        hidden: Tensor | None = None
+        bias = factor = hidden = None
         if self.of_hidden:
             hidden = state[:, begin:, 1:] if self.of_tokens else state[:, begin:]
         if self.of_tokens:
             weighted = self.strength * (state[..., 0] if self.of_hidden else state)
-            if self.kind is FeedbackKind.PROB:
-                # finite, or 0 * inf would reach the positions before the token as NaN
-                most = math.log(torch.finfo(weighted.dtype).max) / 2
-                factor = weighted.clamp(max=most).exp()
-            else:
-                bias = weighted
+            # finite, or 0 * inf would reach the positions before the token as NaN
+            most = math.log(torch.finfo(weighted.dtype).max) / 2
+            by_factor = self.kind is FeedbackKind.PROB
+            bias = None if by_factor else weighted
+            factor = weighted.clamp(max=most).exp() if by_factor else None
         return Modulation(bias, factor, self.layers, hidden, self.hidden_strength)
 
-    def state(self, scores: TokenScores, hidden: Tensor) -> Tensor:
-        """What a pass over (B, T) whole texts hands on, from its scores and (B, T, C) output."""
-        return self._side_by_side(scores, shift_right(hidden) if self.shift == 1 else hidden)
-
-    def estimates(self, scores: TokenScores, before: Tensor) -> Tensor:
-        """What is handed on of tokens (...), from their scores and the (..., C) before each.
-
-        With ``shift`` 0 their hidden states are not known yet.
-        """
-        return self._side_by_side(scores, before if self.shift == 1 else torch.zeros_like(before))
-
-    def _side_by_side(self, scores: TokenScores, hidden: Tensor) -> Tensor:
+    def estimates(self, scores: TokenScores, hidden: Tensor) -> Tensor:
+        """The state of tokens (...), from their scores and the (..., C) that each is fed."""
         of_tokens = scores.logits if self.kind is FeedbackKind.LOGIT else scores.log_probs
         if not self.of_hidden:
             return of_tokens
         hidden = hidden.to(of_tokens.dtype)
-        if not self.of_tokens:
-            return hidden
-        return torch.cat([of_tokens[..., None], hidden], dim=-1)
+        return torch.cat([of_tokens[..., None], hidden], dim=-1) if self.of_tokens else hidden
 
 
 def shift_right(hidden: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from enum import Enum
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.language_model import LanguageModel
@@ -36,75 +37,48 @@ class Start(Enum):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn from the last pass.
+    """How the next token is drawn from the last pass."""
 
-    Attributes:
-        temperature: divides the logits; None draws greedily, the most likely token.
-        top_k: only the k most likely tokens can be drawn; None for all.
-        vocab_size: ids from here on cannot be drawn (padding of the embedding decodes to nothing).
-        end_tokens: any of them ends a text when drawn, itself included; none: a text without end.
-    """
-
-    temperature: float | None = None
-    top_k: int | None = None
+    temperature: float | None = None  # divides the logits; None draws the most likely token
+    top_k: int | None = None  # only the k most likely tokens can be drawn; None for all
+    # ids from here on cannot be drawn: padding of the embedding decodes to nothing
     vocab_size: int | None = None
-    end_tokens: Collection[int] = ()
+    end_tokens: Collection[int] = ()  # any of them ends a text when drawn, itself included
 
 
 @dataclass(frozen=True)
 class Window:
-    """The tokens that a generation step recomputes, right-padded to one length.
+    """The tokens that a generation step recomputes, right-padded to one length."""
 
-    Attributes:
-        step: tokens generated so far.
-        rows: which of the given prompts are still being continued.
-        starts: absolute position of each row's first token; above 0 once the text was cropped.
-        lengths: tokens of each row.
-        tokens: (B, T) ids.
-        plain_first: whether the first pass feeds nothing back: it is the plain model's.
-    """
-
-    step: int
-    rows: list[int]
-    starts: list[int]
+    step: int  # tokens generated so far
+    rows: list[int]  # which of the given prompts are still being continued
+    starts: list[int]  # position of each row's first token; above 0 once the text was cropped
     lengths: list[int]
-    tokens: Tensor
-    plain_first: bool
+    tokens: Tensor  # (B, T) ids
+    plain_first: bool  # whether the first pass feeds nothing back: it is the plain model's
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """Sees the passes over one window: each record, and before it the hidden states it comes from.
+    """Sees the passes over one window."""
 
-    Attributes:
-        observe: called after every pass.
-        score: scores the tokens in every pass, in place of the plain way; None leaves that alone.
-    """
-
-    observe: Callable[[Iteration], None]
-    score: Score | None = None
+    observe: Callable[[Iteration], None]  # called after every pass
+    score: Score | None = None  # scores the tokens of every pass, in place of the plain way
 
 
 @dataclass(frozen=True)
 class Generation:
     """What became of the prompts; one entry each.
 
-    Attributes:
-        tokens: prompt and generated ids.
-        log_probs: the newest estimate of every token (nats). A token that the window has left
-            behind keeps the last one it had.
-        estimates: what is fed back of every token, (T,) or (T, width of the feedback's state): hand
-            it to the next call as ``previous``.
-        outcomes: how each generation step's recompute ended.
-        ended: whether the end token was drawn. A text whose estimates diverged ends there, too:
-            its last outcome says so.
+    Log-probabilities (nats) and estimates are each token's newest: one that the window has left
+    behind keeps the last that it had. A text whose estimates diverged ends there.
     """
 
-    tokens: list[list[int]]
-    log_probs: list[Tensor]
-    estimates: list[Tensor]
-    outcomes: list[list[Outcome]]
-    ended: list[bool]
+    tokens: list[list[int]]  # prompt and generated ids
+    log_probs: list[Tensor]  # (T,)
+    estimates: list[Tensor]  # (T,) or (T, width of the state): the next call's ``previous``
+    outcomes: list[list[Outcome]]  # of each generation step's recompute
+    ended: list[bool]  # whether an end token was drawn
 
 
 @torch.inference_mode()
@@ -132,8 +106,8 @@ def generate(
     Args:
         prompts: ids of each prompt, at least one; lengths may differ.
         start: whether a step begins from probability 1 everywhere, or from what the step before
-            ended with. A carried estimate moves along when the window slides, except that the
-            window's first token has probability 1, and no hidden state: nothing predicts it.
+            ended with. A carried estimate moves along when the window slides, except that nothing
+            predicts the window's first token: it has probability 1, and no hidden state.
         previous: estimates of the prompts' tokens from an earlier call, in place of probability 1.
         sampling: default: greedily, without an end.
         generators: on the model's device; one, or one for each prompt, which then draws the same
@@ -144,44 +118,35 @@ def generate(
         on_token: called with (row, id) as each token is drawn.
 
     Raises:
-        ValueError: an empty prompt, ids outside the model's embedding, ``previous`` of other
-            lengths than the prompts, another number of ``generators``, a ``slide`` below 1, or a
-            recompute that the feedback does not allow.
+        ValueError: an empty prompt, ids outside the model's embedding, or settings that do not fit
+            the prompts, the feedback or each other.
     """
     sampling = sampling or Sampling()
-    texts = [list(prompt) for prompt in prompts]
     if config.window is not None and not feedback.triangular:
         raise ValueError(
             "a windowed recompute needs estimates that become final from left to right: the shift"
             " of hidden states must be 1, got 0"
         )
-    _check(texts, previous, model.vocab_size)
     if slide < 1:
         raise ValueError(f"slide must be at least 1, got {slide}")
-    if isinstance(generators, Sequence) and len(generators) != len(texts):
-        raise ValueError(f"{len(texts)} prompts need as many generators, got {len(generators)}")
-    so_far = _SoFar(texts, model, feedback, max_new_tokens=max_new_tokens, previous=previous)
-    longest = min(model.block_size, so_far.tokens.size(1))
+    if isinstance(generators, Sequence) and len(generators) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts need as many generators, got {len(generators)}")
+    _check(prompts, previous, model.vocab_size)
+    texts = _Texts(prompts, model, feedback, max_new_tokens=max_new_tokens, previous=previous)
     passes = Passes(
         model,
         feedback,
-        batch=len(texts),
-        capacity=longest,
+        batch=len(prompts),
+        capacity=min(model.block_size, texts.tokens.size(1)),
         cached=feedback.triangular and config.skips_what_is_final,
     )
-    outcomes: list[list[Outcome]] = [[] for _ in texts]
-    ended = [False] * len(texts)
-    settled = [1] * len(texts)  # leading positions of the window whose estimates are final
-    rows = kept = list(range(len(texts)))
-    starts = [0] * len(texts)
+    rows = kept = list(range(len(prompts)))
     for step in range(max_new_tokens + 1):
+        last = step == max_new_tokens
         carried = previous is not None if step == 0 else start is Start.CARRIED
-        window = so_far.window(
+        window = texts.window(
             rows, step=step, block=model.block_size, slide=slide, plain_first=not carried
         )
-        for row, begin in zip(rows, window.starts, strict=True):
-            if begin != starts[row]:  # it has lost its first token, and with it what was final
-                starts[row], settled[row] = begin, 1
         passes.window(window.tokens, kept)
         watcher = watch(window) if watch is not None else None
         if watcher is not None and watcher.score is not None:
@@ -190,44 +155,39 @@ def generate(
             passes,
             config=config,
             lengths=window.lengths,
-            start=so_far.of(window, so_far.estimates) if carried else None,
-            log_probs=so_far.of(window, so_far.log_probs) if carried else None,
-            settled=[settled[row] for row in rows] if carried and step > 0 else None,
+            start=texts.of(window, texts.estimates) if carried else None,
+            log_probs=texts.of(window, texts.log_probs) if carried else None,
+            settled=[texts.settled[row] for row in rows] if carried and step > 0 else None,
             triangular=feedback.triangular,
             inert=not feedback.active,
-            output_too=step < max_new_tokens,
+            output_too=not last,
             # what rows have cached is wanted again where the next step carries on
-            leave=start is Start.COLD or step == max_new_tokens,
+            leave=start is Start.COLD or last,
             observe=None if watcher is None else watcher.observe,
         )
-        so_far.take(window, result)
-        kept = []
-        for i, row in enumerate(rows):
-            outcomes[row].append(result.outcomes[i])
-            settled[row] = result.settled[i]
-            if not ended[row] and result.outcomes[i] is not Outcome.DIVERGED:
-                kept.append(i)
+        texts.take(window, result)
+        kept = [i for i, row in enumerate(rows) if texts.goes_on(row)]
         rows = [rows[i] for i in kept]
-        if step == max_new_tokens or not rows:
+        if last or not rows:
             break
-        at = [window.lengths[i] - 1 for i in kept]
-        hidden = passes.hidden[kept, at]  # (B, C)
-        logits = model.logits(hidden).to(so_far.log_probs.dtype)  # (B, V)
+        hidden = passes.hidden[kept, [window.lengths[i] - 1 for i in kept]]  # (B, C)
+        logits = model.logits(hidden).to(texts.log_probs.dtype)  # (B, V)
         if isinstance(generators, Sequence):
             pairs = zip(logits.split(1), rows, strict=True)
             drawn = torch.cat([draw(one, sampling, generators[row]) for one, row in pairs])  # (B,)
         else:
             drawn = draw(logits, sampling, generators)
         scores = score_logits(logits, drawn)
-        so_far.append(rows, drawn, feedback.estimates(scores, hidden), scores.log_probs)
+        # with a shift of 0 the tokens' own hidden states are not known yet
+        fed = hidden if feedback.shift else torch.zeros_like(hidden)
+        texts.append(rows, drawn, feedback.estimates(scores, fed), scores.log_probs)
         for row in rows:
-            token = texts[row][-1]
-            ended[row] = token in sampling.end_tokens
+            token = texts.ids[row][-1]
+            texts.ended[row] = token in sampling.end_tokens
             if on_token is not None:
                 on_token(row, token)
-    return Generation(
-        texts, so_far.split(so_far.log_probs), so_far.split(so_far.estimates), outcomes, ended
-    )
+    log_probs, estimates = texts.split(texts.log_probs), texts.split(texts.estimates)
+    return Generation(texts.ids, log_probs, estimates, texts.outcomes, texts.ended)
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
@@ -250,12 +210,17 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) 
     return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
 
 
-class _SoFar:
-    """Texts and their newest estimates, with room for all the tokens to come: nothing grows."""
+class _Texts:
+    """Texts and their newest estimates, with room for all the tokens to come: nothing grows.
+
+    Attributes:
+        starts: the first token of each text's window.
+        settled: leading positions of the window whose estimates are final.
+    """
 
     def __init__(
         self,
-        texts: list[list[int]],
+        prompts: Sequence[Sequence[int]],
         model: LanguageModel,
         feedback: Feedback,
         *,
@@ -263,73 +228,78 @@ class _SoFar:
         previous: Sequence[Tensor] | None,
     ) -> None:
         like = torch.empty(0, model.width, dtype=model.dtype, device=model.device)
-        room = (len(texts), max(len(text) for text in texts) + max_new_tokens)
-        self.texts = texts
-        self.tokens = torch.zeros(room, dtype=torch.long, device=like.device)
-        self.estimates = feedback.blank(*room, like=like)
-        self.log_probs = torch.zeros(room, dtype=wide(like.dtype), device=like.device)
-        for row, text in enumerate(texts):
-            self.tokens[row, : len(text)] = torch.tensor(text)
+        count, room = len(prompts), max(map(len, prompts)) + max_new_tokens
+        self.ids = [list(prompt) for prompt in prompts]
+        self.tokens = torch.zeros(count, room, dtype=torch.long, device=like.device)
+        self.estimates = feedback.blank(count, room, like=like)
+        self.log_probs = torch.zeros(count, room, dtype=wide(like.dtype), device=like.device)
+        for row, ids in enumerate(self.ids):
+            self.tokens[row, : len(ids)] = torch.tensor(ids)
             if previous is not None:
-                self.estimates[row, : len(text)] = previous[row]
+                self.estimates[row, : len(ids)] = previous[row]
+        self.starts, self.settled, self.ended = [0] * count, [1] * count, [False] * count
+        self.outcomes: list[list[Outcome]] = [[] for _ in prompts]
 
     def window(
         self, rows: list[int], *, step: int, block: int, slide: int, plain_first: bool
     ) -> Window:
         """The last tokens of each of these rows, ``block`` at most."""
-        counts = [len(self.texts[row]) for row in rows]
         # a crop drops ``slide`` tokens at once, but never so many that none is left
         slide = min(slide, block)
-        starts = [-(-max(0, count - block) // slide) * slide for count in counts]
-        lengths = [count - begin for count, begin in zip(counts, starts, strict=True)]
-        tokens = self._cut(rows, starts, lengths, self.tokens)
-        return Window(step, list(rows), starts, lengths, tokens, plain_first)
+        for row in rows:
+            begin = -(-max(0, len(self.ids[row]) - block) // slide) * slide
+            if begin != self.starts[row]:  # it has lost its first token, and with it what was final
+                self.starts[row], self.settled[row] = begin, 1
+        starts = [self.starts[row] for row in rows]
+        lengths = [len(self.ids[row]) - self.starts[row] for row in rows]
+        return Window(step, rows, starts, lengths, self._cut(rows, self.tokens), plain_first)
 
     def of(self, window: Window, values: Tensor) -> Tensor:
         """(B, T, ...) values of a window's tokens so far; of its first token nothing is known."""
-        state = self._cut(window.rows, window.starts, window.lengths, values)
+        state = self._cut(window.rows, values)
         state[:, 0] = 0.0
         return state
 
+    def _cut(self, rows: list[int], values: Tensor) -> Tensor:
+        """A copy of the windows of these rows, zeros behind the shorter ones."""
+        parts = [values[row, self.starts[row] : len(self.ids[row])] for row in rows]
+        return pad_sequence(parts, batch_first=True)
+
     def take(self, window: Window, result: Recomputed) -> None:
-        """The newest estimates of a window's tokens."""
+        """What a recompute of a window has found."""
         for i, (row, begin) in enumerate(zip(window.rows, window.starts, strict=True)):
             end = begin + window.lengths[i]
             self.estimates[row, begin:end] = result.state[i, : end - begin]
             self.log_probs[row, begin:end] = result.log_probs[i, : end - begin]
+            self.outcomes[row].append(result.outcomes[i])
+            self.settled[row] = result.settled[i]
+
+    def goes_on(self, row: int) -> bool:
+        return not self.ended[row] and self.outcomes[row][-1] is not Outcome.DIVERGED
 
     def append(self, rows: list[int], drawn: Tensor, estimates: Tensor, log_probs: Tensor) -> None:
         """One more token of each row, with what the model said of it when it was drawn."""
-        for i, (row, token) in enumerate(zip(rows, drawn.tolist(), strict=True)):
-            at = len(self.texts[row])
-            self.texts[row].append(token)
-            self.tokens[row, at] = token
-            self.estimates[row, at] = estimates[i]
-            self.log_probs[row, at] = log_probs[i]
+        at = [len(self.ids[row]) for row in rows]
+        self.tokens[rows, at] = drawn
+        self.estimates[rows, at] = estimates
+        self.log_probs[rows, at] = log_probs
+        for row, token in zip(rows, drawn.tolist(), strict=True):
+            self.ids[row].append(token)
 
     def split(self, values: Tensor) -> list[Tensor]:
         """Of each text, on the CPU."""
         with torch.inference_mode(False):  # the caller may do anything with them
-            return [values[row, : len(text)].cpu().clone() for row, text in enumerate(self.texts)]
-
-    def _cut(
-        self, rows: list[int], starts: list[int], lengths: list[int], values: Tensor
-    ) -> Tensor:
-        """A copy of a window's part of (B, N, ...) values, zeros behind the shorter rows."""
-        if len(rows) == 1:
-            return values[rows[0], starts[0] : starts[0] + lengths[0]][None].clone()
-        part = values.new_zeros(len(rows), max(lengths), *values.shape[2:])
-        for i, (row, begin, length) in enumerate(zip(rows, starts, lengths, strict=True)):
-            part[i, :length] = values[row, begin : begin + length]
-        return part
+            return [values[row, : len(ids)].cpu().clone() for row, ids in enumerate(self.ids)]
 
 
-def _check(texts: list[list[int]], previous: Sequence[Tensor] | None, vocab_size: int) -> None:
-    for text in texts:
-        if not text:
+def _check(
+    prompts: Sequence[Sequence[int]], previous: Sequence[Tensor] | None, vocab_size: int
+) -> None:
+    for ids in prompts:
+        if not ids:
             raise ValueError("a prompt must have at least one token")
-        worst = max(text) if min(text) >= 0 else min(text)
+        worst = max(ids) if min(ids) >= 0 else min(ids)
         if not 0 <= worst < vocab_size:
             raise ValueError(f"token ids must be from 0 to {vocab_size - 1}, got {worst}")
-    if previous is not None and [len(p) for p in previous] != [len(text) for text in texts]:
+    if previous is not None and list(map(len, previous)) != list(map(len, prompts)):
         raise ValueError("previous must hold one estimate for every token of every prompt")

@@ -1,43 +1,34 @@
-"""Find, fingerprint and load the folder of a Hugging Face model, or its name on the hub."""
+"""A folder of transformers: its model and its tokenizer, and that they belong together."""
 
-import hashlib
-from functools import cache
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stateful_gpt.checkpoint import Checkpoint, CheckpointError, download, with_revision
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
-from stateful_gpt.hugging_face_tokenizer import HuggingFaceTokenizer
-from stateful_gpt.tokenizer import load_tokenizer
+from stateful_gpt.tokenizer import Tokenizer, load_tokenizer
+from stateful_gpt.untrusted import CheckpointError
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # as SentencePiece spells one
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-# names that stand for a folder, and the command that makes it
-PREPARED = {"smollm2": (Path("data/models/smollm2"), "python -m scripts.prepare_smollm2")}
 
 
-def load_hugging_face(
-    source: str | Path,
+def read_hugging_face(
+    folder: Path,
+    tokenizer: str | Path | None,
     *,
-    tokenizer: str | Path | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> Checkpoint[HuggingFaceModel]:
-    """Load a causal model of transformers in evaluation mode.
-
-    Args:
-        source: a folder with ``config.json`` and (sharded) safetensors, ``smollm2``, or a name on
-            the hub, which needs a network. No pickles are read, and no code that comes with a model
-            is run.
-        tokenizer: ``gpt2``, ``byte`` or a file, instead of the model's own.
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> tuple[HuggingFaceModel, Tokenizer]:
+    """The model of a folder, and the tokenizer that is named, or else its own.
 
     Raises:
-        CheckpointError: what cannot be found, loaded or studied, in one sentence.
+        CheckpointError: what cannot be loaded or studied, in one sentence.
     """
-    folder = locate(source)
     model = _read_model(folder, dtype).to(device)
     adapter = HuggingFaceModel(model)
     encoding = load_tokenizer(tokenizer) if tokenizer else _own_tokenizer(folder, model)
@@ -50,46 +41,7 @@ def load_hugging_face(
             f"the tokenizer {cut(repr(encoding.name))} uses the id {largest}, but {folder} has"
             f" only {adapter.vocab_size} embeddings"
         )
-    return Checkpoint(adapter, encoding, with_revision(source, folder))
-
-
-def locate(source: str | Path) -> Path:
-    """The folder of ``source``; a name on the hub is downloaded (or found in its local cache).
-
-    Raises:
-        CheckpointError: there is no such folder, and it is no name that can be downloaded.
-    """
-    path, command = PREPARED.get(Path(source).name, (Path(source), None))
-    path = path if str(source) in PREPARED else Path(source)
-    try:
-        exists = path.exists()
-    except OSError as error:  # a name that no file system takes
-        raise CheckpointError(
-            f"there is no model folder {cut(repr(str(source)))} ({error.strerror})"
-        ) from None
-    if exists and not (path / "config.json").is_file():
-        raise CheckpointError(
-            f"{path} must be a folder with config.json and safetensors: it has no config.json"
-        )
-    if not exists and command is not None:
-        raise CheckpointError(f"there is no model folder {path}: make it with {command}")
-    return path if exists else download(str(source), FILES, extra="hugging_face")
-
-
-def fingerprint(source: str | Path) -> str:
-    """A hash of the weights, settings and tokenizer of a model."""
-    folder, digest = locate(source), hashlib.sha256()
-    for file in sorted({file for pattern in FILES for file in folder.glob(pattern)}):
-        about = file.stat()
-        digest.update(f"{file.name} {_hash(file, about.st_size, about.st_mtime_ns)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-@cache
-def _hash(file: Path, size: int, changed: int) -> str:
-    """Of gigabytes, so it is computed once while size and time of change stay what they are."""
-    with file.open("rb") as stream:
-        return f"{size} {hashlib.file_digest(stream, 'sha256').hexdigest()}"
+    return adapter, encoding
 
 
 def _read_model(folder: Path, dtype: torch.dtype) -> Any:
@@ -126,7 +78,7 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
     return model.double() if wide else model
 
 
-def _own_tokenizer(folder: Path, model: Any) -> Any:
+def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
     """The tokenizer in a folder; GPT-2's own for a GPT-2 that comes without one."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         if model.config.model_type == "gpt2":
@@ -167,3 +119,81 @@ def _transformers() -> Any:
             "models of Hugging Face need transformers: pip install 'stateful_gpt[hugging_face]'"
         ) from None
     return transformers
+
+
+class HuggingFaceTokenizer:
+    """What this project asks of a tokenizer, of a ``tokenizers.Tokenizer``, which it takes over.
+
+    ``n_vocab`` is one more than the largest id; there may be holes below it. ``start_tokens`` are
+    what the model was trained to see before every text, mostly none or one.
+    """
+
+    def __init__(self, backend: Any, *, name: str, end_tokens: Sequence[int]) -> None:
+        backend.encode_special_tokens = True  # one that is spelled out in a text is text
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._added: dict[int, bytes] = {
+            token_id: token.content.encode()
+            for token_id, token in backend.get_added_tokens_decoder().items()
+        }
+        decoder = str(backend.decoder)
+        self._byte_level, self._spaced = "ByteLevel" in decoder, "▁" in decoder
+        self.name = name
+        self.n_vocab = max(backend.get_vocab().values()) + 1
+        self.start_tokens = self._start()
+        self.end_tokens = tuple(end_tokens)
+
+    def _start(self) -> tuple[int, ...]:
+        """What the tokenizer itself puts before a text."""
+        alone = self._backend.encode("a", add_special_tokens=False).ids
+        ids = self._backend.encode("a", add_special_tokens=True).ids
+        for at in range(len(ids)):
+            if ids[at : at + len(alone)] == alone:
+                return tuple(ids[:at])
+        return ()
+
+    @property
+    def used(self) -> list[int]:
+        """The ids that :meth:`encode_ordinary` can produce."""
+        added = {
+            i for i, token in self._backend.get_added_tokens_decoder().items() if token.special
+        }
+        ids = set(self._backend.get_vocab().values()) - added
+        return sorted(ids | set(self.start_tokens))
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The ids of a text behind the start token, if the model was trained with one."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return [*self.start_tokens, *ids]
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """The bytes of one id.
+
+        Raises:
+            KeyError: there is no such id.
+        """
+        if token in self._added:
+            return self._added[token]
+        text = self._backend.id_to_token(token) if 0 <= token < self.n_vocab else None
+        if text is None:
+            raise KeyError(token)
+        if self._byte_level and all(character in _BYTES for character in text):
+            return bytes(_BYTES[character] for character in text)
+        if self._spaced:
+            if byte := _BYTE.fullmatch(text):
+                return bytes([int(byte[1], 16)])
+            text = text.replace("▁", " ")
+        return str(text).encode()
+
+
+def _byte_characters() -> dict[str, int]:
+    """The bytes that the characters of a byte-level vocabulary stand for, as GPT-2 has them."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + i): byte for i, byte in enumerate(rest)
+    }
+
+
+_BYTES = _byte_characters()

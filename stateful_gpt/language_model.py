@@ -16,23 +16,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Modulation:
-    """What is fed into a pass. With nothing given, it is the plain model, bit for bit.
+    """What is fed into a pass. With nothing given, it is the plain model, bit for bit."""
 
-    Attributes:
-        bias: (B, S + T), added to the attention scores of each key in every head.
-        factor: (B, S + T), multiplies each key's softmaxed weights in every head, without
-            renormalising; at most one of bias and factor is given.
-        layers: the layers whose attention is modulated; None means all.
-        hidden: (B, T, C) hidden state that enriches the embedding of each of the T tokens; zeros
-            where there is none.
-        hidden_strength: multiplies what hidden states add to the embeddings.
-    """
-
-    bias: Tensor | None = None
+    bias: Tensor | None = None  # (B, S + T), added to each key's attention scores in every head
+    # (B, S + T), multiplies each key's softmaxed weights in every head, without renormalising; at
+    # most one of bias and factor is given
     factor: Tensor | None = None
-    layers: Collection[int] | None = None
-    hidden: Tensor | None = None
-    hidden_strength: float = 1.0
+    layers: Collection[int] | None = None  # whose attention is modulated; None means all
+    hidden: Tensor | None = None  # (B, T, C), enriches each token's embedding; zeros stand for none
+    hidden_strength: float = 1.0  # multiplies what hidden states add to the embeddings
 
 
 PLAIN = Modulation()
@@ -43,12 +35,9 @@ class Cache(Protocol):
 
     They stay right only while nothing changes what those tokens were computed from. No gradients
     flow through them: what is read with a cache is read under ``torch.no_grad``.
-
-    Attributes:
-        length: tokens that count. It may be set back: what lies behind is forgotten.
     """
 
-    length: int
+    length: int  # tokens that count. It may be set back: what lies behind is forgotten
 
     def keep(self, rows: list[int]) -> None:
         """Go on with some of the B sequences, in this order; one may be named several times."""
@@ -58,23 +47,10 @@ class Cache(Protocol):
 class LanguageModel(Protocol):
     """A causal language model whose attention takes a number per key."""
 
-    @property
-    def block_size(self) -> int:
-        """The most tokens of a text; a property of the model, never of what is allocated."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the ids that the model knows."""
-        ...
-
-    @property
-    def n_layer(self) -> int: ...
-
-    @property
-    def width(self) -> int:
-        """C, the components of a hidden state."""
-        ...
+    block_size: int  # the most tokens of a text; of the model, never of what is allocated
+    vocab_size: int  # V, the ids that it knows
+    n_layer: int
+    width: int  # C
 
     @property
     def device(self) -> torch.device: ...

@@ -9,7 +9,6 @@ D head size, L n_layer, V vocabulary.
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -49,21 +48,20 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            self._require(name, whole, "a whole number of at least 1")
         for name in ("bias", "hidden_feedback"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd must be a multiple of n_head ({self.n_head}), got {self.n_embd}"
-            )
-        if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
-        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
-            )
+            self._require(name, isinstance(getattr(self, name), bool), "true or false")
+        fits = self.n_embd % self.n_head == 0
+        self._require("n_embd", fits, f"a multiple of n_head ({self.n_head})")
+        rate = isinstance(self.dropout, (int, float)) and 0.0 <= self.dropout < 1.0
+        self._require("dropout", rate, "at least 0 and below 1")
+        known = isinstance(self.activation, str) and self.activation in ACTIVATIONS
+        self._require("activation", known, f"one of {', '.join(ACTIVATIONS)}")
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
 
 
 def project(linear: nn.Linear, x: Tensor) -> Tensor:
@@ -85,19 +83,6 @@ def project(linear: nn.Linear, x: Tensor) -> Tensor:
     else:
         out = (weight @ x.reshape(rows, width).t()).t().reshape(*x.shape[:-1], size)
     return out if bias is None else out + bias
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation whose bias can be left out."""
-
-    def __init__(self, n_embd: int, *, bias: bool) -> None:
-        super().__init__()
-        self.shape = (n_embd,)
-        self.weight = nn.Parameter(torch.ones(n_embd))
-        self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.layer_norm(x, self.shape, self.weight, self.bias, 1e-5)
 
 
 class CausalSelfAttention(nn.Module):
@@ -140,26 +125,14 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """The parts of a layer; ``GPT.forward`` says how they go together."""
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
-
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        layer: int,
-        mask: Tensor | None,
-        factor: Tensor | None,
-        cache: KeyValueCache | None,
-    ) -> Tensor:
-        x = x + self.attn.forward(
-            self.ln_1.forward(x), layer=layer, mask=mask, factor=factor, cache=cache
-        )
-        return x + self.mlp.forward(self.ln_2.forward(x))
 
 
 class Transformer(nn.Module):
@@ -171,10 +144,7 @@ class Transformer(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = LayerNorm(config.n_embd, bias=config.bias)
-
-    def blocks(self) -> Iterator[Block]:
-        return cast(Iterator[Block], iter(self.h))
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
 
 
 class HiddenGate(nn.Module):
@@ -212,6 +182,8 @@ class GPT(nn.Module):
         if tied:
             self.lm_head.weight = self.transformer.wte.weight
         self.gate = HiddenGate(config.n_embd) if config.hidden_feedback else None
+        self.block_size, self.vocab_size = config.block_size, config.vocab_size
+        self.n_layer, self.width = config.n_layer, config.n_embd
 
     def initialize(self, *, generator: torch.Generator | None = None) -> None:
         """Draw nanoGPT's initial weights: N(0, 0.02), residual projections over sqrt(2 n_layer).
@@ -248,22 +220,6 @@ class GPT(nn.Module):
         return self.lm_head.weight is self.transformer.wte.weight
 
     @property
-    def block_size(self) -> int:
-        return self.config.block_size
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def n_layer(self) -> int:
-        return self.config.n_layer
-
-    @property
-    def width(self) -> int:
-        return self.config.n_embd
-
-    @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
 
@@ -279,8 +235,8 @@ class GPT(nn.Module):
         return self if self.dtype == torch.float64 else copy.deepcopy(self).double()
 
     def new_cache(self, *, batch: int, capacity: int) -> KeyValueCache:
-        n_head, n_embd = self.config.n_head, self.config.n_embd
-        shape = (batch, n_head, capacity, n_embd // n_head)
+        n_head = self.config.n_head
+        shape = (batch, n_head, capacity, self.width // n_head)
         return KeyValueCache(self.n_layer, shape, like=self.lm_head.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -298,10 +254,8 @@ class GPT(nn.Module):
         assert cache is None or isinstance(cache, KeyValueCache)
         start = cache.length if cache is not None else 0
         end = start + tokens.size(1)
-        if end > self.config.block_size:
-            raise ValueError(
-                f"{end} tokens do not fit the model's block of {self.config.block_size}"
-            )
+        if end > self.block_size:
+            raise ValueError(f"{end} tokens do not fit the model's block of {self.block_size}")
         x = self.transformer.wte(tokens)  # (B, T, C)
         if modulation.hidden is not None:
             if self.gate is None:
@@ -317,15 +271,16 @@ class GPT(nn.Module):
         mask = plain
         if modulation.bias is not None:
             mask = score_mask(T, end, modulation.bias, dtype=x.dtype, device=x.device)
-        for i, block in enumerate(self.transformer.blocks()):
+        for i, block in enumerate(cast("list[Block]", self.transformer.h)):
             modulated = layers is None or i in layers
-            x = block.forward(
-                x,
+            x = x + block.attn.forward(
+                block.ln_1.forward(x),
                 layer=i,
                 mask=mask if modulated else plain,
                 factor=modulation.factor if modulated else None,
                 cache=cache,
             )
+            x = x + block.mlp.forward(block.ln_2.forward(x))
         if cache is not None:
             cache.length = end
         return self.transformer.ln_f.forward(x)

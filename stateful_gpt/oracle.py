@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stateful_gpt.convergence import slope
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.language_model import LanguageModel
 from stateful_gpt.scoring import score_targets, wide
@@ -112,19 +113,16 @@ def disturbed_reading(
 ) -> tuple[Tensor, list[float | None]]:
     """The fixed point, and the growth rate per token of a small disturbance of its recursion.
 
-    Copies of each text are read beside it. In each of ``starts`` copies, what is fed back of one
-    token in the first half is moved by 1e-7 (nats, or in every component of a hidden state); the
-    slope of the logarithm of the later tokens' response (root mean square over the copies) against
-    the distance from the disturbance is the Lyapunov exponent. A copy is made where it is disturbed
-    and dropped half a text later.
-    Negative: disturbances die out along the text, and estimates settle by contraction. Positive:
-    they grow, and estimates settle only as the front of settled tokens walks through the text.
-    (arXiv 2508.16817, 2509.21716.)
+    In each of ``starts`` copies of a text, what is fed back of one token in the first half is moved
+    by 1e-7 (nats, or in every component of a hidden state); the slope of the logarithm of the later
+    tokens' response (root mean square over the copies) against the distance from the disturbance is
+    the Lyapunov exponent. Negative: disturbances die out along the text, and estimates settle by
+    contraction. Positive: they grow, and estimates settle only as the front of settled tokens walks
+    through the text. (arXiv 2508.16817, 2509.21716.)
 
     Args:
         model: in float64, because responses are followed down to 1e-12 nats.
-        tokens: (B, T) ids, right-padded to one length.
-        lengths: of the B texts.
+        tokens: (B, T) ids, right-padded to one length; ``lengths`` of the B texts.
 
     Returns:
         (B, T) log-probabilities in nats, and an exponent for each text: None where it is too short,
@@ -134,45 +132,35 @@ def disturbed_reading(
         ValueError: see ``LeftToRight``.
     """
     texts, T = tokens.shape
-    begun: dict[int, list[int]] = {}  # position -> texts of which a copy is disturbed there
-    for text, length in enumerate(lengths):
-        if length >= SHORTEST and feedback.active:
-            for position in torch.linspace(1, length // 2, starts).long().unique().tolist():
-                begun.setdefault(position, []).append(text)
-    ends = {p + lengths[text] // 2 for p, those in begun.items() for text in those}
+    copies = sorted(  # of a text, disturbed at a position, and dropped half a text later
+        (position, text, position + length // 2)
+        for text, length in enumerate(lengths)
+        if length >= SHORTEST and feedback.active
+        for position in torch.linspace(1, length // 2, starts).long().unique().tolist()
+    )
     responses: list[list[Tensor]] = [[] for _ in lengths]  # (distances,) each, a copy each
-    most = texts + sum(map(len, begun.values()))
-    reader = LeftToRight(model, feedback, batch=most, capacity=T)  # with room for all copies
+    reader = LeftToRight(model, feedback, batch=texts + len(copies), capacity=T)
     reader.keep(list(range(texts)))
-    copies: list[tuple[int, int]] = []  # (text, position) of the rows behind the texts themselves
+    alive: list[tuple[int, int, int]] = []  # the copies in the rows behind the texts themselves
     here = 0
-    for event in sorted({*begun, *ends, T}):
-        rows = [*range(texts), *(text for text, _ in copies)]
-        if event > here:
-            reader.read(tokens[rows, here:event])
-            here = event
-        going = []
-        for row, (text, position) in enumerate(copies, start=texts):
-            if event < position + lengths[text] // 2:
-                going.append(row)
-                continue
-            log_probs = reader.log_probs[:, position + 1 : event]
-            responses[text].append((log_probs[row] - log_probs[text]).abs().cpu())
-        new = [(text, event) for text in begun.get(event, [])]
-        if len(going) < len(copies):  # the last ones fill the gaps: few rows are moved
-            there = set(going)
-            behind = [row for row in going if row >= texts + len(going)]
-            going = [
-                row if row in there else behind.pop() for row in range(texts, texts + len(going))
-            ]
-        if new or len(going) < len(copies):
-            reader.keep([*range(texts), *going, *(text for text, _ in new)])
-        copies = [copies[row - texts] for row in going] + new
+    for event in sorted({T, *(begin for begin, _, _ in copies), *(end for _, _, end in copies)}):
+        rows = [*range(texts), *(text for _, text, _ in alive)]
+        log_probs, here = reader.read(tokens[rows, here:event]), event
+        going = list(range(len(alive)))
+        for i, (begin, text, end) in reversed(list(enumerate(alive))):
+            if end == event:
+                response = log_probs[texts + i, begin + 1 :] - log_probs[text, begin + 1 :]
+                responses[text].append(response.abs().cpu())
+                going[i] = going[-1]  # the last one fills the gap: few rows are moved
+                going.pop()
+        new = [copy for copy in copies if copy[0] == event]
+        reader.keep([*range(texts), *(texts + i for i in going), *(text for _, text, _ in new)])
+        alive = [alive[i] for i in going] + new
         if new:
-            rows = [*range(texts), *(text for text, _ in copies)]
+            rows = [*range(texts), *(text for _, text, _ in alive)]
             nudges = torch.zeros(len(rows), 1, dtype=torch.float64, device=tokens.device)
-            nudges[len(rows) - len(new) :] = NUDGE
-            reader.read(tokens[rows, here : here + 1], nudges=nudges)
+            nudges[-len(new) :] = NUDGE
+            reader.read(tokens[rows, event : event + 1], nudges=nudges)
             here += 1
     exponents = [_growth(torch.stack(rows)) if rows else None for rows in responses]
     return reader.log_probs[:texts].clone(), exponents
@@ -186,9 +174,4 @@ def _growth(responses: Tensor) -> float | None:
     sizes = responses.square().mean(dim=0).sqrt()  # (D,)
     linear = (sizes >= LINEAR_RANGE[0]) & (sizes <= LINEAR_RANGE[1])
     count = int(linear.long().cumprod(dim=0).sum())
-    if count < 4:
-        return None
-    x = torch.arange(count, dtype=torch.float64)
-    y = sizes[:count].log()
-    x = x - x.mean()
-    return ((x * (y - y.mean())).sum() / (x * x).sum()).item()
+    return slope(sizes[:count].log()) if count >= 4 else None

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stateful_gpt.feedback import Feedback
-from stateful_gpt.language_model import Cache, LanguageModel
+from stateful_gpt.language_model import LanguageModel
 from stateful_gpt.recompute import Said, Span
 from stateful_gpt.scoring import TokenScores, score_targets
 
@@ -34,11 +34,8 @@ class Passes:
         self, model: LanguageModel, feedback: Feedback, *, batch: int, capacity: int, cached: bool
     ) -> None:
         """``cached``: whether spans may begin behind position 0, after what is final."""
-        self._model, self._feedback = model, feedback
-        self._capacity = capacity
-        self._cache: Cache | None = None
-        if cached:
-            self._cache = model.new_cache(batch=batch, capacity=capacity)
+        self._model, self._feedback, self._capacity = model, feedback, capacity
+        self._cache = model.new_cache(batch=batch, capacity=capacity) if cached else None
         self._rows = list(range(batch))  # of the cache, by their number in the window
         self._tokens = torch.empty(batch, 0, dtype=torch.long, device=model.device)
         self.hidden = torch.zeros(
@@ -79,16 +76,12 @@ class Passes:
         )
         self.hidden[rows, begin:end] = hidden
         scores = self.score(hidden, tokens, span)
-        said = self._feedback.estimates(scores, hidden[:, : scores.log_probs.size(1)])
-        if begin > 0:
-            return Said(said, scores.log_probs, begin=begin + 1)
-        # nothing predicts position 0: probability 1, log-probability 0, no hidden state
-        log_probs = F.pad(scores.log_probs, (1, 0))
-        if self._feedback.triangular:
-            first = said.new_zeros(len(said), 1, *said.shape[2:])
-            return Said(torch.cat([first, said], dim=1), log_probs)
-        scores = TokenScores(log_probs, F.pad(scores.logits, (1, 0)))
-        return Said(self._feedback.state(scores, hidden), log_probs)
+        if begin == 0:  # nothing predicts position 0: log-probability 0, no hidden state
+            scores = TokenScores(F.pad(scores.log_probs, (1, 0)), F.pad(scores.logits, (1, 0)))
+            if self._feedback.shift == 1:
+                hidden = F.pad(hidden, (0, 0, 1, 0))
+        state = self._feedback.estimates(scores, hidden[:, : scores.log_probs.size(1)])
+        return Said(state, scores.log_probs, begin=begin + (begin > 0))
 
     def _score(self, hidden: Tensor, tokens: Tensor, span: Span) -> TokenScores:
         targets = tokens[:, span.begin + 1 : span.end + 1]

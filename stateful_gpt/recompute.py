@@ -19,8 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stateful_gpt.cycles import CycleDetector
-from stateful_gpt.front import ROUNDINGS, Fronts, choose, roundings
+from stateful_gpt.front import ROUNDINGS, CycleDetector, Fronts, roundings
 
 
 class Outcome(Enum):
@@ -80,67 +79,46 @@ class RecomputeConfig:
 
 @dataclass(frozen=True)
 class Span:
-    """What a pass is asked for.
-
-    Attributes:
-        rows: (R,) which rows of the batch.
-        begin, end: the positions to evaluate: what lies before is final, what lies behind unwanted.
-    """
+    """What a pass is asked for: these positions of these (R,) rows of the batch."""
 
     rows: list[int]
-    begin: int
+    begin: int  # what lies before is final
     end: int
 
 
 @dataclass(frozen=True)
 class Said:
-    """What one pass said.
+    """What one pass said of N positions."""
 
-    Attributes:
-        state: (R, N, ...) what the next pass is fed, before damping.
-        log_probs: (R, N) nats, by which steps are measured.
-        begin: the first of these positions.
-    """
-
-    state: Tensor
-    log_probs: Tensor
-    begin: int = 0
+    state: Tensor  # (R, N, ...) what the next pass is fed, before damping
+    log_probs: Tensor  # (R, N) nats, by which steps are measured
+    begin: int = 0  # the first of these positions
 
 
 @dataclass(frozen=True)
 class Iteration:
     """One pass as an observer sees it.
 
-    Attributes:
-        number: counted from 1.
-        span: the rows and positions that it evaluated; none where all was final.
-        log_probs: (R, T) nats, of all positions after it.
-        step_max, step_rms: (R,) how far log-probabilities moved since the pass before (nats, over
-            the row's own positions); None at the first pass.
+    Steps are how far log-probabilities moved since the pass before, over the row's own positions.
     """
 
-    number: int
-    span: Span
-    log_probs: Tensor
-    step_max: Tensor | None
+    number: int  # from 1
+    span: Span  # what it evaluated; nothing where all was final
+    log_probs: Tensor  # (R, T) nats, of all positions after it
+    step_max: Tensor | None  # (R,) nats; None at the first pass
     step_rms: Tensor | None
 
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What the loop ended with; lists have one entry a row.
+    """What the loop ended with; lists have one entry a row."""
 
-    Attributes:
-        state: (B, T, ...) what another undamped pass would be fed.
-        log_probs: (B, T) nats.
-        settled: leading positions that are final, however the row ended; one more than there are
-            when the output of the last one is final, too.
-    """
-
-    state: Tensor
-    log_probs: Tensor
+    state: Tensor  # (B, T, ...) what another undamped pass would be fed
+    log_probs: Tensor  # (B, T) nats
     outcomes: list[Outcome]
     iterations: list[int]
+    # leading positions that are final, however the row ended; one more than there are when the
+    # output of the last one is final, too
     settled: list[int]
 
 
@@ -173,14 +151,14 @@ def recompute(
         inert: whether a pass says the same whatever it is fed.
         output_too: whether the output of the last position has to be final as well. It sees that
             position's own estimate, and so takes one pass more than the estimates.
-        leave: whether rows that have ended leave the batch, so that passes are asked for fewer;
-            else they are evaluated on, and stay as they are.
+        leave: whether rows that have ended leave the batch; else they are evaluated on, and stay
+            as they are.
         observe: called after every pass.
     """
-    known = list(settled) if settled is not None else [1] * len(lengths)
-    rough = config.allowed_step if config.window is not None else 0.0
-    fronts = Fronts(list(lengths), known, window=config.window, tolerance=rough, inert=inert)
-    loop = _Loop(config, fronts, triangular=triangular, output_too=output_too)
+    known = [1] * len(lengths) if settled is None else list(settled)
+    by_front = triangular and config.skips_what_is_final
+    fronts = Fronts(list(lengths), known, window=config.window, whole=not by_front)
+    loop = _Loop(config, fronts, triangular=triangular, inert=inert, output_too=output_too)
     if start is not None:
         loop.fed = start
         loop.now = (start, start.new_zeros(start.shape[:2]) if log_probs is None else log_probs)
@@ -201,12 +179,19 @@ class _Loop:
     """Where the rows stand. Tensors hold the rows ``self.rows``, in their order."""
 
     def __init__(
-        self, config: RecomputeConfig, fronts: Fronts, *, triangular: bool, output_too: bool
+        self,
+        config: RecomputeConfig,
+        fronts: Fronts,
+        *,
+        triangular: bool,
+        inert: bool,
+        output_too: bool,
     ) -> None:
         self.config, self.fronts, self.lengths = config, fronts, fronts.lengths
         self.goal = [length + output_too for length in self.lengths]  # of the fronts
         self.exact = triangular and config.damping == 1.0
-        self.by_front = triangular and config.skips_what_is_final
+        self.by_front = not fronts.whole
+        self.inert = inert and self.by_front
         self.passes = [0] * len(self.lengths)
         self.outcomes: list[Outcome | None] = [None] * len(self.lengths)
         self.rows = list(range(len(self.lengths)))
@@ -226,10 +211,9 @@ class _Loop:
     def take(self, number: int, span: Span, said: Said | None) -> Iteration:
         """Merge what a pass said, and judge each row."""
         before = self.now
-        finite = rests = [True] * len(self.rows)
+        rows, begin, count = [(1, 0, 0)] * len(self.rows), 0, 0
         if said is not None:
-            merge = self._merge_front if self.by_front else self._merge_whole
-            self.now, finite, rests = merge(said)
+            rows, begin, count = self._merge(said), said.begin, said.log_probs.size(1)
         assert self.now is not None
         log_probs = self.now[1]
         step_max = step_rms = None
@@ -247,15 +231,19 @@ class _Loop:
             if row not in self.running:
                 continue
             self.passes[row] = number
-            if self.exact and not self.by_front:
-                self.fronts.reach[row] = min(self.goal[row], self.fronts.reach[row] + 1)
+            finite, exactly, roughly = rows[i]
+            if self.by_front:
+                self.fronts.advance(row, begin, exactly, roughly)
+            elif self.exact:
+                self.fronts.reach[row] += 1
+            rests = not self.by_front and self.fed is not None and exactly == count
             outcome = None
-            if not finite[i]:
+            if not finite:
                 outcome = Outcome.DIVERGED
             elif self.exact and self.fronts.reach[row] >= self.goal[row]:
                 rough = self.fronts.rough[row]
                 outcome = Outcome.WITHIN_TOLERANCE if rough else Outcome.SETTLED
-            elif rests[i]:  # no theorem says so, but the pass said what it was fed
+            elif rests:  # no theorem says so, but the pass said what it was fed
                 outcome = Outcome.SETTLED
             elif steps[i] <= self.config.allowed_step:
                 outcome = Outcome.WITHIN_TOLERANCE
@@ -266,49 +254,45 @@ class _Loop:
                 self.running.discard(row)
         return Iteration(number, span, log_probs, step_max, step_rms)
 
-    def _merge_whole(self, said: Said) -> tuple[tuple[Tensor, Tensor], list[bool], list[bool]]:
-        """Take over all positions; whether each row is finite, and whether it is at rest."""
-        device = said.log_probs.device
-        lengths = torch.tensor([self.lengths[row] for row in self.rows], device=device)
-        valid = torch.arange(said.log_probs.size(1), device=device) < lengths[:, None]
-        # an overflow in what is fed back of padding would reach real positions as 0 * inf
-        state = choose(valid, said.state, torch.zeros_like(said.state))
-        log_probs = said.log_probs.masked_fill(~valid, 0.0)
-        finite = state.isfinite().flatten(1).all(dim=1)
-        rests = torch.zeros_like(finite)
-        if self.fed is not None:
-            still = ROUNDINGS if self.config.tolerance == "auto" else 0
-            rests = roundings(state, self.fed).flatten(1).amax(dim=1) <= still
-        if self.now is not None:
-            going = torch.tensor([row in self.running for row in self.rows], device=device)
-            state = choose(going[:, None], state, self.now[0])
-            log_probs = torch.where(going[:, None], log_probs, self.now[1])
-        return (state, log_probs), *torch.stack([finite, rests]).tolist()
+    def _merge(self, said: Said) -> list[tuple[int, int, int]]:
+        """Take over of the N positions that a pass said those behind each row's front.
 
-    def _merge_front(self, said: Said) -> tuple[tuple[Tensor, Tensor], list[bool], list[bool]]:
-        """Take over what lies behind each front; finite as above. Rest is for fronts to say."""
-        begin, end = said.begin, said.begin + said.log_probs.size(1)
+        Returns:
+            of each row, whether it is finite, and how many of the N positions lead up to the first
+            that has moved, at all and by more than the tolerance.
+        """
+        begin, end, device = said.begin, said.begin + said.log_probs.size(1), said.log_probs.device
         if self.now is None:
-            shape = (len(self.rows), max(self.lengths))
+            shape = (len(self.rows), max(end, *self.lengths))
             blank = said.state.new_zeros(*shape, *said.state.shape[2:])
             self.now = (blank, said.log_probs.new_zeros(shape))
-        going = [row in self.running for row in self.rows]
-        if begin == end:  # the output of a last token alone, of which no estimate is made
-            for i, row in enumerate(self.rows):
-                if going[i]:
-                    self.fronts.advance(row, begin, 0, 0)
-            finite = self.now[0].isfinite().flatten(1).all(dim=1)
-            return self.now, finite.tolist(), [False] * len(going)
-        state, log_probs = (values.clone() for values in self.now)  # observers keep what they saw
-        old = (state[:, begin:end], log_probs[:, begin:end])
-        *new, still = self.fronts.merge(self.rows, going, begin, old, (said.state, said.log_probs))
-        state[:, begin:end], log_probs[:, begin:end] = new
+        fed = self.now[0] if self.fed is None else self.fed
+        # padding stays 0: an overflow in it would reach real positions as 0 * inf
+        ranges = [self.fronts.taken(r) if r in self.running else (end, end) for r in self.rows]
+        low, high = torch.tensor(ranges, device=device).T[:, :, None]  # (R, 1) each
+        at = torch.arange(begin, end, device=device)
+        new = (at >= low) & (at < high)  # (R, N)
+        state, log_probs = self.now[0][:, begin:end], self.now[1][:, begin:end]
+        few = ROUNDINGS if self.by_front or self.config.tolerance == "auto" else 0
+        exactly = (roundings(said.state, fed[:, begin:end]) <= few) | ~new | self.inert
+        roughly = exactly
+        if self.config.window is not None and self.config.allowed_step > 0:
+            roughly = exactly | ((said.log_probs - log_probs).abs() <= self.config.allowed_step)
+        still = torch.stack([exactly, roughly]).long().cumprod(dim=2).sum(dim=2)  # (2, R)
+        log_probs = torch.where(new, said.log_probs, log_probs)  # those of a start may not be known
+        if self.by_front and not self.inert:
+            # what is final keeps the value that its cached keys were computed with
+            new &= at >= begin + still[1][:, None]
+        state = torch.where(new.view(*new.shape, *[1] * (state.ndim - 2)), said.state, state)
+        state, log_probs = (
+            torch.cat([old[:, :begin], part, old[:, end:]], dim=1)  # observers keep what they saw
+            for old, part in zip(self.now, (state, log_probs), strict=True)
+        )
+        self.now = (state, log_probs)
         finite = state.isfinite().flatten(1).all(dim=1)
-        table: list[list[int]] = torch.cat([finite[None].long(), still]).tolist()  # the one wait
-        for i, row in enumerate(self.rows):
-            if going[i]:
-                self.fronts.advance(row, begin, table[1][i], table[2][i])
-        return (state, log_probs), list(map(bool, table[0])), [False] * len(going)
+        # the one wait for a device
+        table: list[tuple[int, int, int]] = torch.cat([finite[None].long(), still]).T.tolist()
+        return table
 
     def next(self, *, leave: bool) -> None:
         """Make the state for the next pass; rows that have ended leave first, if they may."""

@@ -57,14 +57,9 @@ def score_targets(
     if targets.numel() == 0:
         nothing = hidden.new_empty(targets.shape, dtype=wide(hidden.dtype))
         return TokenScores(log_probs=nothing, logits=nothing)
-    pieces = [
-        score_logits(logits, wanted)
-        for logits, wanted in zip(
-            logit_chunks(model, hidden.flatten(0, -2), chunk=chunk),
-            targets.flatten().split(chunk),
-            strict=True,
-        )
-    ]
+    chunks = logit_chunks(model, hidden.flatten(0, -2), chunk=chunk)
+    wanted = targets.flatten().split(chunk)
+    pieces = [score_logits(logits, some) for logits, some in zip(chunks, wanted, strict=True)]
     return TokenScores(
         log_probs=torch.cat([piece.log_probs for piece in pieces]).view(targets.shape),
         logits=torch.cat([piece.logits for piece in pieces]).view(targets.shape),
@@ -74,24 +69,12 @@ def score_targets(
 def score_tokens(
     model: LanguageModel, hidden: Tensor, tokens: Tensor, *, chunk: int = CHUNK
 ) -> TokenScores:
-    """Score every token of a text by the hidden state before it.
+    """Score every one of (B, T) tokens by the hidden state before it, of (B, T, C) of their pass.
 
-    Args:
-        hidden: (B, T, C), of the pass over these tokens.
-        tokens: (B, T) ids.
-
-    Returns:
-        (B, T) each. Position 0 gets probability 1 (log-probability 0, and logit 0): nothing
-        predicts it.
+    Position 0 gets probability 1 (log-probability 0, and logit 0): nothing predicts it.
     """
-    first = hidden.new_zeros(tokens.size(0), 1, dtype=wide(hidden.dtype))
-    if tokens.size(1) == 1:
-        return TokenScores(log_probs=first, logits=first)
     rest = score_targets(model, hidden[:, :-1], tokens[:, 1:], chunk=chunk)
-    return TokenScores(
-        log_probs=torch.cat([first, rest.log_probs], dim=1),
-        logits=torch.cat([first, rest.logits], dim=1),
-    )
+    return TokenScores(F.pad(rest.log_probs, (1, 0)), F.pad(rest.logits, (1, 0)))
 
 
 class Predictions:
@@ -123,9 +106,8 @@ class Predictions:
 
     def set_plain(self, hidden: Tensor, *, begin: int) -> None:
         """(B, N, C) hidden states of the plain model from position ``begin`` on."""
-        place = self._plain[begin : begin + hidden.size(1)].flatten(0, 1)
-        for at, logits in self._chunks(hidden):
-            place[at : at + len(logits)] = logits.log_softmax(dim=1)
+        for at, logits in self._chunks(hidden, begin):
+            self._plain[at : at + len(logits)] = logits.log_softmax(dim=2)
 
     def score(self, hidden: Tensor, tokens: Tensor, *, begin: int, first: bool) -> TokenScores:
         """Score the tokens behind each position that a pass has evaluated, and compare.
@@ -138,51 +120,40 @@ class Predictions:
         Returns:
             (B, N) of tokens ``begin + 1`` on, one fewer where the last token was evaluated.
         """
-        batch, count = hidden.shape[:2]
-        end = begin + count
-        targets = tokens[:, begin + 1 : end + 1].T.flatten()  # time first
-        if first:
-            self.set_plain(hidden, begin=begin)
-        plain, before = (kept[begin:end].flatten(0, 1) for kept in (self._plain, self._before))
-        known = max(0, min(self._known - begin, count)) * batch
-        step, effect = (hidden.new_zeros(count * batch, dtype=plain.dtype) for _ in range(2))
-        log_probs, raw = torch.empty_like(step[: len(targets)]), torch.empty_like(step)
-        for at, logits in self._chunks(hidden):
-            to = at + len(logits)
-            wanted = targets[at:to, None]
-            log_q = logits.log_softmax(dim=1)
-            log_probs[at:to] = log_q[: len(wanted)].gather(1, wanted).squeeze(1)
-            raw[at : at + len(wanted)] = logits[: len(wanted)].gather(1, wanted).squeeze(1)
-            if not first:
-                effect[at:to] = _divergence(plain[at:to], log_q)
-            if at < known:
-                step[at : min(to, known)] = _divergence(
-                    before[at : min(to, known)], log_q[: known - at]
-                )
-            before[at:to] = log_q
-        self._known = max(self._known, end)
+        log_probs, raw = [], []
         self.kl_step.zero_()
-        self.kl_step[:, begin:end] = step.view(count, batch).T
-        self.kl_effect[:, begin:end] = effect.view(count, batch).T
-        shape = (-1, batch)
-        return TokenScores(
-            log_probs=log_probs.clamp_min(LOG_PROB_FLOOR).view(shape).T,
-            logits=raw[: len(targets)].view(shape).T,
-        )
+        for at, logits in self._chunks(hidden, begin):
+            end = at + len(logits)
+            targets = tokens[:, at + 1 : end + 1].T[:, :, None]  # (n, B, 1), n - 1 at the end
+            log_q = logits.log_softmax(dim=2)
+            log_probs.append(log_q[: len(targets)].gather(2, targets).squeeze(2))
+            raw.append(logits[: len(targets)].gather(2, targets).squeeze(2))
+            if first:
+                self._plain[at:end] = log_q
+            else:
+                self.kl_effect[:, at:end] = _divergence(self._plain[at:end], log_q).T
+            if (known := min(end, self._known)) > at:
+                step = _divergence(self._before[at:known], log_q[: known - at])
+                self.kl_step[:, at:known] = step.T
+            self._before[at:end] = log_q
+        self._known = max(self._known, begin + hidden.size(1))
+        return TokenScores(torch.cat(log_probs).clamp_min(LOG_PROB_FLOOR).T, torch.cat(raw).T)
 
-    def _chunks(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
-        at = 0
-        for logits in logit_chunks(self._model, hidden.transpose(0, 1).flatten(0, 1)):
-            yield at, logits
-            at += len(logits)
+    def _chunks(self, hidden: Tensor, at: int) -> Iterator[tuple[int, Tensor]]:
+        """Positions from ``at`` on, each with the (n, B, V) logits of n of them."""
+        batch = len(hidden)
+        for piece in hidden.transpose(0, 1).split(max(1, CHUNK // batch)):
+            (logits,) = logit_chunks(self._model, piece.flatten(0, 1), chunk=len(piece) * batch)
+            yield at, logits.view(len(piece), batch, -1)
+            at += len(piece)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """(n,) KL(P || Q) in nats of (n, V) log-probabilities."""
+    """(...) KL(P || Q) in nats of (..., V) log-probabilities."""
     p, ratio = log_p.exp(), log_q - log_p
     divergence: Tensor = -torch.linalg.vecdot(p, ratio)
     # q - p sums to 0; of distributions that are near it takes the rounding of the ratio away
-    near = (ratio.amax(dim=1) < 1.0) & (ratio.amin(dim=1) > -1.0)
+    near = (ratio.amax(dim=-1) < 1.0) & (ratio.amin(dim=-1) > -1.0)
     difference = torch.linalg.vecdot(p, ratio.clamp_(max=1.0).expm1_())
     divergence = divergence + difference.where(near, 0.0)
     return divergence.clamp_min(0.0)

@@ -46,21 +46,20 @@ class TokenizerError(CheckpointError):
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer; ``tiktoken.Encoding`` has the same names.
-
-    Attributes:
-        n_vocab: ids are from 0 to this, exclusive.
-        end_tokens: the ids that end a text; none where nothing does.
-    """
+    """What is asked of a tokenizer; ``tiktoken.Encoding`` has the same names."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def n_vocab(self) -> int: ...
+    def n_vocab(self) -> int:
+        """Ids are from 0 to this, exclusive."""
+        ...
 
     @property
-    def end_tokens(self) -> tuple[int, ...]: ...
+    def end_tokens(self) -> tuple[int, ...]:
+        """The ids that end a text; none where nothing does."""
+        ...
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text; a spelled-out end token is text like any other."""

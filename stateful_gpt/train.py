@@ -23,36 +23,30 @@ IGNORE = -100  # targets that do not count: padding
 class TrainingConfig:
     """How a model is trained.
 
-    ``learning_rate`` is AdamW's, for embeddings, norms and biases; ``matrix_learning_rate`` is
-    Muon's (Jordan et al. 2024), for the weight matrices of the blocks. Both follow one schedule: a
-    linear warm-up, then a cosine from the peak to ``final_fraction`` of it.
+    Both learning rates follow one schedule: a linear warm-up, then a cosine from the peak to
+    ``final_fraction`` of it.
 
     A model with a gate is trained in ``passes`` parallel passes over each batch: the first without
     feedback, each further one fed the hidden states of the one before, each with a cross-entropy
     of its own, whose mean is the loss. The recurrence over tokens is never unrolled (the
     technique of "Stateful GPT"; the Context-Ready Transformer, arXiv 2606.27538, propagates back
     through the passes).
-
-    Attributes:
-        draw_passes: draw the number of passes from 1 to ``passes`` for each batch.
-        through_passes: propagate back through the hidden states into the pass that made them;
-            otherwise a pass takes them as given.
-        update_every_pass: an optimizer step after each pass, instead of one for the batch.
     """
 
     steps: int
     batch_size: int = 16
-    learning_rate: float = 4e-3
-    matrix_learning_rate: float = 2e-2
+    learning_rate: float = 4e-3  # AdamW's, for embeddings, norms and biases
+    matrix_learning_rate: float = 2e-2  # Muon's (Jordan et al. 2024), for matrices of the blocks
     final_fraction: float = 0.0
     warmup_steps: int = 50
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     autocast: bool = False
     passes: int = 1
-    draw_passes: bool = False
+    draw_passes: bool = False  # from 1 to ``passes``, for each batch
+    # propagate back into the pass that made the hidden states; else a pass takes them as given
     through_passes: bool = False
-    update_every_pass: bool = False
+    update_every_pass: bool = False  # an optimizer step after each pass, not one for the batch
 
     def __post_init__(self) -> None:
         if self.through_passes and self.update_every_pass:
@@ -70,8 +64,8 @@ def next_token_loss(model: GPT, hidden: Tensor, targets: Tensor, *, chunk: int =
     """
     weight = model.lm_head.weight.to(hidden.dtype)
     total = torch.zeros((), device=hidden.device)
-    flat_hidden, flat_targets = hidden.flatten(0, 1), targets.flatten()
-    for h, t in zip(flat_hidden.split(chunk), flat_targets.split(chunk), strict=True):
+    chunks = (hidden.flatten(0, 1).split(chunk), targets.flatten().split(chunk))
+    for h, t in zip(*chunks, strict=True):
         logits = h @ weight.mT  # (chunk, V)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
@@ -95,13 +89,9 @@ def make_optimizers(model: GPT, config: TrainingConfig) -> list[torch.optim.Opti
     for name, parameter in model.named_parameters():
         in_block = name.startswith(("transformer.h.", "gate.")) and parameter.ndim == 2
         (matrices if in_block else others).append(parameter)
+    rate, decay = config.matrix_learning_rate, config.weight_decay
     return [
-        torch.optim.Muon(
-            matrices,
-            lr=config.matrix_learning_rate,
-            weight_decay=config.weight_decay,
-            momentum=0.95,
-        ),
+        torch.optim.Muon(matrices, lr=rate, weight_decay=decay, momentum=0.95),
         torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 

@@ -10,26 +10,19 @@ import torch
 from torch import Tensor
 
 from stateful_gpt.feedback import Feedback
+from stateful_gpt.generate import Watcher, generate
 from stateful_gpt.language_model import LanguageModel
-from stateful_gpt.passes import Passes
-from stateful_gpt.recompute import Iteration, Outcome, RecomputeConfig, recompute
+from stateful_gpt.recompute import Iteration, Outcome, RecomputeConfig
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Estimates by pass, and how they ended.
+    """Estimates by pass, and how they ended."""
 
-    Attributes:
-        log_probs: (N, B, T) nats on the CPU; pass 0 is the plain model. Position 0, which nothing
-            predicts, has 0.
-        outcomes: one a text.
-    """
-
-    log_probs: Tensor
-    outcomes: list[Outcome]
+    log_probs: Tensor  # (N, B, T) nats on the CPU; pass 0 is the plain model, position 0 has 0
+    outcomes: list[Outcome]  # one a text
 
 
-@torch.no_grad()
 def trajectory(
     model: LanguageModel,
     tokens: Tensor | Sequence[int],
@@ -42,31 +35,37 @@ def trajectory(
     """Feed the estimates of (B, T) or (T,) ids back for ``iterations`` passes.
 
     Args:
-        tolerance: stop once no estimate of any text moves by more than this (nats); 0 runs all
-            the passes.
+        tolerance: a text keeps its estimates once none of them moves by more than this (nats), and
+            the passes stop with the last text; 0 runs all of them.
         damping: the part of a pass that the next one is fed.
 
     Raises:
         ValueError: no token, or more than the model's block holds.
     """
-    batch = torch.as_tensor(tokens, dtype=torch.long, device=model.device)
+    batch = torch.as_tensor(tokens, dtype=torch.long)
     batch = batch[None] if batch.ndim == 1 else batch
     if batch.ndim != 2 or batch.numel() == 0:
         raise ValueError(f"tokens must be (B, T) or (T,) ids, got the shape {tuple(batch.shape)}")
+    if batch.size(1) > model.block_size:
+        raise ValueError(
+            f"{batch.size(1)} tokens do not fit the model's block of {model.block_size}"
+        )
     passes: list[Tensor] = []
 
     def keep(iteration: Iteration) -> None:
-        passes.append(iteration.log_probs.cpu())
+        newest = (
+            passes[-1].clone() if passes else torch.empty_like(iteration.log_probs, device="cpu")
+        )
+        newest[iteration.span.rows] = iteration.log_probs.cpu()
+        passes.append(newest)
 
-    count, length = batch.shape
-    run_pass = Passes(model, feedback, batch=count, capacity=length, cached=False)
-    run_pass.window(batch)
-    result = recompute(
-        run_pass,
+    result = generate(
+        model,
+        batch.tolist(),
+        max_new_tokens=0,
+        feedback=feedback,
         config=RecomputeConfig(iterations=iterations, tolerance=tolerance, damping=damping),
-        lengths=[length] * count,
-        triangular=feedback.triangular,
-        leave=False,
-        observe=keep,
+        watch=lambda _: Watcher(keep),
     )
-    return Trajectory(log_probs=torch.stack(passes), outcomes=result.outcomes)
+    outcomes = [outcome for (outcome,) in result.outcomes]
+    return Trajectory(log_probs=torch.stack(passes), outcomes=outcomes)

@@ -53,9 +53,9 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Stored:
-    """What the files of a model hold; ``file`` is that of its weights."""
+    """What the files of a model hold."""
 
-    file: Path
+    file: Path  # of its weights
     state: dict[str, Tensor]
     config: GPTConfig
     tokenizer: str | Path
@@ -96,9 +96,7 @@ def read_folder(folder: Path) -> Stored:
         raise CheckpointError(
             f"{weights} is damaged or not a safetensors file: {cut(error)}"
         ) from None
-    if is_own:
-        return _own_format(file, settings, weights, state)
-    return _published_gpt2(file, settings, weights, state)
+    return (_own_format if is_own else _published_gpt2)(file, settings, weights, state)
 
 
 def _own_format(

@@ -11,9 +11,8 @@ from experiments.converge.settings import ConvergeSettings, ModelSettings
 from experiments.runs.files import short_hash
 from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError
-from stateful_gpt.checkpoint import CheckpointError
+from stateful_gpt.checkpoint import CheckpointError, fingerprint
 from stateful_gpt.console import cut
-from stateful_gpt.load import fingerprint
 from stateful_gpt.untrusted import TOKENIZER_SIZE, read_regular
 
 # how random numbers come from the seeds; another number for another way. Runs from before there

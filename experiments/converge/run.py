@@ -17,12 +17,11 @@ from experiments.runs.compute_once import ALONE, Asked, RunError, compute_once, 
 from experiments.settings import ConfigError
 from experiments.sweeps.report import feedback_of
 from experiments.tracking.tracker import Tracker
-from stateful_gpt.checkpoint import Checkpoint, CheckpointError
+from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_model
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.device import DTYPES
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.language_model import LanguageModel
-from stateful_gpt.load import load_model
 
 
 def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 LIMITED = """
 import resource, sys
 from importlib import import_module
-import torch, stateful_gpt.load, stateful_gpt.generate, experiments.converge.run
+import torch, stateful_gpt.checkpoint, stateful_gpt.generate, experiments.converge.run
 import experiments.train.run, experiments.state_tracking.run
 more, module, *words = sys.argv[1:]
 main = import_module(module).main

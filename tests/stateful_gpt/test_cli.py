@@ -14,13 +14,12 @@ import pytest
 import torch
 
 from stateful_gpt import cli
-from stateful_gpt.checkpoint import load_checkpoint, save_checkpoint
+from stateful_gpt.checkpoint import load_checkpoint, load_model, save_checkpoint
 from stateful_gpt.cli import main
 from stateful_gpt.device import DEVICES, DTYPES
 from stateful_gpt.feedback import KINDS, Feedback, FeedbackKind
 from stateful_gpt.generate import Sampling, Start, generate
 from stateful_gpt.hugging_face import HuggingFaceModel, quiet
-from stateful_gpt.load import load_model
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.tokenizer import byte_tokenizer, decode, save_tokenizer

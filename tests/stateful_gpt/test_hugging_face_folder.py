@@ -14,13 +14,17 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
-from stateful_gpt.checkpoint import CheckpointError, load_checkpoint
+from stateful_gpt.checkpoint import (
+    CheckpointError,
+    fingerprint,
+    load_checkpoint,
+    load_hugging_face,
+    load_model,
+)
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import generate
 from stateful_gpt.hugging_face import HuggingFaceModel
-from stateful_gpt.hugging_face_folder import fingerprint, load_hugging_face
 from stateful_gpt.language_model import Modulation
-from stateful_gpt.load import load_model
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.trajectory import trajectory

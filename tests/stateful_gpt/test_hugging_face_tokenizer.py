@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from stateful_gpt.hugging_face_tokenizer import HuggingFaceTokenizer
+from stateful_gpt.hugging_face_folder import HuggingFaceTokenizer
 from stateful_gpt.tokenizer import decode, token_text
 
 TEXT = "Ein Bär 🐻 sagt:\n\t<end> ½"
