@@ -20,6 +20,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 from experiments.tracking.tracker import stop_helper
 from stateful_gpt.checkpoint import save_checkpoint
 from stateful_gpt.model import GPT, GPTConfig
+from tests.forked import Forker
 
 torch.set_num_threads(1)  # the tensors are tiny: threads only cost
 
@@ -43,6 +44,13 @@ def _own_tracker() -> Iterator[None]:
     if "wandb" in sys.modules:
         stop_helper()
         os.environ.pop("WANDB_SERVICE", None)
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """Starts commands in processes of their own, in no time."""
+    with Forker() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
@@ -164,6 +172,7 @@ def written_out_hidden() -> WrittenOut:
                 value = state["gate.value.weight"] @ h_t + state["gate.value.bias"]
                 x[t] = x[t] + strength * value / (1 + (-x[t] * key).exp())
         x = x + state["transformer.wpe.weight"][:T]
+        unseen = torch.ones(T, T, dtype=torch.bool).triu(1)
         for i in range(config.n_layer):
             at = f"transformer.h.{i}"
             modulated = layers is None or i in layers
@@ -172,20 +181,16 @@ def written_out_hidden() -> WrittenOut:
             for h in range(H):
                 part = slice(h * D, (h + 1) * D)
                 scores = torch.einsum("id,jd->ij", q[:, part], k[:, part]) / math.sqrt(D)  # (T, T)
-                weights = torch.zeros_like(scores)
-                for row in range(T):
-                    seen = slice(row + 1)
-                    line = scores[row, seen]
-                    if modulated and key_bias is not None:
-                        line = line + key_bias[seen]
-                    line = (line - line.max()).exp()
-                    line = line / line.sum()
-                    if modulated and power is not None:
-                        line = line * power[seen]
-                        line = line / line.sum()
-                    if modulated and key_factor is not None:
-                        line = line * key_factor[seen]
-                    weights[row, seen] = line
+                if modulated and key_bias is not None:
+                    scores = scores + key_bias
+                scores = scores.masked_fill(unseen, -math.inf)
+                weights = (scores - scores.amax(dim=1, keepdim=True)).exp()
+                weights = weights / weights.sum(dim=1, keepdim=True)
+                if modulated and power is not None:
+                    weights = weights * power
+                    weights = weights / weights.sum(dim=1, keepdim=True)
+                if modulated and key_factor is not None:
+                    weights = weights * key_factor
                 heads.append(weights @ v[:, part])
             x = x + linear(torch.cat(heads, dim=-1), state, f"{at}.attn.c_proj")
             inner = gelu(

@@ -14,7 +14,6 @@ import select
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from tests.conftest import MakeGPT
+from tests.forked import Forker
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -120,15 +120,12 @@ def home(tmp_path: Path, make_gpt: MakeGPT, monkeypatch: pytest.MonkeyPatch) -> 
             del os.environ[name]
 
 
-def make_mine() -> None:
+def make_mine(forker: Forker) -> None:
     """The study that most examples are about, and a W&B run of it that was copied elsewhere."""
     words = ["experiments.converge", "study=mine", "tracking.mode=offline", *SHORT[:1], *SHORT[2:]]
     # a process of its own, which does not hear of the helper that earlier tests' W&B has started
     environment = {key: value for key, value in os.environ.items() if "WANDB" not in key}
-    environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(
-        [sys.executable, "-m", *words], env=environment, capture_output=True, text=True, check=False
-    )
+    done = forker.run(["-m", *words], env=environment, cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
     assert list(Path("runs/mine").rglob("run-*.wandb")), done.stderr
     Path("copied").mkdir()
@@ -147,17 +144,17 @@ HERE = [
 
 @pytest.mark.parametrize("commands", HERE)
 def test_the_commands_of_a_block_run(
-    commands: list[list[str]], home: Path, monkeypatch: pytest.MonkeyPatch
+    commands: list[list[str]], home: Path, monkeypatch: pytest.MonkeyPatch, forker: Forker
 ) -> None:
     if not any("study=mine" in words for words in commands) and "runs/mine" in str(commands):
-        make_mine()
+        make_mine(forker)
     for words in commands:
         run(words, monkeypatch)
 
 
 @pytest.mark.slow
-def test_the_terminal_shows_the_runs_of_a_study(home: Path) -> None:
-    make_mine()
+def test_the_terminal_shows_the_runs_of_a_study(home: Path, forker: Forker) -> None:
+    make_mine(forker)
     process, terminal = pty.fork()
     if process == 0:
         os.environ |= {"TERM": "xterm", "COLUMNS": "160", "LINES": "50"}
@@ -194,11 +191,8 @@ def test_a_target_is_in_the_makefile(target: str) -> None:
 
 
 @pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
-def test_an_example_in_python_runs(example: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", example], cwd=ROOT, env={**os.environ, "MPLBACKEND": "agg"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_an_example_in_python_runs(example: str, forker: Forker) -> None:
+    done = forker.run(["-c", example], env={**os.environ, "MPLBACKEND": "agg"})
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3

@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,11 +23,10 @@ import yaml
 from analysis.__main__ import main
 from analysis.read import wandb
 from analysis.read.saved import SourceError
+from tests.forked import Forker
 
 MakeRun = Callable[..., Path]
-ROOT = Path(__file__).parents[2]
 ONE = {"p": "one two three four five six", "q": "seven eight nine ten eleven"}
-TIMEOUT = 300.0
 PAGE = 2  # the server gives fewer than it is asked for
 
 
@@ -165,7 +163,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def analysis(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def analysis(tmp_path: Path, forker: Forker) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`python -m analysis` as somebody with this server and key, in a home of their own."""
 
     def run(url: str, *words: str, key: str | None = "0" * 40) -> subprocess.CompletedProcess[str]:
@@ -174,14 +172,7 @@ def analysis(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         environment["STATEFUL_GPT_CACHE"] = str(tmp_path / "cache")
         if key is not None:
             environment["WANDB_API_KEY"] = key
-        return subprocess.run(
-            [sys.executable, "-m", "analysis", *words],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
+        return forker.run(["-m", "analysis", *words], env=environment)
 
     return run
 

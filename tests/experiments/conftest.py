@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,9 +21,8 @@ from experiments.tracking import tracker as tracking
 from experiments.tracking.tracker import Tracker, stop_helper
 from stateful_gpt.checkpoint import save_checkpoint
 from stateful_gpt.model import GPT
+from tests.forked import Forked, Forker
 from tests.wandb_server import KEY, WandbServer, serving
-
-ROOT = Path(__file__).parents[2]
 
 Called = tuple[int, str, str]
 Converge = Callable[..., Called]
@@ -125,28 +123,19 @@ def command(settings: list[str]) -> Command:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(forker: Forker) -> Iterator[Callable[..., Forked]]:
     """Start a process that leads a group of its own; the group is gone after the test."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Forked] = []
 
-    def run(words: list[str], **environment: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
+    def run(words: list[str], **environment: str) -> Forked:
+        assert words[0] == sys.executable
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        started.append(forker.start(words[1:], env=env))
+        return started[-1]
 
     yield run
     for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, 9)
-        process.communicate()
+        process.kill()
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.forked import Forker
 
 Converge = Callable[..., tuple[int, str, str]]
 
@@ -32,7 +30,7 @@ def test_a_run_ends_with_its_table_and_the_next_command(
 
 
 def test_a_sweep_ends_with_all_runs_of_its_study_and_a_command_that_draws_them(
-    in_process: Converge, settings: list[str], converge: Converge, tmp_path: Path
+    in_process: Converge, settings: list[str], converge: Converge, forker: Forker, tmp_path: Path
 ) -> None:
     converge("feedback=none", "prompts.limit=2", "prompts.max_tokens=12")  # an earlier one
     code, out, err = in_process(
@@ -48,14 +46,7 @@ def test_a_sweep_ends_with_all_runs_of_its_study_and_a_command_that_draws_them(
     (command,) = re.findall(r"^Draw it:  (.*)$", out, re.MULTILINE)
     words = shlex.split(command)
     assert words[:4] == ["python", "-m", "analysis", "figures"]
-    done = subprocess.run(
-        [sys.executable, *words[1:]],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = forker.run(words[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     drawn = sorted(path.name for path in (tmp_path / "figures" / "s").glob("*.png"))
     assert "headline.png" in drawn
@@ -80,12 +71,9 @@ def test_standard_output_and_error_are_plain_text_in_a_pipe(converge: Converge) 
     ("typed", "offered"),
     [("feedback=", "feedback=logit"), ("recompute.iter", "recompute.iterations=")],
 )
-def test_the_tab_key_completes_settings(typed: str, offered: str) -> None:
+def test_the_tab_key_completes_settings(typed: str, offered: str, forker: Forker) -> None:
     script = "from experiments.converge.__main__ import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", script, "-sc", "query=bash"],
-        cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "COMP_LINE": f"stateful-gpt-converge {typed}"}, check=False,
-    )  # fmt: skip
+    line = {"COMP_LINE": f"stateful-gpt-converge {typed}"}
+    done = forker.run(["-c", script, "-sc", "query=bash"], env={**os.environ, **line})
     assert done.returncode == 0, done.stderr
     assert offered in done.stdout.split()

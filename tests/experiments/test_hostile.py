@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from experiments.sweeps.study import ours
+from tests.forked import Forker
 
 OLD = Path(__file__).parents[1] / "fixtures" / "ca8ee83" / "old"
 FIXED, GENERATED, KILLED = "32c8582498", "54a1ba9363", "ab981385f7"
@@ -173,6 +174,14 @@ def test_no_path_of_a_corpus_reaches_a_terminal_raw(
 # --- processes ----------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Forker]:
+    """Where every warning is an error, and a file that is not closed is one."""
+    imports = ("torch", "safetensors.torch", "hydra", "pandas", "pyarrow.parquet", "tiktoken")
+    with Forker("-X", "dev", "-W", "error", imports=imports) as found:
+        yield found
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -188,24 +197,14 @@ def test_no_path_of_a_corpus_reaches_a_terminal_raw(
         "scripts.print_passes HERE/old",
     ],
 )
-def test_no_file_or_process_is_leaked(words: str, tmp_path: Path) -> None:
+def test_no_file_or_process_is_leaked(words: str, strict: Forker, tmp_path: Path) -> None:
     study = shutil.copytree(OLD, tmp_path / "old")
     (study / FIXED / "trajectory.parquet").write_bytes(b"garbage")
     (study / KILLED / "summary.json").symlink_to("/dev/zero")
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"model": print}))
     os.mkfifo(tmp_path / "pipe")
     os.mkfifo(tmp_path / "pipe.txt")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-X", "dev", "-W", "error", "-m"),
-            *words.replace("HERE", str(tmp_path)).split(),
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = strict.run(["-m", *words.replace("HERE", str(tmp_path)).split()])
     for sign in ("Warning", "Exception ignored", "Traceback"):
         assert sign not in done.stderr
 

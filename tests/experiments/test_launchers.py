@@ -18,10 +18,11 @@ import pytest
 
 from experiments.settings import ConfigError
 from experiments.sweeps import launchers
+from tests.forked import Forked
 
 Command = Callable[..., list[str]]
-Start = Callable[..., "subprocess.Popen[str]"]
-Sweep = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., Forked]
+Sweep = Callable[..., Forked]
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 1800.0  # seconds; on an idle machine nothing here takes a tenth of it
@@ -70,9 +71,7 @@ def grid(tmp_path: Path) -> Callable[[int], list[str]]:
 def sweep(command: Command, start: Start, tmp_path: Path) -> Sweep:
     """Start a sweep on a launcher into a study, as a process that leads a group of its own."""
 
-    def run(
-        launcher: str, study: str, *words: str, threads: int = 1, **environment: str
-    ) -> "subprocess.Popen[str]":
+    def run(launcher: str, study: str, *words: str, threads: int = 1, **environment: str) -> Forked:
         call = command(f"hydra/launcher={launcher}", f"study={study}", *words)
         call.insert(3, "-m")
         return start(call, PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(threads), **environment)
@@ -90,12 +89,12 @@ def finished(study: Path) -> dict[str, bytes]:
     return found
 
 
-def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+def ended(process: Forked) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=DEADLINE)
     return process.returncode, out, err
 
 
-def kill_in_the_midst(process: "subprocess.Popen[str]", study: Path, chance: random.Random) -> None:
+def kill_in_the_midst(process: Forked, study: Path, chance: random.Random) -> None:
     """Kill a sweep once it has made some more progress, while it is still at work."""
 
     def progress() -> int:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,10 @@ import pytest
 
 from analysis.read.wandb_log import NotALog, read_log
 from experiments.converge.publish import AGGREGATES, history_rows
+from tests.forked import Forked
 
 Compute = Callable[..., Path]
-Start = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., Forked]
 DEADLINE = 120.0  # seconds; nothing here should take a tenth of it
 OFFLINE = "tracking.mode=offline"
 

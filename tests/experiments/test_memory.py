@@ -1,9 +1,6 @@
 """Memory that comes to an end, for real: one sentence with the setting that helps."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +8,10 @@ import pytest
 import torch
 
 from stateful_gpt.checkpoint import save_checkpoint
-from stateful_gpt.model import GPT
+from stateful_gpt.model import GPT, GPTConfig
+from tests.forked import Forker
 
-ROOT = Path(__file__).parents[2]
+Limited = Callable[..., tuple[int, str]]
 # a process that has imported all it needs may take this many bytes more
 LIMITED = """
 import resource, sys
@@ -29,24 +27,27 @@ raise SystemExit(main())
 """
 
 
-def limited(more: int, module: str, *words: str) -> tuple[int, str]:
+@pytest.fixture
+def limited(forker: Forker) -> Limited:
     """Exit code and standard error of a command that may take so many bytes more than imports."""
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(more), module, *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-    )
-    return done.returncode, done.stderr
+
+    def call(more: int, module: str, *words: str) -> tuple[int, str]:
+        done = forker.run(["-c", LIMITED, str(more), module, *words])
+        return done.returncode, done.stderr
+
+    return call
 
 
 @pytest.fixture(scope="module")
-def large(make_gpt: Callable[..., GPT], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 200 MB."""
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 200 MB, whose weights are all 0."""
     folder = tmp_path_factory.mktemp("large") / "large"
-    model = make_gpt(1, block_size=8, vocab_size=50_000, n_embd=1000, dtype=torch.float32)
+    config = GPTConfig(block_size=8, vocab_size=50_000, n_layer=2, n_head=2, n_embd=1000)
+    with torch.device("meta"):  # drawing initial weights takes seconds
+        model = GPT(config)
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
     save_checkpoint(model, folder, tokenizer="byte")
     return folder
 
@@ -86,7 +87,7 @@ def said_once(err: str) -> str:
 
 @pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
 def test_a_model_that_memory_does_not_hold_is_one_sentence(
-    large: Path, tmp_path: Path, sweep: list[str]
+    limited: Limited, large: Path, tmp_path: Path, sweep: list[str]
 ) -> None:
     code, err = limited(
         150 * MEGABYTE, "experiments.converge.__main__", *sweep, *converge(large, tmp_path)
@@ -95,14 +96,16 @@ def test_a_model_that_memory_does_not_hold_is_one_sentence(
     assert "does not hold the model: use a smaller one, or device.dtype=" in said_once(err)
 
 
-def test_a_model_that_memory_does_not_hold_writes_no_text(large: Path) -> None:
+def test_a_model_that_memory_does_not_hold_writes_no_text(limited: Limited, large: Path) -> None:
     words = ("--model", str(large), "--prompt", "x", "--device", "cpu")
     code, err = limited(150 * MEGABYTE, "stateful_gpt.cli", *words)
     assert code == 1, err
     assert "the machine's memory does not hold the model and its text" in said_once(err)
 
 
-def test_a_run_that_memory_does_not_hold_names_what_helps(long: Path, tmp_path: Path) -> None:
+def test_a_run_that_memory_does_not_hold_names_what_helps(
+    limited: Limited, long: Path, tmp_path: Path
+) -> None:
     words = converge(long, tmp_path, f"prompts.file={text(tmp_path, 16_000)}")
     code, err = limited(150 * MEGABYTE, "experiments.converge.__main__", *words)
     assert code == 1, err
@@ -111,7 +114,9 @@ def test_a_run_that_memory_does_not_hold_names_what_helps(long: Path, tmp_path: 
     assert '"state": "failed"' in (folder / "status.json").read_text()
 
 
-def test_a_training_that_memory_does_not_hold_names_what_helps(tmp_path: Path) -> None:
+def test_a_training_that_memory_does_not_hold_names_what_helps(
+    limited: Limited, tmp_path: Path
+) -> None:
     for side in ("train", "held_out"):
         (tmp_path / side).mkdir()
         (tmp_path / side / "a.txt").write_text("the dog ran home " * 50)

@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,10 +34,11 @@ from experiments.runs.compute_once import RunError
 from experiments.settings import parse
 from experiments.sweeps.report import report
 from experiments.sweeps.study import survey
+from tests.forked import Forked
 
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]
-Start = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., Forked]
 
 TABLES = ("trajectory.parquet", "iterations.parquet")
 DEADLINE = 120.0  # seconds; nothing here should take a tenth of it
@@ -64,7 +64,7 @@ def assert_same_numbers(one: Path, other: Path) -> None:
     assert summaries[0] == summaries[1]
 
 
-def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+def wait_for(condition: Callable[[], object], process: Forked) -> None:
     """Until the condition holds or the process has ended."""
     deadline = time.monotonic() + DEADLINE
     while not condition() and process.poll() is None:
@@ -72,7 +72,7 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") 
         time.sleep(0.002)
 
 
-def kill_group(process: "subprocess.Popen[str]") -> None:
+def kill_group(process: Forked) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

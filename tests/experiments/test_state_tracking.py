@@ -29,6 +29,7 @@ from stateful_gpt.depth import HIDDEN_STATES
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.oracle import LeftToRight
 from stateful_gpt.train import TrainingConfig, make_optimizers, training_step
+from tests.forked import Forked
 
 test_batch.__test__ = False  # type: ignore[attr-defined]  # a batch of test words, not a test
 
@@ -116,18 +117,18 @@ def test_the_same_settings_find_the_same_numbers_elsewhere(
 def test_a_killed_run_starts_afresh_and_finds_the_same_numbers(
     compete: Callable[..., Called],
     words: list[str],
-    start: Callable[..., "object"],
+    start: Callable[..., Forked],
     runs: Callable[[], list[Path]],
     tmp_path: Path,
 ) -> None:
     longer = ["training.steps=60", "contestant.passes=2"]
     process = start([sys.executable, "-m", "experiments.state_tracking", *words, *longer])
     deadline = time.monotonic() + DEADLINE
-    while not any(tmp_path.glob("runs/s/*/status.json")) and process.poll() is None:  # type: ignore[attr-defined]
+    while not any(tmp_path.glob("runs/s/*/status.json")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-    process.wait()  # type: ignore[attr-defined]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     (folder,) = runs()
     assert json.loads((folder / "status.json").read_text())["state"] == "running"
     assert not (folder / "summary.json").exists()

@@ -18,10 +18,11 @@ import pytest
 import yaml
 
 from experiments.runs.folder import RunFolder
+from tests.forked import Forked
 
 Converge = Callable[..., tuple[int, str, str]]
 Runs = Callable[[], list[Path]]
-Start = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., Forked]
 
 MEASURES = {  # how the prompts' values become one
     "step_max": "max",

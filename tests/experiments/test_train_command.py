@@ -5,7 +5,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,10 +23,11 @@ from stateful_gpt.depth import depth_profile
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.tokenizer import decode
+from tests.forked import Forked
 
 Called = tuple[int, str, str]
 Train = Callable[..., Called]
-Start = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., Forked]
 
 DEADLINE = 120.0
 ROOT = Path(__file__).parents[2]

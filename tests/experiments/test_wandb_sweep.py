@@ -1,11 +1,12 @@
 """conf/wandb_sweep.yaml: the command line that W&B's agent makes of it runs the same runner."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+
+from tests.forked import Forker
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ROOT / "conf" / "wandb_sweep.yaml"
@@ -26,11 +27,12 @@ def command_line() -> list[str]:
 
 
 def test_the_agents_command_line_runs_a_convergence_run(
-    tmp_path: Path, settings: list[str], runs: Callable[[], list[Path]]
+    settings: list[str], runs: Callable[[], list[Path]], forker: Forker
 ) -> None:
     small = [word for word in settings if not word.startswith(("study=", "tracking."))]
     words = [*command_line(), *small, "study=s", "tracking.mode=disabled"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert words[:2] == ["/usr/bin/env", sys.executable]
+    done = forker.run(words[2:])
     assert (done.returncode, done.stderr) == (0, "")
     (folder,) = runs()
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

@@ -1,7 +1,6 @@
 """The benchmarks measure what they say, and their peers compute the same."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import generate
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
+from tests.forked import Forker
 
 Make = Callable[..., GPT]
 
@@ -70,9 +70,8 @@ def test_a_wrong_number_ends_the_gpu_benchmark(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here it would run")
-def test_without_cuda_it_says_so_in_one_sentence() -> None:
-    words = [sys.executable, "-m", "scripts.benchmark", "cuda"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+def test_without_cuda_it_says_so_in_one_sentence(forker: Forker) -> None:
+    done = forker.run(["-m", "scripts.benchmark", "cuda"])
     assert done.returncode == 1
     assert done.stderr == "benchmark cuda needs a CUDA device, and PyTorch finds none here\n"
 

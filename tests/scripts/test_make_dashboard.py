@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,9 @@ import pytest
 
 from experiments.converge.publish import AGGREGATES
 from scripts import make_dashboard
+from tests.forked import Forker
 
 Called = tuple[int, str, str]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -58,18 +57,12 @@ def test_the_dashboard_shows_curves_front_response_page_and_runs(
     assert "mine" in made["runset_settings"]["filters"]
 
 
-def test_without_a_login_it_is_one_sentence(tmp_path: Path) -> None:
+def test_without_a_login_it_is_one_sentence(tmp_path: Path, forker: Forker) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
 
     def call(*words: str) -> Called:
-        done = subprocess.run(
-            [sys.executable, "-m", "scripts.make_dashboard", *words],
-            cwd=ROOT,
-            env={**environment, "HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        env = {**environment, "HOME": str(tmp_path)}
+        done = forker.run(["-m", "scripts.make_dashboard", *words], env=env)
         return done.returncode, done.stdout, done.stderr
 
     assert call("--entity", "team") == (

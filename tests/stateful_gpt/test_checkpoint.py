@@ -5,8 +5,6 @@ import os
 import pickle
 import shutil
 import socket
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +27,7 @@ from stateful_gpt.language_model import Modulation
 from stateful_gpt.model import GPT
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.tokenizer import load_tokenizer, train_bpe
+from tests.forked import Forker
 
 Make = Callable[..., GPT]
 Tokens = Callable[..., Tensor]
@@ -510,14 +509,14 @@ def test_a_model_of_256_bytes_needs_no_end_token(make_gpt: Make, tmp_path: Path)
     assert loaded.tokenizer.end_tokens == ()
 
 
-def test_loading_a_model_imports_no_compiler() -> None:
+def test_loading_a_model_imports_no_compiler(forker: Forker) -> None:
     # torch's compiler takes longer to import than all the rest
     program = (
         "import sys; from stateful_gpt.checkpoint import load_checkpoint\n"
         "load_checkpoint('bundled')\n"
         "print('torch._inductor' in sys.modules or 'torch._dynamo' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = forker.run(["-c", program])
     assert done.stdout == "False\n", done.stderr
 
 

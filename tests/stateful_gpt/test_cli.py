@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -371,19 +370,17 @@ def test_a_process_given_nonsense_exits_with_2_and_no_traceback(checkpoint_folde
 
 
 @pytest.mark.parametrize("by", ["stdin", "argument"])
-def test_a_prompt_that_is_no_utf8_is_one_line(checkpoint_folder: Path, by: str) -> None:
+def test_a_prompt_that_is_no_utf8_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
     raw = b"\xff\xfe\x80"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
     prompt = "-" if by == "stdin" else os.fsdecode(raw)
-    done = subprocess.run(
-        command(checkpoint_folder, "--max_new_tokens", "2", "--prompt", prompt),
-        input=raw,
-        capture_output=True,
-        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
-    )
-    assert done.returncode == 1
-    assert done.stdout == b""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(b"generate: ")
+    code, out, err = run("--max_new_tokens", "2", "--prompt", prompt)
+    assert code == 1
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("generate: ")
 
 
 # --- refused arguments: exit code 2 -------------------------------------------------------------
@@ -629,15 +626,15 @@ def test_the_line_feed_of_echo_is_no_part_of_the_prompt(
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252", "utf-16-le"])
-def test_a_terminal_of_any_encoding_is_printed_to(checkpoint_folder: Path, encoding: str) -> None:
-    done = subprocess.run(
-        command(checkpoint_folder, "--prompt", "é☃", "--max_new_tokens", "20"),
-        capture_output=True,
-        env=os.environ | {"PYTHONIOENCODING": encoding},
-    )
-    assert done.returncode == 0
-    shown = "é☃".encode(encoding, errors="backslashreplace")
-    assert done.stdout.startswith(shown)
+def test_a_terminal_of_any_encoding_is_printed_to(
+    run: Run, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    shown = io.BytesIO()
+    terminal = io.TextIOWrapper(shown, encoding=encoding)
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert run("--prompt", "é☃", "--max_new_tokens", "20")[0] == 0
+    terminal.flush()
+    assert shown.getvalue().startswith("é☃".encode(encoding, errors="backslashreplace"))
 
 
 def test_a_node_without_a_locale_reads_and_prints_utf8(checkpoint_folder: Path) -> None:
@@ -653,14 +650,15 @@ def test_a_node_without_a_locale_reads_and_prints_utf8(checkpoint_folder: Path) 
         assert (done.returncode, done.stdout) == (0, rb"\xe9\u2603" + b"\n")
 
 
-@pytest.mark.parametrize(
-    ("streams", "code"), [(">/dev/full", 1), (">&-", 1), ("2>&-", 0), ("2>/dev/full", 0)]
-)
+@pytest.mark.parametrize("full", [True, False], ids=["full", "closed"])
+@pytest.mark.parametrize(("stream", "code"), [("stdout", 1), ("stderr", 0)])
 def test_the_exit_code_says_whether_the_text_was_written(
-    checkpoint_folder: Path, streams: str, code: int
+    run: Run, monkeypatch: pytest.MonkeyPatch, stream: str, code: int, full: bool
 ) -> None:
-    words = shlex.join(command(checkpoint_folder, "--prompt", "x", "--max_new_tokens", "2"))
-    done = subprocess.run(["bash", "-c", f"{words} {streams}"], capture_output=True)
-    assert done.returncode == code
-    assert b"Traceback" not in done.stderr
-    assert (b"standard output is lost" in done.stderr) == (code == 1)
+    # a process whose streams are so: tests/test_streams.py
+    with open("/dev/full", "w") as place:
+        monkeypatch.setattr(f"sys.{stream}", place if full else None)
+        found, _, err = run("--prompt", "x", "--max_new_tokens", "2")
+    assert found == code
+    assert "Traceback" not in err
+    assert ("standard output is lost" in err) == (code == 1)
