@@ -6,7 +6,7 @@ BIN := .venv/bin
 STUDY := runs/strength_sweep
 FIGURES := figures/strength_sweep
 
-.PHONY: study test test-slow test-browser lint clean
+.PHONY: study test test-slow test-browser lint style clean
 
 study: .venv/run-ready
 	$(BIN)/python -m experiments.converge -m experiment=strength_sweep
@@ -16,8 +16,12 @@ study: .venv/run-ready
 	@echo "Figures are in $(FIGURES): begin with headline.png, explained in README.md."
 	@echo "Open $(FIGURES)/study.html in a browser: the study pass by pass, token by token."
 
-test: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not browser"
+# the types are checked while the tests run, on whichever core is idle
+test: style
+	@$(BIN)/mypy & types=$$!; \
+		$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not browser"; \
+		tests=$$?; wait $$types || { echo "mypy has found mistakes, see above" >&2; exit 1; }; \
+		exit $$tests
 
 test-slow: .venv/slow-ready
 	$(BIN)/python -m pytest -m slow
@@ -26,10 +30,12 @@ test-slow: .venv/slow-ready
 test-browser: .venv/browser-ready
 	$(BIN)/python -m pytest -m browser tests/browser
 
-lint: .venv/test-ready
+lint: style
+	$(BIN)/mypy
+
+style: .venv/test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

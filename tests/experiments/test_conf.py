@@ -72,6 +72,18 @@ def swept(words: list[str]) -> list[list[str]]:
     return jobs
 
 
+def every_value(jobs: list[list[str]]) -> list[list[str]]:
+    """So few jobs of a sweep of hundreds that each value of each setting is in one of them."""
+    chosen: list[list[str]] = []
+    missing = {word for job in jobs for word in job}
+    while True:
+        richest = max(jobs, key=lambda job: len(missing.intersection(job)))
+        chosen.append(richest)
+        missing -= set(richest)
+        if not missing:
+            return chosen
+
+
 def overlay_sweep(name: str) -> list[str]:
     """What the sweeper is told by an overlay."""
     content = OmegaConf.to_container(OmegaConf.load(CONF / name))
@@ -86,8 +98,7 @@ def test_every_file_shows_a_command_that_composes_and_uses_it(name: str) -> None
     assert words[:2] == ["python", "-m"]
     runner = words[2].removeprefix("experiments.")
     overrides = [word for word in words[3:] if word != "-m"]
-    jobs = swept([*overrides, *overlay_sweep(name)])
-    for job in jobs[:: -(-len(jobs) // 40)]:  # of hundreds, an even choice
+    for job in every_value(swept([*overrides, *overlay_sweep(name)])):
         settings_of(runner, job)
     if name in LAUNCHERS:
         assert f"hydra/launcher={Path(name).stem}" in overrides

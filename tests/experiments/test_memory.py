@@ -42,7 +42,7 @@ def limited(forker: Forker) -> Limited:
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 200 MB, whose weights are all 0."""
     folder = tmp_path_factory.mktemp("large") / "large"
-    config = GPTConfig(block_size=8, vocab_size=50_000, n_layer=2, n_head=2, n_embd=1000)
+    config = GPTConfig(block_size=8, vocab_size=50_000, n_layer=1, n_head=2, n_embd=800)
     with torch.device("meta"):  # drawing initial weights takes seconds
         model = GPT(config)
     model.to_empty(device="cpu")

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 
 from analysis import load
 from analysis.read.saved import SourceError
 from experiments.train import run as training
+from experiments.train.__main__ import main
 from experiments.train.corpus import stream
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.depth import depth_profile
@@ -39,16 +42,15 @@ def text(seed: int, words: int) -> str:
     return " ".join(chance.choice(WORDS) for _ in range(words)) + "\n"
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> list[str]:
-    """A training of a second or two, on a few kilobytes, into ``tmp_path / "out"``."""
+def settings_in(place: Path) -> list[str]:
+    """A training of a second or two, on a few kilobytes, into ``place / "out"``."""
     for name, seed, words in [("train", 1, 700), ("held_out", 2, 60)]:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "text.txt").write_text(text(seed, words), encoding="utf-8")
+        (place / name).mkdir()
+        (place / name / "text.txt").write_text(text(seed, words), encoding="utf-8")
     return [
-        f"corpus.train={tmp_path / 'train'}",
-        f"corpus.held_out={tmp_path / 'held_out'}",
-        f"output={tmp_path / 'out'}",
+        f"corpus.train={place / 'train'}",
+        f"corpus.held_out={place / 'held_out'}",
+        f"output={place / 'out'}",
         "tokenizer=byte",
         "device=cpu",
         "tracking.mode=disabled",
@@ -57,6 +59,23 @@ def settings(tmp_path: Path) -> list[str]:
         *("training.steps=60", "training.batch_size=8", "training.warmup_steps=5"),
         *("training.evaluate_every=20", "training.precision=float32"),
     ]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> list[str]:
+    return settings_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The folder of a finished training of two steps, and its settings."""
+    place = tmp_path_factory.mktemp("trained")
+    words = [*settings_in(place), "training.steps=2", "tokenizer=bpe"]
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["train", *words])
+        assert main() == 0
+    return place / "out", words
 
 
 @pytest.fixture
@@ -354,10 +373,14 @@ def of_nobody(path: Path) -> None:
     ],
 )
 def test_a_damaged_training_is_made_again(
-    train: Train, tmp_path: Path, name: str, damage: Callable[[Path], object]
+    in_process: Train,
+    trained: tuple[Path, list[str]],
+    tmp_path: Path,
+    name: str,
+    damage: Callable[[Path], object],
 ) -> None:
-    words, out = ("training.steps=2", "tokenizer=bpe"), tmp_path / "out"
-    train(*words)
+    out = Path(shutil.copytree(trained[0], tmp_path / "out"))
+    words = [*trained[1], f"output={out}"]
     weights = (out / "model.safetensors").read_bytes()
     if name == "training_state.pt":
         (out / "README.md").unlink()  # as if killed before the end
@@ -365,11 +388,11 @@ def test_a_damaged_training_is_made_again(
     if damage is flip and name != "training_state.pt":
         with pytest.raises(SourceError, match=f"{name} is not as it was written"):
             load(str(out))
-    code, _, err = train(*words)
+    code, _, err = in_process("train", *words)
     assert code == 0
     assert re.fullmatch(rf"warning: .*{name}.*\n", err) or "is trained again" in err
     assert (out / "model.safetensors").read_bytes() == weights
-    assert "nothing to do" in train(*words)[1]
+    assert "nothing to do" in in_process("train", *words)[1]
 
 
 # --- stateful models ----------------------------------------------------------------------------
