@@ -22,6 +22,9 @@ from analysis.read.saved import MEASURES, TRAJECTORY_COLUMNS, NotData, SavedRun
 STATUS = "status.json"
 MARKS = (STATUS, "config.yaml", "summary.json", "trajectory.parquet", "iterations.parquet")
 TRACEBACK = "traceback.txt"
+# ours have 2 at most, where hundreds of passes repeat estimates at rest; a few bytes from elsewhere
+# could claim rows that fill the memory
+ROWS_PER_BYTE = 16
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DAMAGE = (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError, pa.ArrowException)
 
@@ -119,6 +122,9 @@ def parquet(
 def _opened(path: Path, repeated: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(regular(path), read_dictionary=list(repeated)) as file:
+            rows, size = file.metadata.num_rows, path.stat().st_size
+            if rows > ROWS_PER_BYTE * size:
+                raise NotData(f"{path.name} claims {rows:,} rows in {size:,} bytes")
             yield file
     except DAMAGE:
         raise NotData(f"unreadable {path.name}") from None

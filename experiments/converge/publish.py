@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.converge.records import Measures
@@ -170,7 +170,7 @@ def _moving_tokens(folder: Path) -> dict[str, Any]:
     prompt, as W&B draws them; in nats, missing where that is no number or the prompt has ended.
     """
     columns = ["prompt_id", "step", "iteration", "position", "token", "log_prob"]
-    frame = _last_step(pq.read_table(folder / run_files.TRAJECTORY, columns=columns).to_pandas())
+    frame = _last_step(pq.read_table(folder / run_files.TRAJECTORY, columns=columns))
     index = ["prompt_id", "position", "token"]
     curves = frame.pivot(index=index, columns="iteration", values="log_prob")
     reach = (curves.max(axis=1) - curves.min(axis=1)).fillna(0.0)
@@ -205,7 +205,9 @@ def history_rows(folder: Path) -> list[dict[str, Any]]:
     """One row an iteration over all prompts, each at its last generation step; one that ended early
     counts on with the values it ended with.
     """
-    frame = _last_step(pq.read_table(folder / run_files.ITERATIONS).to_pandas())
+    import pandas as pd  # half a second, for which only runs that W&B is told of wait
+
+    frame = _last_step(pq.read_table(folder / run_files.ITERATIONS))
     frame = frame.set_index(["iteration", "prompt_id"])[list(AGGREGATES)]
     filled = frame.unstack("prompt_id").sort_index().ffill()
     rows = pd.DataFrame(
@@ -215,8 +217,9 @@ def history_rows(folder: Path) -> list[dict[str, Any]]:
     return [with_logarithms(row) for row in plain.where(plain.notna(), None).to_dict("records")]
 
 
-def _last_step(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the last generation step of each prompt."""
+def _last_step(table: pa.Table) -> Any:
+    """The rows of the last generation step of each prompt, as a pandas frame."""
+    frame = table.to_pandas()
     return frame[frame["step"] == frame.groupby("prompt_id")["step"].transform("max")]
 
 

@@ -3,7 +3,6 @@
 import shlex
 import shutil
 import sys
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -208,7 +207,6 @@ def _is_trained(output: Path, settings: TrainSettings) -> bool:
         damage = cut(error)
     if damage is not None:
         warn(f"{output} is damaged ({damage}) and is trained again")
-        (output / TOKENIZER).unlink(missing_ok=True)  # it may be what is damaged
     return damage is None
 
 
@@ -216,9 +214,8 @@ def _tokenizer(settings: TrainSettings, texts: list[str]) -> Tokenizer:
     try:
         if settings.tokenizer != "bpe":
             return load_tokenizer(settings.tokenizer)
+        # made again in a second: one that is there could be damaged
         path = Path(settings.output, TOKENIZER)
-        with suppress(TokenizerError):  # there is none yet, or it is damaged
-            return load_tokenizer(path)
         size = settings.architecture.vocab_size
         trained = train_bpe(texts, vocab_size=size, name=path.parent.name)
         files.write_atomically(path, lambda partial: save_tokenizer(trained, partial))

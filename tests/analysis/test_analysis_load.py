@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from analysis import load
@@ -234,6 +236,21 @@ def test_columns_of_other_types_leave_out_the_run(
     assert [(item.run_id, item.reason) for item in left_out] == [
         ("odd", f"{name} has columns of other types")
     ]
+
+
+@pytest.mark.parametrize("name", PARQUET)
+def test_rows_that_no_file_of_its_size_holds_are_not_read(
+    make_run: MakeRun, tmp_path: Path, name: str
+) -> None:
+    make_run(tmp_path / "good", prompts=ONE)
+    path = make_run(tmp_path / "vast", prompts=ONE) / name
+    one = pq.read_table(path).slice(0, 1)
+    part = pa.concat_tables([one] * 100_000).combine_chunks()
+    with pq.ParquetWriter(path, part.schema, compression="zstd") as writer:
+        for _ in range(20):
+            writer.write_table(part)
+    [left_out] = load(str(tmp_path)).left_out
+    assert left_out.reason == f"{name} claims 2,000,000 rows in {path.stat().st_size:,} bytes"
 
 
 def test_numbers_sort_as_numbers_also_within_text(make_run: MakeRun, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.depth import depth_profile
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.oracle import left_to_right
-from stateful_gpt.tokenizer import decode
+from stateful_gpt.tokenizer import decode, load_tokenizer
 from tests.forked import Forked
 
 Called = tuple[int, str, str]
@@ -393,6 +393,20 @@ def test_a_damaged_training_is_made_again(
     assert re.fullmatch(rf"warning: .*{name}.*\n", err) or "is trained again" in err
     assert (out / "model.safetensors").read_bytes() == weights
     assert "nothing to do" in in_process("train", *words)[1]
+
+
+def test_a_tokenizer_that_changed_between_two_attempts_is_not_believed(
+    in_process: Train, trained: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(trained[0], tmp_path / "out"))
+    (out / "README.md").unlink()  # as if killed before the end
+    before = (out / "tokenizer.json").read_text()
+    changed = json.loads(before)
+    *others, one, two = changed["ranks"]
+    (out / "tokenizer.json").write_text(json.dumps(changed | {"ranks": [*others, two, one]}))
+    load_tokenizer(out / "tokenizer.json")
+    assert in_process("train", *trained[1], f"output={out}")[0] == 0
+    assert (out / "tokenizer.json").read_text() == before
 
 
 # --- stateful models ----------------------------------------------------------------------------
