@@ -21,7 +21,7 @@ SHORT = {
     "effect": [],
     "effect_layers": [],
     "effect_kinds": [],
-    "effect_generation": ["generation.max_new_tokens=3"],
+    "effect_generation": ["generation.max_new_tokens=8"],
     "smollm2_texts": ["model=bundled"],
     "precision": [],
     "carried": ["generation.max_new_tokens=3"],
