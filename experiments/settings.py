@@ -90,11 +90,7 @@ def to_settings(config: DictConfig, schema: type[S]) -> S:
 
 
 def parse(plain: dict[str, Any], schema: type[S]) -> S:
-    """The checked settings of a dictionary; what it does not name gets its default.
-
-    Raises:
-        ConfigError: as above.
-    """
+    """The same of a dictionary; what it does not name gets its default."""
     try:
         return schema.model_validate(plain)
     except ValidationError as error:

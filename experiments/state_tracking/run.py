@@ -27,11 +27,8 @@ def locate(settings: StateTrackingSettings, known: object = None) -> RunFolder:
 
 
 def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
-    """Run the contest of these settings unless that is done; returns the run folder.
-
-    Raises:
-        ConfigError: settings that cannot be.
-        RunError: the run broke off.
+    """Run the contest of these settings unless that is done; returns the run folder. Raises
+    ConfigError or, of a run that broke off, RunError.
     """
     device = settings.device.found()
     folder = locate(settings)

@@ -104,9 +104,7 @@ class Tracker:
 
     def log(self, row: dict[str, Any], *, step: int | None = None) -> None:
         """One history row, at any time while the run computes; missing values are left out.
-
-        Args:
-            step: W&B's, above that of the row before; None: where the row is on the axis.
+        ``step`` is W&B's, above that of the row before; None: where the row is on the axis.
         """
         self.step = int(row[self._axis]) if step is None else step
         known = {key: value for key, value in row.items() if value is not None}

@@ -52,10 +52,8 @@ class Corpus:
 
 
 def read_texts(key: str, folder: str) -> list[str]:
-    """The .txt files of a folder in the order of their names.
-
-    Raises:
-        ConfigError: there are none, or one is not text.
+    """The .txt files of a folder in the order of their names; raises ConfigError if there are none,
+    or one is not text.
     """
     named = cut(repr(folder))
     paths = sorted(Path(folder).glob("*.txt"))
