@@ -3,7 +3,7 @@ bootstrap intervals of the change of the loss, the same for the same numbers.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,24 +84,19 @@ def paired(
     for key, texts in found.items():
         if all(np.isfinite(text).all() for text in texts):
             alike.setdefault(tuple(map(len, texts)), []).append(key)
-    for same in alike.values():
-        made |= zip(same, _intervals([found[key] for key in same]), strict=True)
+    for lengths, same in alike.items():
+        rng, members = np.random.default_rng(0), [found[key] for key in same]
+        means = np.array([[text.mean() for text in texts] for texts in members])
+        if len(lengths) >= LEAST_TEXTS:
+            drawn = _resampled(means, rng)
+        else:
+            each = [_resampled(np.array(text), rng) for text in zip(*members, strict=True)]
+            drawn = np.mean(each, axis=0)
+        ends = np.percentile(drawn, [50 - LEVEL / 2, 50 + LEVEL / 2], axis=1)
+        over = f"{sum(lengths)} tokens of {len(lengths)} text{'s' if len(lengths) > 1 else ''}"
+        for key, mean, low, high in zip(same, means.mean(axis=1), *ends, strict=True):
+            made[key] = Interval(float(mean), float(low), float(high), over)
     return made
-
-
-def _intervals(groups: Sequence[Sequence[np.ndarray]]) -> Iterator[Interval]:
-    """Of groups whose texts have the same lengths, one after the other."""
-    rng = np.random.default_rng(0)
-    means = np.array([[text.mean() for text in texts] for texts in groups])
-    if means.shape[1] >= LEAST_TEXTS:
-        drawn = _resampled(means, rng)
-    else:
-        drawn = np.mean([_resampled(np.array(t), rng) for t in zip(*groups, strict=True)], axis=0)
-    ends = np.percentile(drawn, [50 - LEVEL / 2, 50 + LEVEL / 2], axis=1)
-    tokens, count = sum(map(len, groups[0])), len(groups[0])
-    over = f"{tokens} tokens of {count} text{'s' if count > 1 else ''}"
-    for mean, low, high in zip(means.mean(axis=1), *ends, strict=True):
-        yield Interval(float(mean), float(low), float(high), over)
 
 
 def _resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:

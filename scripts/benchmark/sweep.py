@@ -105,8 +105,9 @@ def job_seconds(*, quick: bool) -> list[Row]:
     return [row("job_seconds", costs, target="<= 0.25", note="W&B offline")]
 
 
-def scaling(key: str, target: str, sizes: dict[int, tuple[int, int]], *, repeats: int) -> list[Row]:
+def scaling(key: str, target: str, sizes: dict[int, tuple[int, int]], *, quick: bool) -> list[Row]:
     """The exponent of time against what varies of (texts, tokens), at GPT-2's shape, 2 layers."""
+    sizes = dict([*sizes.items()][: 3 if quick else None])
     model = GPT(GPTConfig(n_layer=2))
     model.initialize(generator=torch.Generator().manual_seed(0))
     model.eval()
@@ -115,7 +116,7 @@ def scaling(key: str, target: str, sizes: dict[int, tuple[int, int]], *, repeats
         partial(passes_alone, model, torch.randint(50257, size, generator=generator).tolist(), 0.5)
         for size in sizes.values()
     ]
-    times = in_turns(*works, repeats=repeats)
+    times = in_turns(*works, repeats=1 if quick else 3)
     logs = [log(varied) for varied in sizes]
     slopes = [
         statistics.linear_regression(logs, [log(taken) for taken in turn]).slope
@@ -126,20 +127,12 @@ def scaling(key: str, target: str, sizes: dict[int, tuple[int, int]], *, repeats
     return [row(key, slopes, target=target, note=note)]
 
 
-def scaling_T(*, quick: bool) -> list[Row]:
-    sizes = {length: (1, length) for length in (64, 128, 256, 512, 1024)[: 3 if quick else 5]}
-    return scaling("scaling_T", "<= 1.5", sizes, repeats=1 if quick else 3)
-
-
-def scaling_prompts(*, quick: bool) -> list[Row]:
-    sizes = {count: (count, 32) for count in (1, 4, 16, 64)[: 3 if quick else 4]}
-    return scaling("scaling_prompts", "<= 1.0", sizes, repeats=1 if quick else 3)
-
-
+LENGTHS = {length: (1, length) for length in (64, 128, 256, 512, 1024)}
+COUNTS = {count: (count, 32) for count in (1, 4, 16, 64)}
 ROWS: Measures = {
     ("sweep_vs_naive", "sweep_bare_vs_naive"): against_the_naive_loop,
     ("overhead",): overhead,
     ("job_seconds",): job_seconds,
-    ("scaling_T",): scaling_T,
-    ("scaling_prompts",): scaling_prompts,
+    ("scaling_T",): partial(scaling, "scaling_T", "<= 1.5", LENGTHS),
+    ("scaling_prompts",): partial(scaling, "scaling_prompts", "<= 1.0", COUNTS),
 }
