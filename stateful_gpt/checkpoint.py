@@ -119,9 +119,7 @@ def load_checkpoint(
 
 
 def library_of(source: str | Path) -> Library:
-    """This one for what lies in formats of its own, nanoGPT's or GPT-2's, and for what is no model,
-    which it refuses.
-    """
+    """This one for formats of its own, nanoGPT's or GPT-2's, and for no model, which it refuses."""
     if str(source) in BUNDLED:
         return "stateful_gpt"
     if str(source) in PREPARED:
@@ -136,11 +134,7 @@ def library_of(source: str | Path) -> Library:
 
 
 def locate(source: str | Path, library: Library = "stateful_gpt") -> Path:
-    """Where the files of ``source`` lie; a hub name is downloaded (or found in its local cache).
-
-    Raises:
-        CheckpointError: there is no such file or folder, and it is no name that can be downloaded.
-    """
+    """Where the files of ``source`` lie; a hub name is downloaded (or found in its local cache)."""
     name, path = str(source), Path(source)
     if library == "transformers":
         return _locate_of_transformers(name, path)
@@ -180,11 +174,7 @@ def _locate_of_transformers(name: str, path: Path) -> Path:
 
 
 def _download(name: str, files: Sequence[str], *, extra: str) -> Path:
-    """The folder of a model on the hub, or of its local cache; ``files`` are patterns.
-
-    Raises:
-        CheckpointError: the hub has none or cannot be reached; ``extra`` is what to install for it.
-    """
+    """The folder of a model on the hub; ``files`` are patterns, ``extra`` is what to install."""
     missing = f"there is no model file or folder {cut(repr(name))}"
     if Path(name).suffix in (".pt", ".safetensors", ".bin") or not _HUB_NAME.fullmatch(name):
         raise CheckpointError(missing)
@@ -211,11 +201,7 @@ def _with_revision(source: str | Path, found: Path) -> str:
 
 
 def fingerprint(source: str | Path, *, library: Library | None = None) -> str:
-    """A hash of the weights, settings and tokenizer of a model; ``library`` as in ``load_model``.
-
-    Raises:
-        CheckpointError: there is no such model, or a part of it cannot be read.
-    """
+    """A hash of the weights, settings and tokenizer of a model; arguments as of ``load_model``."""
     library, digest = library or library_of(source), hashlib.sha256()
     path = locate(source, library)
     if library == "transformers":
@@ -247,12 +233,9 @@ def save_checkpoint(
     dtype: torch.dtype = torch.float32,
     trained_passes: int | None = None,
 ) -> None:
-    """Write a model as this project's folder: weights, settings and tokenizer.
+    """Write a model as this project's folder: weights in ``dtype``, settings and tokenizer.
 
-    Args:
-        tokenizer: an encoding, which is saved too, or the name ``gpt2`` or ``byte``.
-        dtype: the stored precision.
-        trained_passes: of a model with hidden-state feedback.
+    ``tokenizer`` is an encoding, which is saved too, or the name ``gpt2`` or ``byte``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}

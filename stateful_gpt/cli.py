@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from stateful_gpt.console import as_text, cut, exhausted, run_command
+from stateful_gpt.console import as_text, cut, run_command
 from stateful_gpt.untrusted import machine_memory
 
 # written out, because --help need not wait for torch
@@ -69,15 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("text").add_argument
     prompt = "the text to continue; - reads it from stdin; '' begins a text with <|endoftext|>"
-    begin = "the prompt begins a text: read <|endoftext|> before it, as an empty prompt does"
-    samples = "so many texts, each from a state of its own; printed when all are done"
     slide = (
         "tokens that a full window drops at once; default a quarter of the model's block, 1 is"
         " nanoGPT's cropping, and recomputes everything for every token"
     )
     add("--prompt", required=True, help=prompt)
-    add("--begin", action="store_true", help=begin)
-    add("--samples", type=_COUNT, default=1, metavar="N", help=samples)
+    add("--begin", action="store_true", help="read <|endoftext|> before the prompt, as before ''")
+    add("--samples", type=_COUNT, default=1, metavar="N", help="so many texts, printed at the end")
     add("--max_new_tokens", type=_COUNT_OR_0, default=100, metavar="N", help="default 100")
     add("--slide", type=_COUNT, metavar="N", help=slide)
     add("--greedy", action="store_true", help="always the most likely token")
@@ -92,17 +90,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     both = "feed hidden states back as well, at this strength; default 0"
     shift = "of hidden states: 1 (default) that of the step before, 0 the token's own"
-    tolerance = (
-        "stop passes that move no estimate by more than this; 0 stops only once none can move;"
-        " default 0.001"
-    )
+    rest = "passes that move no estimate by more are the last; 0: only once none can; default 0.001"
     add("--feedback", choices=KINDS, default="log_prob", help=kinds)
     add("--strength", type=_FINITE, default=0.0, metavar="X", help=strength)
     add("--layers", type=_layers, metavar="LIST", help="all (default), or such as 0,1,5")
     add("--hidden_strength", type=_FINITE, default=0.0, metavar="X", help=both)
     add("--shift", type=int, choices=(0, 1), default=1, help=shift)
     add("--iterations", type=_COUNT, default=64, metavar="N", help="most passes a token")
-    add("--tolerance", type=_FROM_0, default=1e-3, metavar="NATS", help=tolerance)
+    add("--tolerance", type=_FROM_0, default=1e-3, metavar="NATS", help=rest)
     add("--damping", type=_PART, default=1.0, metavar="X", help="part of a pass fed on; default 1")
     add("--start", choices=STARTS, default="carried")
     add = parser.add_argument_group("model").add_argument
@@ -121,26 +116,16 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(_as_options(sys.argv[1:] if arguments is None else arguments))
     alone = options.feedback == "hidden_state"
-    of_tokens = not alone and options.feedback != "none"
-    drawn = options.temperature or options.top_k  # neither can be 0
-    refused = {
-        "--greedy draws the most likely token: leave out --temperature and --top_k": (
-            options.greedy and drawn
-        ),
-        "--greedy always draws the same text: leave out --samples": (
-            options.greedy and options.samples > 1
-        ),
-        "--layers are of attention, not of hidden states": alone and options.layers is not None,
-        "--hidden_strength adds to a feedback of tokens: leave it out": (
-            options.hidden_strength and not of_tokens
-        ),
-        "--shift 0 is of hidden states, and none are fed back: leave it out": (
-            options.shift == 0 and not alone and not options.hidden_strength
-        ),
-    }
-    for sentence, applies in refused.items():
-        if applies:
-            parser.error(sentence)
+    if options.greedy and (options.temperature or options.top_k):
+        parser.error("--greedy draws the most likely token: leave out --temperature and --top_k")
+    if options.greedy and options.samples > 1:
+        parser.error("--greedy always draws the same text: leave out --samples")
+    if alone and options.layers is not None:
+        parser.error("--layers are of attention, not of hidden states")
+    if options.hidden_strength and options.feedback in ("none", "hidden_state"):
+        parser.error("--hidden_strength adds to a feedback of tokens: leave it out")
+    if options.shift == 0 and not alone and not options.hidden_strength:
+        parser.error("--shift 0 is of hidden states, and none are fed back: leave it out")
     return options
 
 
@@ -159,24 +144,20 @@ def _as_options(arguments: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_command("generate", lambda: _main(parse_arguments(arguments)), verbatim=True)
+    return run_command(
+        "generate",
+        lambda: _main(parse_arguments(arguments)),
+        verbatim=True,
+        too_large="the model and its text: ask for fewer --samples, a shorter text, or a smaller"
+        " --model",
+    )
 
 
 def _main(options: argparse.Namespace) -> int:
     try:
         return _run(options)
-    except BrokenPipeError:  # the reader has all it wanted
-        return 0
     except ValueError as error:  # CheckpointError too
         return _tell(str(error), 1)
-    except (MemoryError, RuntimeError) as error:
-        if (whose := exhausted(error)) is None:
-            raise
-        return _tell(
-            f"{whose} does not hold the model and its text: ask for fewer --samples,"
-            " a shorter text, or a smaller --model",
-            1,
-        )
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -263,7 +244,7 @@ def _run(options: argparse.Namespace) -> int:
         if alone:
             print(writer.decode(token_bytes(encoding, token)), end="", flush=True)
             if getattr(sys.stdout, "lost", None) is not None:
-                raise BrokenPipeError  # nobody is there to go on for
+                sys.exit(0)  # nobody is there to go on for
 
     if alone:
         print(prompt, end="", flush=True)

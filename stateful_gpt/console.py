@@ -42,24 +42,17 @@ def as_text(text: str) -> str:
         ValueError: it is not UTF-8.
     """
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        try:
-            return os.fsencode(text).decode()
-        except UnicodeError:
-            raise ValueError("the text is not UTF-8") from None
-    return text
+        return text.encode(errors="surrogateescape").decode()
+    except UnicodeError:
+        raise ValueError("the text is not UTF-8") from None
 
 
 class SteadyStream:
     """A stream that printing to never fails, whatever its encoding and whoever has left.
 
     Control characters appear as ``\\x1b`` unless it is ``verbatim``, and characters that it cannot
-    express as ``\\u2603``. Once a write has failed the rest goes
-    nowhere, so that a computation can go on to complete its files.
-
-    Attributes:
-        lost: what the first failed write met; None while all arrives.
+    express as ``\\u2603``. What the first failed write met is ``lost``; the rest goes nowhere, so
+    that a computation can go on to complete its files.
     """
 
     def __init__(self, stream: TextIO | None, *, verbatim: bool = False) -> None:
@@ -74,9 +67,9 @@ class SteadyStream:
 
     def write(self, text: str) -> int:
         # what begins with it is a progress bar, which is drawn over what stands there
-        bar = text.startswith("\r")
-        shown = "\r".join(map(printable, text.split("\r"))) if bar else printable(text)
-        self._try(lambda: self.stream.write(text if self.verbatim else shown))
+        parts = text.split("\r") if text.startswith("\r") else [text]
+        shown = text if self.verbatim else "\r".join(map(printable, parts))
+        self._try(lambda: self.stream.write(shown))
         return len(text)
 
     def flush(self) -> None:
@@ -96,13 +89,14 @@ class SteadyStream:
         return getattr(self.stream, name)
 
 
-def run_command(name: str, body: Callable[[], int], *, verbatim: bool = False) -> int:
+def run_command(
+    name: str, body: Callable[[], int], *, verbatim: bool = False, too_large: str = "this"
+) -> int:
     """The exit code of a command whose standard streams are steady while it runs.
 
-    ``verbatim`` leaves standard output as it is where that is not a terminal.
-
     1 where it succeeded but not all it printed could be written; a reader that has gone away, as
-    ``head`` does, had all it wanted.
+    ``head`` does, had all it wanted. ``verbatim`` leaves standard output as it is where that is not
+    a terminal; ``too_large`` is what memory may not hold.
     """
     before = sys.stdout, sys.stderr
     verbatim = verbatim and not (sys.stdout is not None and sys.stdout.isatty())
@@ -123,7 +117,7 @@ def run_command(name: str, body: Callable[[], int], *, verbatim: bool = False) -
         except (MemoryError, RuntimeError) as error:
             if (whose := exhausted(error)) is None:
                 raise
-            print(f"{name}: {whose} does not hold this", file=err)
+            print(f"{name}: {whose} does not hold {too_large}", file=err)
             code = 1
         out.flush()
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):

@@ -20,11 +20,9 @@ FALLING = 4.0
 def settled_prefixes(log_probs: Sequence[Tensor], *, tolerance: float) -> list[int]:
     """After each pass, how many leading positions stay within ``tolerance`` of where they end.
 
-    For passes whose fixed point is not known. Where a position ends is its value at the last pass,
-    which is no evidence of its own: the last pass is given what the one before it has.
-
-    Args:
-        log_probs: (T,) after each of at least two passes.
+    For passes whose fixed point is not known, of (T,) log-probabilities after each of at least two.
+    Where a position ends is its value at the last pass, which is no evidence of its own: the last
+    pass is given what the one before it has.
     """
     last = log_probs[-1]
     still = torch.ones(len(last), dtype=torch.bool)
@@ -36,11 +34,7 @@ def settled_prefixes(log_probs: Sequence[Tensor], *, tolerance: float) -> list[i
 
 
 def iterations_to_tolerance(errors: Sequence[float], *, tolerance: float) -> int | None:
-    """The first pass from which on all errors stay within ``tolerance``; None if none does.
-
-    Args:
-        errors: distance from the final values after each pass, from pass 1 on (nats).
-    """
+    """The first pass from which on all errors stay within ``tolerance`` (nats); None for none."""
     reached: int | None = None
     for number, error in enumerate(errors, start=1):
         if not error <= tolerance:
@@ -53,15 +47,12 @@ def iterations_to_tolerance(errors: Sequence[float], *, tolerance: float) -> int
 def contraction_rate(errors: Sequence[float], *, floor: float) -> float | None:
     """The factor by which a pass multiplies the error, fitted while it falls.
 
-    The slope of a least-squares line through the logarithm of the errors, exponentiated; None with
-    fewer than three errors to fit. The fit ends where the errors come within FALLING times their
-    last value: below lies the plateau that rounding leaves them on, so that passes at rest change
-    nothing. Errors that never were so far above their last value are fitted down to it. A factor
-    near 1 with an error that ends abruptly is the mark of a front that walks through the text.
-
-    Args:
-        errors: distance from the final values after each pass (nats).
-        floor: errors at or below it (rounding level) end the fit, too.
+    The slope of a least-squares line through the logarithm of the errors (nats), exponentiated;
+    None with fewer than three errors to fit. The fit ends at errors of ``floor`` (rounding level),
+    or within FALLING times their last value: below lies the plateau that rounding leaves them on,
+    so that passes at rest change nothing. Errors that never were so far above their last value are
+    fitted down to it. A factor near 1 with an error that ends abruptly is the mark of a front that
+    walks through the text.
     """
     finite = list(takewhile(math.isfinite, errors))
     while len(finite) > 1 and finite[-1] == finite[-2]:

@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stateful_gpt.language_model import PLAIN, Modulation
+from stateful_gpt.language_model import PLAIN, LanguageModel, Modulation
 from stateful_gpt.scoring import TokenScores, wide
 
 
 class FeedbackKind(Enum):
-    """How a token's estimate acts on attention to it (each is defined in Feedback)."""
+    """How a token's estimate acts on attention to it."""
 
     LOG_PROB = "log_prob"
     LOGIT = "logit"
@@ -53,16 +53,12 @@ class Feedback:
 
     The state of n tokens is (B, n) of token estimates, or (B, n, C) of hidden states, or
     (B, n, 1 + C) of both side by side. Zeros stand for nothing known.
-
-    Attributes:
-        layers: the layers whose attention is modulated; None means all of them.
-        hidden_strength: multiplies what hidden states add to the embeddings; 0 feeds none back.
     """
 
     kind: FeedbackKind = FeedbackKind.LOG_PROB
     strength: float = 1.0
-    layers: Collection[int] | None = None
-    hidden_strength: float = 0.0
+    layers: Collection[int] | None = None  # whose attention is modulated; None means all of them
+    hidden_strength: float = 0.0  # multiplies what is added to embeddings; 0 feeds none back
     shift: Literal[0, 1] = 1
 
     @classmethod
@@ -75,11 +71,7 @@ class Feedback:
         hidden_strength: float = 0.0,
         shift: Literal[0, 1] = 1,
     ) -> "Feedback":
-        """The feedback of one of KINDS; that of hidden states alone takes ``strength`` as its own.
-
-        Raises:
-            ValueError: there is no such kind.
-        """
+        """The feedback of one of KINDS; of hidden states alone, ``strength`` is that of theirs."""
         if kind == HIDDEN_STATE:
             return cls(FeedbackKind.NONE, 0.0, hidden_strength=strength, shift=shift)
         return cls(FeedbackKind(kind), strength, layers, hidden_strength, shift)
@@ -102,21 +94,15 @@ class Feedback:
         """Whether what a pass says of a token depends only on the state of tokens before it."""
         return not (self.of_hidden and self.shift == 0)
 
-    def blank(self, *shape: int, like: Tensor) -> Tensor:
-        """The state of ``shape`` tokens of which nothing is known, in the precision of scores.
-
-        Args:
-            like: any hidden state of the model, (..., C).
-        """
-        width = () if not self.of_hidden else (like.size(-1) + self.of_tokens,)
-        return torch.zeros(*shape, *width, dtype=wide(like.dtype), device=like.device)
+    def blank(self, *shape: int, model: LanguageModel) -> Tensor:
+        """The state of tokens of which nothing is known, in the precision of scores."""
+        width = (model.width + self.of_tokens,) if self.of_hidden else ()
+        return torch.zeros(*shape, *width, dtype=wide(model.dtype), device=model.device)
 
     def modulation(self, state: Tensor | None, *, begin: int = 0) -> Modulation:
-        """What a state does to a pass over its tokens from ``begin`` on.
+        """What a state of all tokens that are read does to a pass over those from ``begin`` on.
 
-        Args:
-            state: of all tokens up to the last that is read; None stands for nothing known:
-                probability 1 everywhere.
+        None stands for nothing known: probability 1 everywhere.
         """
         if state is None or not self.active:
             return PLAIN  # skipped, not multiplied by 0: the plain model bit for bit

@@ -9,7 +9,7 @@ Shapes: R rows that take part in a pass, T positions, N positions that it says, 
 """
 
 from collections import deque
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,70 +20,46 @@ NARROWEST = 16  # positions that a window of width ``auto`` has at least
 LONGEST_CYCLE = 8  # periods that are looked for
 
 
-class Fronts:
-    """The fronts of all rows of a batch.
+@dataclass
+class Row:
+    """Where one row of a batch stands."""
 
-    Attributes:
-        reach: leading positions of each row that are final; length + 1 once its output is, too.
-        whole: whether every pass says all positions anew, final or not.
-        rough: whether some position of a row counts as final by the tolerance alone.
-    """
+    number: int  # in the batch
+    length: int
+    reach: int  # its front; at length + 1 the output of its last position is final, too
+    goal: int  # of the front
+    rough: bool = False  # whether some position counts as final by the tolerance alone
+    width: int = 2 * NARROWEST  # of a window ``auto``
+    end: int = 0  # of what a pass evaluates for this row
+    passes: int = 0
+    running: bool = True
 
-    def __init__(
-        self,
-        lengths: list[int],
-        known: list[int],
-        *,
-        window: int | Literal["all", "auto"] | None,
-        whole: bool,
-    ) -> None:
-        self.lengths, self.reach, self.whole = lengths, known, whole
-        self.rough = [False] * len(known)
-        self._window = window
-        self._widths = [2 * NARROWEST] * len(known)
-        self._ends = list(lengths)
+    def look(self, window: int | str | None, *, to_the_end: bool) -> None:
+        """Choose the end of what the next pass evaluates."""
+        width = self.width if window == "auto" else window
+        self.end = self.length
+        if isinstance(width, int) and not to_the_end:
+            self.end = min(self.length, self.reach - 1 + width)
 
-    def range(self, rows: list[int], *, to_the_end: bool) -> tuple[int, int]:
-        """(begin, end) of what a pass over these rows evaluates; empty where all is final."""
-        for row in rows:
-            width = self._widths[row] if self._window == "auto" else self._window
-            self._ends[row] = self.lengths[row]
-            if isinstance(width, int) and not to_the_end:
-                self._ends[row] = min(self.lengths[row], self.reach[row] - 1 + width)
-        moving = [row for row in rows if self.reach[row] <= self.lengths[row]]
-        begin = min((self.reach[row] - 1 for row in moving), default=0)
-        return begin, max((self._ends[row] for row in moving), default=0)
+    def advance(self, begin: int, exactly: int, roughly: int) -> None:
+        """Move the front behind the first position that a pass has moved.
 
-    def taken(self, row: int) -> tuple[int, int]:
-        """The positions that a row takes over: it sees no further than it would alone."""
-        begin = 0 if self.whole else self.reach[row]
-        return begin, min(self._ends[row] + 1, self.lengths[row])
-
-    def advance(self, row: int, begin: int, exactly: int, roughly: int) -> None:
-        """Move a row's front behind the first position that a pass has moved.
-
-        Args:
-            begin: the first position of what the pass said.
-            exactly, roughly: how many positions from there on have not moved, at all or by more
-                than the tolerance.
+        From ``begin`` on so many positions have not moved, at all or by more than the tolerance.
         """
-        if self.reach[row] > self.lengths[row]:
+        if self.reach > self.length:
             return
-        end = self._ends[row]
 
         def reach(still: int) -> int:
-            inside = begin + still < min(end + 1, self.lengths[row])
-            return begin + still + 1 if inside else end + 1
+            inside = begin + still < min(self.end + 1, self.length)
+            return begin + still + 1 if inside else self.end + 1
 
-        before, self.reach[row] = self.reach[row], reach(roughly)
-        self.rough[row] |= reach(exactly) != self.reach[row]
-        self._widths[row] = max(NARROWEST, 2 * (self.reach[row] - before))
+        before, self.reach = self.reach, reach(roughly)
+        self.rough |= reach(exactly) != self.reach
+        self.width = max(NARROWEST, 2 * (self.reach - before))
 
 
 def roundings(said: Tensor, fed: Tensor) -> Tensor:
-    """(R, N) how far (R, N, ...) said is from fed, in roundings of a value of its size, of 1 at
-    least.
-    """
+    """(R, N) how far (R, N, ...) values moved, in roundings of a value of that size, at least 1."""
     steps = (said - fed).abs() / (said.abs().clamp_min(1.0) * torch.finfo(said.dtype).eps)
     return steps if steps.ndim == 2 else steps.flatten(2).amax(dim=2)
 
@@ -96,28 +72,24 @@ class CycleDetector:
     """
 
     def __init__(self, rows: int) -> None:
-        self.past: deque[Tensor] = deque(maxlen=LONGEST_CYCLE)  # (R, T) each
-        self.returns = [[0] * (LONGEST_CYCLE + 1) for _ in range(rows)]
+        self.past: deque[Tensor] = deque(maxlen=LONGEST_CYCLE)  # (R, T) each, newest first
+        self.returns = torch.zeros(LONGEST_CYCLE, rows, dtype=torch.long)  # in a row, by period
 
     def keep(self, kept: list[int], length: int) -> None:
         """Go on with some of the rows and positions."""
         self.past = deque((values[kept, :length] for values in self.past), maxlen=LONGEST_CYCLE)
-        self.returns = [self.returns[i] for i in kept]
+        self.returns = self.returns[:, kept]
 
     def see(self, log_probs: Tensor) -> list[bool]:
         """Whether each row cycles, given its (R, T) log-probabilities, zeros in the padding."""
-        found = [False] * len(self.returns)
-        if len(self.past) >= 2:
-            past = torch.stack(list(self.past)[::-1])  # (P, R, T), newest first
-            distances = (past - log_probs).abs().amax(dim=2)  # (P, R)
+        known = len(self.past)
+        if known >= 2:
+            distances = (torch.stack([*self.past]) - log_probs).abs().amax(dim=2)  # (P, R)
             scale = log_probs.abs().amax(dim=1).clamp_min(1.0)
             close = 64 * torch.finfo(log_probs.dtype).eps * scale
-            moved = distances[0] > 100 * close
-            back = ((distances <= close) & moved).T.tolist()  # (R, P)
-            for row, returned in enumerate(back):
-                counts = self.returns[row]
-                for period in range(2, len(returned) + 1):
-                    counts[period] = counts[period] + 1 if returned[period - 1] else 0
-                    found[row] |= counts[period] >= period
-        self.past.append(log_probs)
+            back = (distances <= close) & (distances[0] > 100 * close)
+            self.returns[:known] = (self.returns[:known] + 1) * back.cpu()
+        self.past.appendleft(log_probs)
+        periods = torch.arange(1, LONGEST_CYCLE + 1)[:, None]
+        found: list[bool] = (self.returns >= periods)[1:].any(dim=0).tolist()
         return found

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # first: --help need not wait for torch
     sys.exit(main())
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
@@ -132,20 +132,31 @@ def generate(
     if isinstance(generators, Sequence) and len(generators) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many generators, got {len(generators)}")
     _check(prompts, previous, model.vocab_size)
-    texts = _Texts(prompts, model, feedback, max_new_tokens=max_new_tokens, previous=previous)
-    passes = Passes(
-        model,
-        feedback,
-        batch=len(prompts),
-        capacity=min(model.block_size, texts.tokens.size(1)),
-        cached=feedback.triangular and config.skips_what_is_final,
-    )
+    texts = []
+    for row, prompt in enumerate(prompts):
+        estimates = feedback.blank(len(prompt), model=model)
+        if previous is not None:
+            estimates.copy_(previous[row])
+        log_probs = torch.zeros(len(prompt), dtype=wide(model.dtype), device=model.device)
+        texts.append(_Text(list(prompt), estimates, log_probs))
+    capacity = min(model.block_size, max(map(len, prompts)) + max_new_tokens)
+    cached = feedback.triangular and config.skips_what_is_final
+    passes = Passes(model, feedback, batch=len(texts), capacity=capacity, cached=cached)
     rows = kept = list(range(len(prompts)))
     for step in range(max_new_tokens + 1):
         last = step == max_new_tokens
         carried = previous is not None if step == 0 else start is Start.CARRIED
-        window = texts.window(
-            rows, step=step, block=model.block_size, slide=slide, plain_first=not carried
+        here = [texts[row] for row in rows]
+        for text in here:
+            text.crop(block=model.block_size, slide=slide)
+        ids = [torch.tensor(text.ids[text.begin :], device=model.device) for text in here]
+        window = Window(
+            step,
+            rows,
+            starts=[text.begin for text in here],
+            lengths=list(map(len, ids)),
+            tokens=pad_sequence(ids, batch_first=True),
+            plain_first=not carried,
         )
         passes.window(window.tokens, kept)
         watcher = watch(window) if watch is not None else None
@@ -155,9 +166,11 @@ def generate(
             passes,
             config=config,
             lengths=window.lengths,
-            start=texts.of(window, texts.estimates) if carried else None,
-            log_probs=texts.of(window, texts.log_probs) if carried else None,
-            settled=[texts.settled[row] for row in rows] if carried and step > 0 else None,
+            start=_together([text.estimates[text.begin :] for text in here]) if carried else None,
+            log_probs=_together([text.log_probs[text.begin :] for text in here])
+            if carried
+            else None,
+            settled=[text.settled for text in here] if carried and step > 0 else None,
             triangular=feedback.triangular,
             inert=not feedback.active,
             output_too=not last,
@@ -165,13 +178,18 @@ def generate(
             leave=start is Start.COLD or last,
             observe=None if watcher is None else watcher.observe,
         )
-        texts.take(window, result)
-        kept = [i for i, row in enumerate(rows) if texts.goes_on(row)]
+        for i, text in enumerate(here):
+            text.take(result, i)
+        kept = [
+            i
+            for i, text in enumerate(here)
+            if not text.ended and text.outcomes[-1] is not Outcome.DIVERGED
+        ]
         rows = [rows[i] for i in kept]
         if last or not rows:
             break
         hidden = passes.hidden[kept, [window.lengths[i] - 1 for i in kept]]  # (B, C)
-        logits = model.logits(hidden).to(texts.log_probs.dtype)  # (B, V)
+        logits = model.logits(hidden).to(wide(model.dtype))  # (B, V)
         if isinstance(generators, Sequence):
             pairs = zip(logits.split(1), rows, strict=True)
             drawn = torch.cat([draw(one, sampling, generators[row]) for one, row in pairs])  # (B,)
@@ -179,15 +197,20 @@ def generate(
             drawn = draw(logits, sampling, generators)
         scores = score_logits(logits, drawn)
         # with a shift of 0 the tokens' own hidden states are not known yet
-        fed = hidden if feedback.shift else torch.zeros_like(hidden)
-        texts.append(rows, drawn, feedback.estimates(scores, fed), scores.log_probs)
-        for row in rows:
-            token = texts.ids[row][-1]
-            texts.ended[row] = token in sampling.end_tokens
+        fed = feedback.estimates(scores, hidden if feedback.shift else torch.zeros_like(hidden))
+        for i, (row, token) in enumerate(zip(rows, drawn.tolist(), strict=True)):
+            texts[row].append(token, fed[i : i + 1], scores.log_probs[i : i + 1])
+            texts[row].ended = token in sampling.end_tokens
             if on_token is not None:
                 on_token(row, token)
-    log_probs, estimates = texts.split(texts.log_probs), texts.split(texts.estimates)
-    return Generation(texts.ids, log_probs, estimates, texts.outcomes, texts.ended)
+    with torch.inference_mode(False):  # the caller may do anything with them
+        return Generation(
+            tokens=[text.ids for text in texts],
+            log_probs=[text.log_probs.cpu().clone() for text in texts],
+            estimates=[text.estimates.cpu().clone() for text in texts],
+            outcomes=[text.outcomes for text in texts],
+            ended=[text.ended for text in texts],
+        )
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
@@ -210,86 +233,45 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) 
     return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
 
 
-class _Texts:
-    """Texts and their newest estimates, with room for all the tokens to come: nothing grows.
+@dataclass
+class _Text:
+    """A text of T tokens, and their newest estimates."""
 
-    Attributes:
-        starts: the first token of each text's window.
-        settled: leading positions of the window whose estimates are final.
-    """
+    ids: list[int]
+    estimates: Tensor  # (T, ...)
+    log_probs: Tensor  # (T,)
+    begin: int = 0  # of its window
+    settled: int = 1  # leading positions of the window whose estimates are final
+    outcomes: list[Outcome] = field(default_factory=list)
+    ended: bool = False
 
-    def __init__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        model: LanguageModel,
-        feedback: Feedback,
-        *,
-        max_new_tokens: int,
-        previous: Sequence[Tensor] | None,
-    ) -> None:
-        like = torch.empty(0, model.width, dtype=model.dtype, device=model.device)
-        count, room = len(prompts), max(map(len, prompts)) + max_new_tokens
-        self.ids = [list(prompt) for prompt in prompts]
-        self.tokens = torch.zeros(count, room, dtype=torch.long, device=like.device)
-        self.estimates = feedback.blank(count, room, like=like)
-        self.log_probs = torch.zeros(count, room, dtype=wide(like.dtype), device=like.device)
-        for row, ids in enumerate(self.ids):
-            self.tokens[row, : len(ids)] = torch.tensor(ids)
-            if previous is not None:
-                self.estimates[row, : len(ids)] = previous[row]
-        self.starts, self.settled, self.ended = [0] * count, [1] * count, [False] * count
-        self.outcomes: list[list[Outcome]] = [[] for _ in prompts]
+    def crop(self, *, block: int, slide: int) -> None:
+        """Let the window begin where it is ``block`` tokens at most."""
+        slide = min(slide, block)  # so many are dropped at once, but never all
+        begin = -(-max(0, len(self.ids) - block) // slide) * slide
+        if begin != self.begin:  # it has lost its first token, and with it what was final
+            self.begin, self.settled = begin, 1
 
-    def window(
-        self, rows: list[int], *, step: int, block: int, slide: int, plain_first: bool
-    ) -> Window:
-        """The last tokens of each of these rows, ``block`` at most."""
-        # a crop drops ``slide`` tokens at once, but never so many that none is left
-        slide = min(slide, block)
-        for row in rows:
-            begin = -(-max(0, len(self.ids[row]) - block) // slide) * slide
-            if begin != self.starts[row]:  # it has lost its first token, and with it what was final
-                self.starts[row], self.settled[row] = begin, 1
-        starts = [self.starts[row] for row in rows]
-        lengths = [len(self.ids[row]) - self.starts[row] for row in rows]
-        return Window(step, rows, starts, lengths, self._cut(rows, self.tokens), plain_first)
+    def take(self, result: Recomputed, i: int) -> None:
+        """What a recompute of the window has found, as its row ``i``."""
+        count = len(self.ids) - self.begin
+        self.estimates = torch.cat([self.estimates[: self.begin], result.state[i, :count]])
+        self.log_probs = torch.cat([self.log_probs[: self.begin], result.log_probs[i, :count]])
+        self.outcomes.append(result.outcomes[i])
+        self.settled = result.settled[i]
 
-    def of(self, window: Window, values: Tensor) -> Tensor:
-        """(B, T, ...) values of a window's tokens so far; of its first token nothing is known."""
-        state = self._cut(window.rows, values)
-        state[:, 0] = 0.0
-        return state
+    def append(self, token: int, estimate: Tensor, log_prob: Tensor) -> None:
+        """One more token, with what the model said of it when it was drawn."""
+        self.ids.append(token)
+        self.estimates = torch.cat([self.estimates, estimate])
+        self.log_probs = torch.cat([self.log_probs, log_prob])
 
-    def _cut(self, rows: list[int], values: Tensor) -> Tensor:
-        """A copy of the windows of these rows, zeros behind the shorter ones."""
-        parts = [values[row, self.starts[row] : len(self.ids[row])] for row in rows]
-        return pad_sequence(parts, batch_first=True)
 
-    def take(self, window: Window, result: Recomputed) -> None:
-        """What a recompute of a window has found."""
-        for i, (row, begin) in enumerate(zip(window.rows, window.starts, strict=True)):
-            end = begin + window.lengths[i]
-            self.estimates[row, begin:end] = result.state[i, : end - begin]
-            self.log_probs[row, begin:end] = result.log_probs[i, : end - begin]
-            self.outcomes[row].append(result.outcomes[i])
-            self.settled[row] = result.settled[i]
-
-    def goes_on(self, row: int) -> bool:
-        return not self.ended[row] and self.outcomes[row][-1] is not Outcome.DIVERGED
-
-    def append(self, rows: list[int], drawn: Tensor, estimates: Tensor, log_probs: Tensor) -> None:
-        """One more token of each row, with what the model said of it when it was drawn."""
-        at = [len(self.ids[row]) for row in rows]
-        self.tokens[rows, at] = drawn
-        self.estimates[rows, at] = estimates
-        self.log_probs[rows, at] = log_probs
-        for row, token in zip(rows, drawn.tolist(), strict=True):
-            self.ids[row].append(token)
-
-    def split(self, values: Tensor) -> list[Tensor]:
-        """Of each text, on the CPU."""
-        with torch.inference_mode(False):  # the caller may do anything with them
-            return [values[row, : len(ids)].cpu().clone() for row, ids in enumerate(self.ids)]
+def _together(values: list[Tensor]) -> Tensor:
+    """(B, T, ...) values of windows; of their first tokens nothing is known."""
+    batch = pad_sequence(values, batch_first=True)
+    batch[:, 0] = 0.0
+    return batch
 
 
 def _check(

@@ -3,10 +3,8 @@
 Transformers is imported only here and in ``hugging_face_folder``, and only where it is used.
 Attention itself stays the model's business: a function registered with transformers adds the bias
 to the mask and multiplies the values by the factor, then hands over to the attention that the model
-was written for.
-
-Which models that reaches is found out, not looked up: each is checked over a few tokens before it
-is used, and what does not pass is refused.
+was written for. Which models that reaches is found out, not looked up: each is checked over a few
+tokens before it is used, and what does not pass is refused.
 
 Shapes: B batch, T tokens of this call, S tokens in the cache before it, C width, V vocabulary.
 """
@@ -35,15 +33,13 @@ CHECKED_TOKENS = 6
 
 @dataclass(frozen=True)
 class _Reading:
-    """What the registered functions know of the pass in which transformers calls them.
-
-    A context variable takes it there: some models lose keyword arguments on the way.
-    """
+    """What the registered functions know of the pass in which transformers calls them."""
 
     modulation: Modulation
     asked: set[int] = field(default_factory=set)  # the layers that did
 
 
+# because some models lose keyword arguments on the way
 _READING: ContextVar[_Reading] = ContextVar("reading")
 
 
@@ -91,10 +87,10 @@ class HuggingFaceModel:
 
     def _read(self, tokens: Tensor, reading: _Reading, cache: Cache | None = None) -> Tensor:
         assert cache is None or isinstance(cache, KeysAndValues)
+        kept = {} if cache is None else {self._cache_name: cache.pairs}
         token = _READING.set(reading)
         try:
             with self._precision():
-                kept = {} if cache is None else {self._cache_name: cache.pairs}
                 output = self._decoder(input_ids=tokens, use_cache=cache is not None, **kept)
         finally:
             _READING.reset(token)
@@ -122,37 +118,37 @@ class HuggingFaceModel:
     @torch.no_grad()
     def _check(self) -> None:
         """Refuse what does not take a number per key, or says something else by another way."""
-        name = type(self._model).__name__
+        architecture = f"models of the architecture {type(self._model).__name__}"
+        refused = f"{architecture} cannot be studied"
         ids = torch.arange(1, CHECKED_TOKENS + 1, device=self.device)[None] % self.vocab_size
         reading, failure = _Reading(PLAIN), None
         try:
             hidden = self._read(ids, reading)
         except Exception as error:  # of any kind: code that was written for another attention
             failure = named(error)
-        refused = f"models of the architecture {name} cannot be studied"
-        missed = [layer for layer in range(self.n_layer) if layer not in reading.asked]
-        if missed:
-            raise CheckpointError(
-                f"{refused}: layer {missed[0]} has no attention into which transformers lets a"
-                " number per key be fed"
-            )
+        for layer in range(self.n_layer):
+            if layer not in reading.asked:
+                raise CheckpointError(
+                    f"{refused}: layer {layer} has no attention into which transformers lets a"
+                    " number per key be fed"
+                )
         if failure is not None:
-            raise CheckpointError(f"models of the architecture {name} cannot be read: {failure}")
+            raise CheckpointError(f"{architecture} cannot be read: {failure}")
         self.width = hidden.size(-1)
         plain = _with_same_weights(self._model)
         plain.set_attn_implementation("eager")
         with self._precision():
             expected = plain(input_ids=ids, use_cache=False).logits[0]
-        cache, again = self.new_cache(batch=1, capacity=CHECKED_TOKENS), []
+        cache, by_cache = self.new_cache(batch=1, capacity=CHECKED_TOKENS), torch.empty_like(hidden)
         for start, end in ((0, 3), (3, 5), (4, 6)):
             cache.length = start
-            again.append(self._read(ids[:, start:end], _Reading(PLAIN), cache))
-        by_cache = torch.cat([again[0], again[1][:, :1], again[2]], dim=1)
+            by_cache[:, start:end] = self._read(ids[:, start:end], _Reading(PLAIN), cache)
         close = expected.abs().max().clamp_min(1.0) * torch.finfo(self.dtype).eps ** 0.5
-        for way, said in (
-            ("hidden states handed to its head", hidden),
-            ("keys and values kept of earlier tokens", by_cache),
-        ):
+        ways = {
+            "hidden states handed to its head": hidden,
+            "keys and values kept of earlier tokens": by_cache,
+        }
+        for way, said in ways.items():
             logits = self.logits(said[0])
             if logits.shape != expected.shape or not bool((logits - expected).abs().max() <= close):
                 raise CheckpointError(
@@ -176,8 +172,7 @@ class KeysAndValues:
 
     @property
     def length(self) -> int:
-        length: int = self.pairs.get_seq_length()
-        return length
+        return int(self.pairs.get_seq_length())
 
     @length.setter
     def length(self, value: int) -> None:
@@ -201,26 +196,19 @@ class _HandsOn(nn.Module):
 class _Handed(tuple[Tensor]):
     """Hidden states as a decoder puts them out, and nothing of all else that it could."""
 
-    @property
-    def last_hidden_state(self) -> Tensor:
-        return self[0]
-
-    def __getattr__(self, name: str) -> None:
-        return None
+    def __getattr__(self, name: str) -> Tensor | None:
+        return self[0] if name == "last_hidden_state" else None
 
 
 class Float64(TorchFunctionMode):
     """Widens what models cast to float32: norms, rotary angles and softmaxes above all."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def wide(value: Any) -> Any:
             return torch.float64 if value is torch.float32 else value
 
         func = Tensor.double if func is Tensor.float else func
-        named = {key: wide(value) for key, value in (kwargs or {}).items()}
-        return func(*map(wide, args), **named)
+        return func(*map(wide, args), **{key: wide(value) for key, value in (kwargs or {}).items()})
 
 
 def _attend(
@@ -239,32 +227,24 @@ def _attend(
         reading.asked.add(layer)
     fed, mask = reading.modulation, attention_mask
     modulated = fed.layers is None or layer in fed.layers
+    bias, factor = (fed.bias, fed.factor) if modulated else (None, None)
     # neither is known to the fused kernels
     eager = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
-    if modulated and fed.factor is not None:
+    if factor is not None:
         # rows of weights times f, applied to v, are the weights applied to f times v
-        value = value * fed.factor[:, None, :, None].to(value.dtype)
-    bias = fed.bias if modulated else None
-    if mask is None and (eager or bias is not None):
-        T, end = query.size(2), key.size(2)
-        mask = torch.ones(1, 1, T, end, dtype=torch.bool, device=key.device).tril(end - T)
-    if mask is not None and mask.dtype == torch.bool and (eager or bias is not None):
-        mask = query.new_zeros(()).masked_fill(~mask, -torch.inf)  # (B or 1, 1, T, S + T)
-    if bias is not None:
-        assert mask is not None
-        mask = mask + bias[:, None, None, :].to(query.dtype)
+        value = value * factor[:, None, :, None].to(value.dtype)
+    if eager or bias is not None:
+        if mask is None:
+            T, end = query.size(2), key.size(2)
+            mask = torch.ones(1, 1, T, end, dtype=torch.bool, device=key.device).tril(end - T)
+        if mask.dtype == torch.bool:
+            mask = query.new_zeros(()).masked_fill(~mask, -torch.inf)  # (B or 1, 1, T, S + T)
+        if bias is not None:
+            mask = mask + bias[:, None, None, :].to(query.dtype)
     own = sys.modules[type(module).__module__].eager_attention_forward if eager else None
     attention = own or AttentionInterface()["sdpa"]
     attended: tuple[Tensor, Tensor | None] = attention(module, query, key, value, mask, **kwargs)
     return attended
-
-
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """Which keys are seen. Without a mask function of our own, transformers would make no mask."""
-    from transformers import AttentionMaskInterface
-
-    mask: Tensor | None = AttentionMaskInterface()["sdpa"](*args, **kwargs)
-    return mask
 
 
 @cache
@@ -272,7 +252,8 @@ def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(ATTENTION, _attend)
-    AttentionMaskInterface.register(ATTENTION, _mask)
+    # without a mask function of our own, transformers would make no mask at all
+    AttentionMaskInterface.register(ATTENTION, AttentionMaskInterface()["sdpa"])
 
 
 def _with_same_weights(model: Any, instead: dict[int, nn.Module] | None = None) -> Any:

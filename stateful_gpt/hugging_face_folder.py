@@ -24,11 +24,7 @@ def read_hugging_face(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> tuple[HuggingFaceModel, Tokenizer]:
-    """The model of a folder, and the tokenizer that is named, or else its own.
-
-    Raises:
-        CheckpointError: what cannot be loaded or studied, in one sentence.
-    """
+    """The model of a folder, and the tokenizer that is named, or else its own."""
     model = _read_model(folder, dtype).to(device)
     adapter = HuggingFaceModel(model)
     encoding = load_tokenizer(tokenizer) if tokenizer else _own_tokenizer(folder, model)
@@ -61,7 +57,8 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
         ignore_mismatched_sizes=True,  # they are refused below
         output_loading_info=True,
     )
-    version = _transformers().__version__
+    from transformers import __version__ as version
+
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None)
     if rotary and int(version.split(".")[0]) < 5:
         raise CheckpointError(
@@ -96,12 +93,16 @@ def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
 
 def _load(kind: str, folder: Path, **options: Any) -> Any:
     """What transformers makes of a folder, without a network and without code that lies in it."""
-    maker = getattr(_transformers(), kind)
+    try:
+        import transformers
+    except ImportError:
+        raise CheckpointError(
+            "models of Hugging Face need transformers: pip install 'stateful_gpt[hugging_face]'"
+        ) from None
+    options |= {"trust_remote_code": False, "local_files_only": True}
     with quiet():
         try:
-            return maker.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True, **options
-            )
+            return getattr(transformers, kind).from_pretrained(folder, **options)
         except Exception as error:  # of many kinds, most of them of transformers' own
             if exhausted(error):
                 raise
@@ -111,36 +112,21 @@ def _load(kind: str, folder: Path, **options: Any) -> Any:
             ) from None
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise CheckpointError(
-            "models of Hugging Face need transformers: pip install 'stateful_gpt[hugging_face]'"
-        ) from None
-    return transformers
-
-
 class HuggingFaceTokenizer:
-    """What this project asks of a tokenizer, of a ``tokenizers.Tokenizer``, which it takes over.
-
-    ``n_vocab`` is one more than the largest id; there may be holes below it. ``start_tokens`` are
-    what the model was trained to see before every text, mostly none or one.
-    """
+    """What this project asks of a tokenizer, of a ``tokenizers.Tokenizer``, which it takes over."""
 
     def __init__(self, backend: Any, *, name: str, end_tokens: Sequence[int]) -> None:
         backend.encode_special_tokens = True  # one that is spelled out in a text is text
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._added: dict[int, bytes] = {
-            token_id: token.content.encode()
-            for token_id, token in backend.get_added_tokens_decoder().items()
-        }
+        added = backend.get_added_tokens_decoder()
+        self._added = {i: str(token.content).encode() for i, token in added.items()}
+        self._special = {i for i, token in added.items() if token.special}
         decoder = str(backend.decoder)
         self._byte_level, self._spaced = "ByteLevel" in decoder, "▁" in decoder
         self.name = name
-        self.n_vocab = max(backend.get_vocab().values()) + 1
+        self.n_vocab = max(backend.get_vocab().values()) + 1  # there may be holes below it
         self.start_tokens = self._start()
         self.end_tokens = tuple(end_tokens)
 
@@ -156,10 +142,7 @@ class HuggingFaceTokenizer:
     @property
     def used(self) -> list[int]:
         """The ids that :meth:`encode_ordinary` can produce."""
-        added = {
-            i for i, token in self._backend.get_added_tokens_decoder().items() if token.special
-        }
-        ids = set(self._backend.get_vocab().values()) - added
+        ids = set(self._backend.get_vocab().values()) - self._special
         return sorted(ids | set(self.start_tokens))
 
     def encode_ordinary(self, text: str) -> list[int]:
@@ -168,11 +151,7 @@ class HuggingFaceTokenizer:
         return [*self.start_tokens, *ids]
 
     def decode_single_token_bytes(self, token: int) -> bytes:
-        """The bytes of one id.
-
-        Raises:
-            KeyError: there is no such id.
-        """
+        """The bytes of one id; KeyError where there is none."""
         if token in self._added:
             return self._added[token]
         text = self._backend.id_to_token(token) if 0 <= token < self.n_vocab else None
@@ -191,9 +170,8 @@ def _byte_characters() -> dict[str, int]:
     """The bytes that the characters of a byte-level vocabulary stand for, as GPT-2 has them."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + i): byte for i, byte in enumerate(rest)
-    }
+    codes = [*printable, *range(256, 256 + len(rest))]
+    return dict(zip(map(chr, codes), [*printable, *rest], strict=True))
 
 
 _BYTES = _byte_characters()

@@ -51,17 +51,13 @@ class LanguageModel(Protocol):
     vocab_size: int  # V, the ids that it knows
     n_layer: int
     width: int  # C
+    takes_hidden_states: bool  # whether there is a gate through which they can be fed back
 
     @property
     def device(self) -> torch.device: ...
 
     @property
     def dtype(self) -> torch.dtype: ...
-
-    @property
-    def takes_hidden_states(self) -> bool:
-        """Whether there is a gate through which hidden states can be fed back."""
-        ...
 
     def read(
         self, tokens: Tensor, *, modulation: Modulation = PLAIN, cache: Cache | None = None

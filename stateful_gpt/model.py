@@ -27,23 +27,18 @@ ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """nanoGPT's hyper-parameters.
-
-    ``activation`` is ``gelu`` (the erf form: nanoGPT, this project) or ``gelu_tanh`` (the form
-    the published GPT-2 weights were trained with). ``dropout`` acts on the embeddings and on what
-    each block adds, not on the attention weights, which the fused kernels never form.
-    ``hidden_feedback`` adds the gate through which hidden states can be fed back.
-    """
+    """nanoGPT's hyper-parameters."""
 
     block_size: int = 1024
     vocab_size: int = 50257
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
+    # of the embeddings and of what each block adds; fused kernels never form attention weights
     dropout: float = 0.0
     bias: bool = True
-    activation: str = "gelu"
-    hidden_feedback: bool = False
+    activation: str = "gelu"  # the erf form; the published GPT-2 was trained with gelu_tanh
+    hidden_feedback: bool = False  # whether there is a gate to feed hidden states back through
 
     def __post_init__(self) -> None:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
@@ -86,25 +81,19 @@ def project(linear: nn.Linear, x: Tensor) -> Tensor:
 
 
 class CausalSelfAttention(nn.Module):
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.n_head = config.n_head
+        self.n_head, self.layer = config.n_head, layer
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self,
-        x: Tensor,
-        *,
-        layer: int,
-        mask: Tensor | None,
-        factor: Tensor | None,
-        cache: KeyValueCache | None,
+        self, x: Tensor, *, mask: Tensor | None, factor: Tensor | None, cache: KeyValueCache | None
     ) -> Tensor:
         B, T, C = x.shape
         qkv = project(self.c_attn, x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        pairs = qkv[1:] if cache is None else cache.extend(layer, qkv[1:])
+        pairs = qkv[1:] if cache is None else cache.extend(self.layer, qkv[1:])
         q, (k, v) = qkv[0], pairs.unbind(0)  # (B, H, T, D), (B, H, S + T, D) each
         y = attend(q, k, v, mask=mask, factor=factor)  # (B, H, T, D)
         out = project(self.c_proj, y.transpose(1, 2).reshape(B, T, C))
@@ -127,10 +116,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """The parts of a layer; ``GPT.forward`` says how they go together."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.attn = CausalSelfAttention(config)
+        self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
@@ -143,7 +132,7 @@ class Transformer(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
 
 
@@ -161,7 +150,7 @@ class HiddenGate(nn.Module):
         self.value = nn.Linear(n_embd, n_embd)
 
     def forward(self, embedding: Tensor, hidden: Tensor) -> Tensor:
-        """(B, T, C) to add to (B, T, C) embeddings, given a hidden state (B, T, C) for each."""
+        """(B, T, C) to add to (B, T, C) embeddings, given a hidden state for each."""
         gate = torch.sigmoid(embedding * self.key(hidden))
         known = hidden.detach().ne(0).any(dim=-1, keepdim=True)  # (B, T, 1)
         out: Tensor = (gate * self.value(hidden)).masked_fill(~known, 0.0)
@@ -169,10 +158,7 @@ class HiddenGate(nn.Module):
 
 
 class GPT(nn.Module):
-    """nanoGPT's decoder. ``transformer.wte`` and ``lm_head`` share one weight unless untied.
-
-    With ``hidden_feedback`` it also has a ``gate``; without one it is nanoGPT's exactly.
-    """
+    """nanoGPT's decoder, unless it has a gate; ``wte`` and ``lm_head`` share a weight if tied."""
 
     def __init__(self, config: GPTConfig, *, tied: bool = True) -> None:
         super().__init__()
@@ -184,6 +170,7 @@ class GPT(nn.Module):
         self.gate = HiddenGate(config.n_embd) if config.hidden_feedback else None
         self.block_size, self.vocab_size = config.block_size, config.vocab_size
         self.n_layer, self.width = config.n_layer, config.n_embd
+        self.takes_hidden_states = config.hidden_feedback
 
     def initialize(self, *, generator: torch.Generator | None = None) -> None:
         """Draw nanoGPT's initial weights: N(0, 0.02), residual projections over sqrt(2 n_layer).
@@ -202,18 +189,13 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 * scale, generator=generator)
 
     def with_gate(self, *, generator: torch.Generator | None = None) -> "GPT":
-        """The same weights with a gate that starts closed: what to fine-tune a plain model from.
-
-        Raises:
-            ValueError: the model has a gate already.
-        """
+        """The same weights with a gate that starts closed: what to fine-tune a plain model from."""
         if self.gate is not None:
             raise ValueError("the model has a hidden-state gate already")
-        weight = self.transformer.wte.weight
         model = GPT(replace(self.config, hidden_feedback=True), tied=self.tied)
         model.initialize(generator=generator)
         model.load_state_dict(self.state_dict(), strict=False)
-        return model.to(weight.device, weight.dtype)
+        return model.to(self.device, self.dtype)
 
     @property
     def tied(self) -> bool:
@@ -227,16 +209,11 @@ class GPT(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.lm_head.weight.dtype
 
-    @property
-    def takes_hidden_states(self) -> bool:
-        return self.gate is not None
-
     def in_float64(self) -> "GPT":
         return self if self.dtype == torch.float64 else copy.deepcopy(self).double()
 
     def new_cache(self, *, batch: int, capacity: int) -> KeyValueCache:
-        n_head = self.config.n_head
-        shape = (batch, n_head, capacity, self.width // n_head)
+        shape = (batch, self.config.n_head, capacity, self.width // self.config.n_head)
         return KeyValueCache(self.n_layer, shape, like=self.lm_head.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -267,19 +244,14 @@ class GPT(nn.Module):
             x = self.transformer.drop(x)
 
         T, layers = tokens.size(1), modulation.layers
-        plain = score_mask(T, end, None, dtype=x.dtype, device=x.device)
-        mask = plain
-        if modulation.bias is not None:
-            mask = score_mask(T, end, modulation.bias, dtype=x.dtype, device=x.device)
+        plain, mask = (
+            score_mask(T, end, bias, dtype=x.dtype, device=x.device)
+            for bias in (None, modulation.bias)
+        )
         for i, block in enumerate(cast("list[Block]", self.transformer.h)):
             modulated = layers is None or i in layers
-            x = x + block.attn.forward(
-                block.ln_1.forward(x),
-                layer=i,
-                mask=mask if modulated else plain,
-                factor=modulation.factor if modulated else None,
-                cache=cache,
-            )
+            seen, factor = (mask, modulation.factor) if modulated else (plain, None)
+            x = x + block.attn.forward(block.ln_1.forward(x), mask=seen, factor=factor, cache=cache)
             x = x + block.mlp.forward(block.ln_2.forward(x))
         if cache is not None:
             cache.length = end

@@ -37,10 +37,10 @@ class LeftToRight:
             raise ValueError("hidden states fed back to their own position cannot be read in order")
         self._model, self._feedback = model, feedback
         self._cache = model.new_cache(batch=batch, capacity=capacity)
-        like = torch.empty(0, model.width, dtype=model.dtype, device=model.device)
-        self._state = feedback.blank(batch, capacity, like=like)
+        self._state = feedback.blank(batch, capacity, model=model)
         self._log_probs = torch.zeros(batch, capacity, dtype=wide(model.dtype), device=model.device)
-        self._hidden = like.new_zeros(batch, capacity, model.width)
+        shape = (batch, capacity, model.width)
+        self._hidden = torch.zeros(shape, dtype=model.dtype, device=model.device)
 
     @property
     def log_probs(self) -> Tensor:
@@ -60,16 +60,14 @@ class LeftToRight:
     @torch.no_grad()
     def score_next(self, targets: Tensor) -> Tensor:
         """(B,) log-probabilities of (B,) ids as the next token after one at least; none is read."""
-        return score_targets(
-            self._model, self._hidden[:, self._cache.length - 1], targets
-        ).log_probs
+        before = self._hidden[:, self._cache.length - 1]
+        return score_targets(self._model, before, targets).log_probs
 
     @torch.inference_mode()
     def read(self, tokens: Tensor, *, nudges: Tensor | None = None) -> Tensor:
         """Read (B, T) more tokens; returns the (B, S) log-probabilities of all.
 
-        Args:
-            nudges: (B, T), added to what is fed back of these tokens (to each component of it).
+        (B, T) ``nudges`` are added to what is fed back of these tokens, to each component of it.
         """
         for t in range(tokens.size(1)):
             token, at = tokens[:, t], self._cache.length

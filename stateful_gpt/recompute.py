@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stateful_gpt.front import ROUNDINGS, CycleDetector, Fronts, roundings
+from stateful_gpt.front import ROUNDINGS, CycleDetector, Row, roundings
 
 
 class Outcome(Enum):
@@ -34,29 +34,25 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class RecomputeConfig:
-    """When the loop stops, how far each pass moves the state, and how much of it.
+    """When the loop stops, how far each pass moves the state, and how much of it."""
 
-    Attributes:
-        iterations: the most passes that are run, at least 1.
-        tolerance: ``auto`` stops a row at rest (final by the theorem, or moved by no more than
-            ``front.ROUNDINGS`` roundings of each value) and one that cycles. A number above 0 also
-            stops a row of which no log-probability moved by more nats. 0 runs all iterations.
-        damping: the next pass is fed (1 - damping) of its predecessor's state and damping of what
-            that one said. Below 1 the theorem's bound no longer holds.
-        window: how many positions a pass evaluates from the front on; ``all`` reads to the end, and
-            ``auto`` takes twice as many as the pass before has settled. A tolerance then also
-            settles each position by itself. None reads to the end, and with a tolerance of 0 every
-            pass evaluates every position: the definition, to the letter.
-    """
-
-    iterations: int = 64
+    iterations: int = 64  # the most passes that are run, at least 1
+    # ``auto`` stops a row at rest (final by the theorem, or moved by no more than ROUNDINGS of each
+    # value) and one that cycles. A number above 0 also stops a row of which no log-probability
+    # moved by more nats. 0 runs all iterations
     tolerance: float | Literal["auto"] = "auto"
+    # The next pass is fed (1 - damping) of its predecessor's state and damping of what that one
+    # said. Below 1 the theorem's bound no longer holds
     damping: float = 1.0
+    # How many positions a pass evaluates from the front on; ``all`` reads to the end, and ``auto``
+    # takes twice as many as the pass before has settled. A tolerance then also settles each
+    # position by itself. None reads to the end, and with a tolerance of 0 every pass evaluates
+    # every position: the definition, to the letter
     window: int | Literal["all", "auto"] | None = None
 
     def __post_init__(self) -> None:
-        number = isinstance(self.window, int) and not isinstance(self.window, bool)
-        if not (self.window in (None, "all", "auto") or (number and int(self.window or 0) >= 1)):
+        whole = isinstance(self.window, int) and not isinstance(self.window, bool)
+        if self.window not in (None, "all", "auto") and not (whole and int(self.window) >= 1):
             raise ValueError(
                 f"window must be all, auto or a whole number of at least 1, got {self.window!r}"
             )
@@ -155,10 +151,12 @@ def recompute(
             as they are.
         observe: called after every pass.
     """
-    known = [1] * len(lengths) if settled is None else list(settled)
-    by_front = triangular and config.skips_what_is_final
-    fronts = Fronts(list(lengths), known, window=config.window, whole=not by_front)
-    loop = _Loop(config, fronts, triangular=triangular, inert=inert, output_too=output_too)
+    known = [1] * len(lengths) if settled is None else settled
+    rows = [
+        Row(number, length, reach, goal=length + output_too)
+        for number, (length, reach) in enumerate(zip(lengths, known, strict=True))
+    ]
+    loop = _Loop(config, rows, triangular=triangular, inert=inert)
     if start is not None:
         loop.fed = start
         loop.now = (start, start.new_zeros(start.shape[:2]) if log_probs is None else log_probs)
@@ -169,89 +167,83 @@ def recompute(
         iteration = loop.take(number, span, said)
         if observe is not None:
             observe(iteration)
-        if not loop.running:
+        if not any(row.running for row in loop.rows):
             break
         loop.next(leave=leave)
     return loop.result()
 
 
 class _Loop:
-    """Where the rows stand. Tensors hold the rows ``self.rows``, in their order."""
+    """Where the loop stands. Tensors hold the rows ``self.rows``, in their order."""
 
     def __init__(
-        self,
-        config: RecomputeConfig,
-        fronts: Fronts,
-        *,
-        triangular: bool,
-        inert: bool,
-        output_too: bool,
+        self, config: RecomputeConfig, rows: list[Row], *, triangular: bool, inert: bool
     ) -> None:
-        self.config, self.fronts, self.lengths = config, fronts, fronts.lengths
-        self.goal = [length + output_too for length in self.lengths]  # of the fronts
+        self.config, self.all, self.rows = config, rows, rows
         self.exact = triangular and config.damping == 1.0
-        self.by_front = not fronts.whole
+        self.by_front = triangular and config.skips_what_is_final
         self.inert = inert and self.by_front
-        self.passes = [0] * len(self.lengths)
-        self.outcomes: list[Outcome | None] = [None] * len(self.lengths)
-        self.rows = list(range(len(self.lengths)))
-        self.running = set(self.rows)
+        self.outcomes: dict[int, Outcome] = {}
         # the first position to move is final then: a triangular pass cannot come back
-        self.cycles = None if self.exact else CycleDetector(len(self.rows))
+        self.cycles = None if self.exact else CycleDetector(len(rows))
         self.fed: Tensor | None = None  # (R, T, ...)
         self.now: tuple[Tensor, Tensor] | None = None  # what was said of it: (R, T, ...), (R, T)
         self.ended: tuple[Tensor, Tensor] | None = None  # the same of all B rows, once some left
 
     def span(self, whole: bool) -> Span:
         """What the next pass evaluates; an empty range where all is final."""
-        if self.by_front:
-            return Span(self.rows, *self.fronts.range(sorted(self.running), to_the_end=whole))
-        return Span(self.rows, 0, max(self.lengths[row] for row in self.rows))
+        for row in self.rows:
+            row.look(self.config.window if self.by_front else None, to_the_end=whole)
+        numbers = [row.number for row in self.rows]
+        if not self.by_front:
+            return Span(numbers, 0, max(row.end for row in self.rows))
+        moving = [row for row in self.rows if row.running and row.reach <= row.length]
+        begin = min((row.reach - 1 for row in moving), default=0)
+        return Span(numbers, begin, max((row.end for row in moving), default=0))
 
     def take(self, number: int, span: Span, said: Said | None) -> Iteration:
         """Merge what a pass said, and judge each row."""
         before = self.now
-        rows, begin, count = [(1, 0, 0)] * len(self.rows), 0, 0
+        found, begin, count = [(1, 0, 0)] * len(self.rows), 0, 0
         if said is not None:
-            rows, begin, count = self._merge(said), said.begin, said.log_probs.size(1)
+            found, begin, count = self._merge(said), said.begin, said.log_probs.size(1)
         assert self.now is not None
         log_probs = self.now[1]
         step_max = step_rms = None
-        steps = [torch.inf] * len(self.rows)
+        steps, cycles = [torch.inf] * len(self.rows), [False] * len(self.rows)
         if number > 1:
             assert before is not None
             step = (log_probs - before[1]).abs()
-            counts = torch.tensor([self.lengths[row] for row in self.rows], device=step.device)
+            counts = torch.tensor([row.length for row in self.rows], device=step.device)
             step_max = step.amax(dim=1)
             step_rms = (step.double().square().sum(dim=1) / counts).sqrt()
             if self.config.allowed_step > 0 and self.config.window is None:
                 steps = step_max.tolist()
-        cycles = self.cycles.see(log_probs) if self.cycles is not None else [False] * len(self.rows)
+        if self.cycles is not None:
+            cycles = self.cycles.see(log_probs)
         for i, row in enumerate(self.rows):
-            if row not in self.running:
+            if not row.running:
                 continue
-            self.passes[row] = number
-            finite, exactly, roughly = rows[i]
+            row.passes = number
+            finite, exactly, roughly = found[i]
             if self.by_front:
-                self.fronts.advance(row, begin, exactly, roughly)
+                row.advance(begin, exactly, roughly)
             elif self.exact:
-                self.fronts.reach[row] += 1
-            rests = not self.by_front and self.fed is not None and exactly == count
+                row.reach += 1
             outcome = None
             if not finite:
                 outcome = Outcome.DIVERGED
-            elif self.exact and self.fronts.reach[row] >= self.goal[row]:
-                rough = self.fronts.rough[row]
-                outcome = Outcome.WITHIN_TOLERANCE if rough else Outcome.SETTLED
-            elif rests:  # no theorem says so, but the pass said what it was fed
-                outcome = Outcome.SETTLED
+            elif self.exact and row.reach >= row.goal:
+                outcome = Outcome.WITHIN_TOLERANCE if row.rough else Outcome.SETTLED
+            elif not self.by_front and self.fed is not None and exactly == count:
+                outcome = Outcome.SETTLED  # no theorem says so, but the pass said what it was fed
             elif steps[i] <= self.config.allowed_step:
                 outcome = Outcome.WITHIN_TOLERANCE
             elif cycles[i]:
                 outcome = Outcome.CYCLE
-            self.outcomes[row] = outcome
-            if outcome is Outcome.DIVERGED or (outcome and self.config.tolerance != 0):
-                self.running.discard(row)
+            self.outcomes[row.number] = outcome or Outcome.ITERATION_LIMIT
+            all_wanted = self.config.tolerance == 0
+            row.running = outcome is None or (all_wanted and outcome is not Outcome.DIVERGED)
         return Iteration(number, span, log_probs, step_max, step_rms)
 
     def _merge(self, said: Said) -> list[tuple[int, int, int]]:
@@ -263,13 +255,15 @@ class _Loop:
         """
         begin, end, device = said.begin, said.begin + said.log_probs.size(1), said.log_probs.device
         if self.now is None:
-            shape = (len(self.rows), max(end, *self.lengths))
+            shape = (len(self.rows), max(end, *(row.length for row in self.rows)))
             blank = said.state.new_zeros(*shape, *said.state.shape[2:])
             self.now = (blank, said.log_probs.new_zeros(shape))
         fed = self.now[0] if self.fed is None else self.fed
-        # padding stays 0: an overflow in it would reach real positions as 0 * inf
-        ranges = [self.fronts.taken(r) if r in self.running else (end, end) for r in self.rows]
-        low, high = torch.tensor(ranges, device=device).T[:, :, None]  # (R, 1) each
+        # padding stays 0, or an overflow in it would reach real positions as 0 * inf; and no row
+        # sees further than it would alone
+        first = [row.reach if self.by_front else 0 for row in self.rows]
+        behind = [min(row.end + 1, row.length) if row.running else 0 for row in self.rows]
+        low, high = torch.tensor([first, behind], device=device)[:, :, None]  # (R, 1) each
         at = torch.arange(begin, end, device=device)
         new = (at >= low) & (at < high)  # (R, N)
         state, log_probs = self.now[0][:, begin:end], self.now[1][:, begin:end]
@@ -301,11 +295,11 @@ class _Loop:
         if damping != 1.0:
             fed = damping * fed if self.fed is None else (1 - damping) * self.fed + damping * fed
         self.fed = fed
-        if leave and len(self.running) < len(self.rows):
+        kept = [i for i, row in enumerate(self.rows) if row.running]
+        if leave and len(kept) < len(self.rows):
             self._put_away()
-            kept = [i for i, row in enumerate(self.rows) if row in self.running]
             self.rows = [self.rows[i] for i in kept]
-            T = max(self.lengths[row] for row in self.rows)
+            T = max(row.length for row in self.rows)
             self.fed = self.fed[kept, :T]
             self.now = (self.now[0][kept, :T], self.now[1][kept, :T])
             if self.cycles is not None:
@@ -317,13 +311,15 @@ class _Loop:
         if self.ended is None:
             self.ended = (self.now[0].clone(), self.now[1].clone())
         for whole, values in zip(self.ended, self.now, strict=True):
-            whole[self.rows, : values.size(1)] = values
+            whole[[row.number for row in self.rows], : values.size(1)] = values
         return self.ended
 
     def result(self) -> Recomputed:
         assert self.now is not None
         state, log_probs = self.now if self.ended is None else self._put_away()
-        outcomes = [outcome or Outcome.ITERATION_LIMIT for outcome in self.outcomes]
-        ends = zip(self.fronts.reach, self.goal, outcomes, strict=True)
-        settled = [g if o is Outcome.SETTLED else min(r, g) for r, g, o in ends]
-        return Recomputed(state, log_probs, outcomes, self.passes, settled)
+        outcomes = [self.outcomes[row.number] for row in self.all]
+        settled = [
+            row.goal if outcome is Outcome.SETTLED else min(row.reach, row.goal)
+            for row, outcome in zip(self.all, outcomes, strict=True)
+        ]
+        return Recomputed(state, log_probs, outcomes, [row.passes for row in self.all], settled)

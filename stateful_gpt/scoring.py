@@ -113,8 +113,7 @@ class Predictions:
         """Score the tokens behind each position that a pass has evaluated, and compare.
 
         Args:
-            hidden: (B, N, C) from position ``begin`` on.
-            tokens: (B, T) ids.
+            hidden: (B, N, C) from position ``begin`` on, of (B, T) tokens.
             first: whether this pass is the plain model's.
 
         Returns:

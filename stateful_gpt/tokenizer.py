@@ -48,18 +48,9 @@ class TokenizerError(CheckpointError):
 class Tokenizer(Protocol):
     """What is asked of a tokenizer; ``tiktoken.Encoding`` has the same names."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def n_vocab(self) -> int:
-        """Ids are from 0 to this, exclusive."""
-        ...
-
-    @property
-    def end_tokens(self) -> tuple[int, ...]:
-        """The ids that end a text; none where nothing does."""
-        ...
+    name: str
+    n_vocab: int  # ids are from 0 to this, exclusive
+    end_tokens: tuple[int, ...]  # the ids that end a text; none where nothing does
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text; a spelled-out end token is text like any other."""
@@ -73,18 +64,16 @@ class Tokenizer(Protocol):
 class BytePairs:
     """A byte-pair encoding with GPT-2's rule for words.
 
-    Args:
-        ranks: of each token's bytes, from 0 without a gap; all 256 single bytes among them.
-        ends: whether the id behind the ranks ends a text.
+    ``ranks`` are of each token's bytes, from 0 without a gap, all 256 single bytes among them; with
+    ``ends``, the id behind them ends a text.
     """
 
     def __init__(self, name: str, ranks: dict[bytes, int], *, ends: bool) -> None:
         missing = sum(bytes([b]) not in ranks for b in range(256))
         if missing:
             raise TokenizerError(f"the ranks lack {missing} of the 256 single bytes")
-        self.name = name
-        self.ranks = ranks
-        self.end_tokens = (len(ranks),) if ends else ()
+        self.name, self.ranks = name, ranks
+        self.end_tokens: tuple[int, ...] = (len(ranks),) if ends else ()
         self.n_vocab = len(ranks) + ends
         self._encoding = tiktoken.Encoding(
             name,
@@ -94,8 +83,7 @@ class BytePairs:
         )
 
     def encode_ordinary(self, text: str) -> list[int]:
-        ids: list[int] = []
-        begin = 0
+        ids, begin = list[int](), 0
         try:
             for run in _LONG_SPACE.finditer(text):
                 if run.end() < len(text):  # the rule leaves the last space to what follows
@@ -117,8 +105,7 @@ class Characters:
     end_tokens: tuple[int, ...] = ()
 
     def __init__(self, name: str, characters: list[str]) -> None:
-        self.name = name
-        self.characters = characters
+        self.name, self.characters = name, characters
         self.n_vocab = len(characters)
         self._ids = {character: i for i, character in enumerate(characters)}
 
@@ -143,10 +130,8 @@ def load_tokenizer(name: str | Path, *, vocab_size: int | None = None) -> Tokeni
     """The tokenizer called ``gpt2`` or ``byte``, or the one in a file.
 
     A file is this project's JSON (see :func:`save_tokenizer`), tiktoken's own list of ranks (base64
-    bytes, a space, the rank; GPT-2's rule for words is assumed) or nanoGPT's ``meta.pkl``.
-
-    Args:
-        vocab_size: ids of the model it is for; ``byte`` has no end token where there are only 256.
+    bytes, a space, the rank; GPT-2's rule for words is assumed) or nanoGPT's ``meta.pkl``. ``byte``
+    has no end token for a model of 256 ids (``vocab_size``).
 
     Raises:
         TokenizerError: no such tokenizer or file, or not a tokenizer.

@@ -126,9 +126,8 @@ def training_step(
 ) -> list[float]:
     """Train on (B, T + 1) ids, IGNORE being padding; the loss of each pass in nats per token.
 
-    Args:
-        passes: of this step; default: ``config.passes``.
-        targets: (B, T) ids to predict at each of (B, T) windows; default: the tokens that follow.
+    ``passes`` are those of this step, in place of ``config.passes``; (B, T) ``targets`` are to be
+    predicted at each of (B, T) windows, in place of the tokens that follow.
     """
     factor = schedule(step, config)
     peaks = (config.matrix_learning_rate, config.learning_rate)

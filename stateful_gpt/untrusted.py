@@ -57,10 +57,9 @@ def machine_memory() -> int:
 
 
 def open_regular(path: str | Path, *, most: int | None = None) -> io.BufferedReader:
-    """Open a regular file of at most ``most`` bytes, by default as many as the machine has memory.
+    """Open a file of at most ``most`` bytes, by default as many as the machine has memory.
 
-    Raises:
-        CheckpointError: there is none, it is a pipe, device, socket or folder, or it is larger.
+    Anything but a regular file is refused: pipes, devices, sockets, folders.
     """
     most = machine_memory() if most is None else most
     try:
@@ -70,29 +69,24 @@ def open_regular(path: str | Path, *, most: int | None = None) -> io.BufferedRea
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{cut(path)} cannot be read: {reason}") from None
     found = os.fstat(handle)
-    if stat.S_ISREG(found.st_mode) and found.st_size <= most:
-        return open(handle, "rb")
+    problem = "it is not a regular file"
+    if stat.S_ISREG(found.st_mode):
+        if found.st_size <= most:
+            return open(handle, "rb")
+        problem = f"it has {found.st_size:,} bytes, and at most {most:,} are read"
     os.close(handle)
-    if not stat.S_ISREG(found.st_mode):
-        raise CheckpointError(f"{cut(path)} cannot be read: it is not a regular file")
-    raise CheckpointError(
-        f"{cut(path)} cannot be read: it has {found.st_size:,} bytes, and at most {most:,} are read"
-    )
+    raise CheckpointError(f"{cut(path)} cannot be read: {problem}")
 
 
 def read_regular(path: str | Path, *, most: int) -> bytes:
-    """The bytes of a regular file of at most ``most`` of them; raises as ``open_regular``."""
+    """The bytes of a file of at most ``most`` of them, opened as by ``open_regular``."""
     with open_regular(path, most=most) as stream:
         # no more is set aside than the file has
         return stream.read(os.fstat(stream.fileno()).st_size)
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """The table that a JSON text is.
-
-    Raises:
-        ValueError: it is none, nested too deeply, or names a key twice.
-    """
+    """The table that a JSON text is; ValueError of what is none, or names a key twice."""
     try:
         content = json.loads(raw, object_pairs_hook=_without_duplicates)
     except RecursionError:
@@ -112,11 +106,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_plain_pickle(raw: bytes) -> Any:
-    """The content of a pickle of dicts, lists, texts and whole numbers alone.
-
-    Raises:
-        ValueError: it is damaged, or holds anything else; nothing of it has run.
-    """
+    """The content of a pickle of dicts, lists, texts and whole numbers; ValueError of any other."""
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
             if opcode.name not in _PLAIN_OPCODES:

@@ -1,6 +1,7 @@
 """Files of models, of unknown origin: what is allowed in them, and a model made of them.
 
-Each file is checked once, here. Nothing is allocated that its own size does not account for.
+Each file is checked once, here, and refused by a :class:`CheckpointError`. Nothing is allocated
+that its own size does not account for.
 """
 
 import math
@@ -63,11 +64,7 @@ class Stored:
 
 
 def read_folder(folder: Path) -> Stored:
-    """A folder of this project, or of a GPT-2 as published.
-
-    Raises:
-        CheckpointError: it is neither, or a file of it is not what it should be.
-    """
+    """A folder of this project, or of a GPT-2 as published."""
     file, weights = folder / CONFIG, folder / WEIGHTS
     if not file.exists():
         raise CheckpointError(f"{folder} is not a model folder: it has no {CONFIG}")
@@ -148,11 +145,7 @@ def _config(file: Path, **settings: Any) -> GPTConfig:
 
 
 def read_nanogpt(path: Path) -> Stored:
-    """nanoGPT's ``ckpt.pt``, with the ``meta.pkl`` beside it, if there is one.
-
-    Raises:
-        CheckpointError: it is none, or asks to run code.
-    """
+    """nanoGPT's ``ckpt.pt``, with the ``meta.pkl`` beside it, if there is one."""
     if path.suffix == ".safetensors":
         raise CheckpointError(
             f"name the folder that holds {path.name} and its {CONFIG}, not {path}"
@@ -180,13 +173,10 @@ def read_nanogpt(path: Path) -> Stored:
         raise CheckpointError(f"{path} is not nanoGPT's: it lacks the tables model and model_args")
     names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
     sizes = {name: arguments.get(name) for name in names}
+    config = _config(path, **sizes, bias=arguments.get("bias", True))
+    state = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
     beside = path.with_name(NANOGPT_TOKENIZER)
-    return Stored(
-        path,
-        {str(name).removeprefix("_orig_mod."): tensor for name, tensor in state.items()},
-        _config(path, **sizes, bias=arguments.get("bias", True)),
-        beside if beside.exists() else "gpt2",
-    )
+    return Stored(path, state, config, beside if beside.exists() else "gpt2")
 
 
 def _check_archive(stream: BinaryIO) -> None:
@@ -204,11 +194,7 @@ def _check_archive(stream: BinaryIO) -> None:
 
 
 def build_model(stored: Stored, *, dtype: torch.dtype) -> GPT:
-    """A model with these weights, each name and shape of which must be the expected one.
-
-    Raises:
-        CheckpointError: they are not, or the machine has no memory for them in this ``dtype``.
-    """
+    """A model with these weights, each name and shape of which must be the expected one."""
     state = {name: one for name, one in stored.state.items() if not _MASK_BUFFER.search(name)}
     _check_sizes(state, stored.config, stored.file, dtype=dtype)
     head, embedding = state.get("lm_head.weight"), state.get("transformer.wte.weight")
@@ -241,19 +227,10 @@ class _Unfilled(TorchFunctionMode):
 def _check_sizes(
     state: dict[str, Tensor], config: GPTConfig, file: Path, *, dtype: torch.dtype
 ) -> None:
-    """Refuse tensors that are no plain weights, and sizes that the file belies.
-
-    It comes before anything is allocated for them.
-    """
+    """Refuse what is no plain weight, and sizes that the file belies, before anything is made."""
     for name, tensor in state.items():
-        plain = (
-            isinstance(tensor, Tensor)
-            and tensor.dtype in _FLOATS
-            and tensor.layout is torch.strided
-            and not tensor.is_nested
-            and tensor.device.type == "cpu"
-        )
-        if not plain:
+        dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided
+        if not dense or tensor.is_nested or tensor.is_meta or tensor.dtype not in _FLOATS:
             raise CheckpointError(
                 f"{file}: {cut(repr(name))} is not a dense tensor of floating-point numbers"
             )
