@@ -107,7 +107,7 @@ def home(tmp_path: Path, make_gpt: MakeGPT, monkeypatch: pytest.MonkeyPatch) -> 
     arguments = {**shape, "bias": False, "dropout": 0.2}
     content = {"model": model.state_dict(), "model_args": arguments, "iter_num": 5, "config": {}}
     torch.save(content, out / "ckpt.pt")
-    for part in ("train", "held_out"):  # in place of the novels
+    for part in ("train", "held_out", "validation"):  # in place of the novels
         novels = Path("here/data/austen", part)
         novels.mkdir(parents=True)
         words = (f"{first}{second}" for first in letters for second in letters)
