@@ -1,6 +1,6 @@
 """Commands in processes of their own, forked from one that has already imported what they need.
 
-A fresh interpreter takes seconds to import torch and W&B. A fork has streams, an environment, a
+A fresh interpreter takes seconds to import torch and pandas. A fork has streams, an environment, a
 process group and an end of its own all the same: it is killed, waited for and limited like any
 other. What is imported when, and how Python itself sets up its streams, only a fresh one can show.
 
@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[1]
-# of others only: what is the project's own is imported by each command, as ever
-HEAVY = ("torch", "safetensors.torch", "hydra", "pandas", "pyarrow.parquet", "tiktoken", "wandb")
+# of others only: what is the project's own is imported by each command, as ever; nor W&B, whose
+# forks would share a folder for media, which the first that ends removes
+HEAVY = ("torch", "safetensors.torch", "hydra", "pandas", "pyarrow.parquet", "tiktoken", "pydantic")
 LONGEST = 2**17  # bytes of a request
 
 
