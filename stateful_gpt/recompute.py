@@ -258,6 +258,9 @@ class _Loop:
             shape = (len(self.rows), max(end, *(row.length for row in self.rows)))
             blank = said.state.new_zeros(*shape, *said.state.shape[2:])
             self.now = (blank, said.log_probs.new_zeros(shape))
+        if begin == end:  # the output of a last token alone, of which no estimate is made
+            finite = self.now[0].isfinite().flatten(1).all(dim=1)
+            return [(int(each), 0, 0) for each in finite.tolist()]
         fed = self.now[0] if self.fed is None else self.fed
         # padding stays 0, or an overflow in it would reach real positions as 0 * inf; and no row
         # sees further than it would alone
