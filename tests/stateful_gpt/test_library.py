@@ -54,6 +54,24 @@ def test_a_trajectory_walks_from_the_plain_model_to_the_fixed_point(
     assert found.outcomes == [Outcome.SETTLED] * 3
 
 
+def test_texts_that_come_within_a_tolerance_keep_their_estimates(
+    make_gpt: Make, make_tokens: Tokens
+) -> None:
+    model, tokens, feedback = make_gpt(1), make_tokens(2, 8, 9), Feedback(strength=1.0)
+    every = stateful_gpt.trajectory(model, tokens, feedback, iterations=8)
+    found = stateful_gpt.trajectory(model, tokens, feedback, iterations=8, tolerance=1e-3)
+    ends = []  # the first pass by which nothing of a text moves further
+    for row in range(8):
+        steps = every.log_probs[1:, row].sub(every.log_probs[:-1, row]).abs().amax(dim=1)
+        ends.append(1 + int((steps <= 1e-3).nonzero()[0]))
+    assert len(set(ends)) > 1, "they were to end at passes of their own"
+    assert len(found.log_probs) == max(ends) + 1
+    for row, end in enumerate(ends):
+        for number, log_probs in enumerate(found.log_probs[:, row]):
+            assert (log_probs - every.log_probs[min(number, end), row]).abs().max() <= 1e-12
+    assert found.outcomes == [Outcome.WITHIN_TOLERANCE] * 8
+
+
 @pytest.mark.parametrize("tokens", [torch.zeros(0), torch.zeros(2, 0), torch.zeros(1, 1, 1)])
 def test_a_text_without_tokens_has_no_trajectory(make_gpt: Make, tokens: Tensor) -> None:
     with pytest.raises(ValueError, match="tokens must be"):
