@@ -33,7 +33,12 @@ ACCURACY = "accuracy.parquet"  # of state tracking
 CHANGES = "changes.patch"
 TRACEBACK = "traceback.txt"
 TRACKER = "wandb"
-TABLES = (TRAJECTORY, ITERATIONS)
+# the tables of a finished run, and columns without which nobody can read them
+TABLES = {
+    TRAJECTORY: ("prompt_id", "step", "iteration", "position", "token", "log_prob"),
+    ITERATIONS: ("prompt_id", "step", "iteration"),
+}
+TABLES_OF_CONTEST = {ACCURACY: ("depth", "level", "accuracy")}
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PARTS = ".prompts"
 
@@ -196,25 +201,29 @@ class RunFolder:
 
 
 def damage(folder: Path) -> str | None:
-    """What is not whole of a finished run, in a few words."""
+    """What is not whole of a finished run, in a few words: as the tables of ``analysis`` see it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    config, known = read_config(folder), read_status(folder).get("checksums")
+    config, summary = read_config(folder), files.read_json(folder / SUMMARY)
+    known = read_status(folder).get("checksums")
     if config is None:
         return f"unreadable {CONFIG}"
-    if not isinstance(files.read_json(folder / SUMMARY), dict):
+    contest = "contestant" in config
+    if not isinstance(summary, dict) or not (contest or isinstance(summary.get("prompts"), list)):
         return f"unreadable {SUMMARY}"
-    if isinstance(known, dict):
-        return files.changed(folder, known)
-    for name in (ACCURACY,) if "contestant" in config else TABLES:
-        try:  # of an early version: as far as what is packed can tell
+    for name, columns in (TABLES_OF_CONTEST if contest else TABLES).items():
+        try:
             with open_regular(folder / name) as stream, pq.ParquetFile(stream) as file:
-                for _ in file.iter_batches():
-                    pass
+                found = file.schema_arrow.names
+                if known is None:  # of an early version: as far as what is packed can tell
+                    for _ in file.iter_batches():
+                        pass
         except (OSError, ValueError, pa.ArrowException):
-            return f"unreadable {name}"
-    return None
+            return f"{'unreadable' if (folder / name).exists() else 'no'} {name}"
+        if missing := [column for column in columns if column not in found]:
+            return f"{name} has no column {', '.join(missing)}"
+    return files.changed(folder, known)
 
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any] | None:

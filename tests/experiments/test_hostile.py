@@ -141,6 +141,7 @@ def test_what_a_shell_would_run_of_a_stored_setting_is_quoted() -> None:
         "feedback.kind",
         "study",
         "hidden",
+        "recompute.solver",
     ],
 )
 def test_no_setting_reaches_a_terminal_raw(

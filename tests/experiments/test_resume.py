@@ -260,6 +260,15 @@ def test_a_half_written_folder_is_recovered(
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
 
 
+def forget(path: Path) -> Path:
+    """Take a file's checksum out of the status."""
+    status = path.parent / "status.json"
+    known = json.loads(status.read_text())
+    del known["checksums"][path.name]
+    status.write_text(json.dumps(known))
+    return path
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -283,8 +292,9 @@ def test_a_half_written_folder_is_recovered(
         ("iterations.parquet", lambda path: rewrite(path, lambda t: t)),
         ("summary.json", lambda path: path.write_text(path.read_text().replace("nll", "NLL", 1))),
         ("config.yaml", lambda path: path.write_text(path.read_text() + "seed_: 1")),
+        ("trajectory.parquet", lambda path: forget(path).unlink()),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_a_damaged_run_is_said_to_be_and_computed_again(
     compute: Callable[..., Path],

@@ -134,7 +134,7 @@ def test_a_study_with_a_bad_server_goes_on_offline_with_one_warning_within_15_se
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    strengths = [0.1, 0.2, 0.3]
+    strengths = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     compute("tracking.mode=offline", "feedback.strength=0.7")  # W&B is imported, a model loaded
     began = time.monotonic()
     compute("tracking.mode=offline", "feedback.strength=0.8")

@@ -211,7 +211,6 @@ def test_one_pass_a_token_is_the_full_recompute_whatever_the_window(
     assert_same(ours, full)
 
 
-@settings(max_examples=15)  # of windows and tolerances
 @given(seed=st.integers(0, 2**31), window=WINDOWS, tolerance=st.sampled_from([0, "auto", 1e-3]))
 def test_rows_do_not_depend_on_their_mates(
     make_gpt: Make, make_tokens: Tokens, seed: int, window: int | str, tolerance: float | str
