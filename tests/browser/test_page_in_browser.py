@@ -106,8 +106,9 @@ def test_nothing_is_requested_and_nothing_complains(shown: Shown, page: Path) ->
 
 
 def test_the_first_paint_comes_within_a_second(shown: Shown) -> None:
-    paint = shown.run("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    assert paint <= 1000  # ms
+    entry = "return performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+    shown.wait(lambda: shown.run(entry))  # the browser notes it after the frame, the page is ready
+    assert shown.run(entry) <= 1000  # ms
 
 
 def test_a_token_draws_its_path_and_a_click_on_it_sets_the_pass(shown: Shown) -> None:
