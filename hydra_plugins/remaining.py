@@ -22,7 +22,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 class Remaining(Sweeper):
     """Hands a sweep to the command, which is the task function: it knows what is finished."""
 
-    def __init__(self, max_batch_size: int | None, params: Mapping[str, str] | None) -> None:
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        processes: int | str,
+        params: Mapping[str, str] | None,
+    ) -> None:
         self._params = params or {}
 
     def setup(

@@ -3,6 +3,7 @@
 import fcntl
 import itertools
 import os
+import sys
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,14 +44,14 @@ def check_installed(launcher: str) -> None:
         )
 
 
-def workers(launcher: str, options: Any, *, batch: int | None) -> int | None:
+def workers(launcher: str, options: Any, *, batch: int | None, processes: int = 1) -> int | None:
     """How many jobs run at a time on this machine; None where others decide.
 
     ``batch`` is ``hydra.sweeper.max_batch_size``: left alone, submitit_local would start all runs
-    at the same moment.
+    at the same moment. ``processes`` counts for the basic launcher.
     """
     if launcher == BASIC:
-        return 1
+        return processes
     if launcher == "joblib":
         asked = _whole("hydra.launcher.n_jobs", options.n_jobs)
         if asked == 0:
@@ -69,7 +70,7 @@ def threads(launcher: str, options: Any, *, workers: int | None) -> int | None:
     Depends on the settings and the machine only, not on what is left to compute: a sweep that is
     carried on computes with as many threads, hence the same bits, as an undisturbed one.
     """
-    if launcher == BASIC:
+    if launcher == BASIC and workers == 1:
         return None
     if wanted := os.environ.get("OMP_NUM_THREADS", ""):
         return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else None
@@ -80,6 +81,18 @@ def threads(launcher: str, options: Any, *, workers: int | None) -> int | None:
         asked = options.get("cpus_per_task")
         return None if asked is None else max(1, _whole("hydra.launcher.cpus_per_task", asked))
     return None if workers is None else max(1, cores() // workers)
+
+
+def processes(asked: Any, *, runs: int, devices: Collection[str]) -> int:
+    """How many runs the basic launcher has going at a time, by ``hydra.sweeper.processes``: one
+    where a GPU computes them, and where processes cannot be forked.
+    """
+    wanted = cores() if asked == "cores" else _whole("hydra.sweeper.processes", asked, "cores or ")
+    if wanted < 1:
+        raise ConfigError(f"hydra.sweeper.processes must be cores or at least 1, got {wanted}")
+    if wanted == 1 or sys.platform != "linux" or _visible_gpus(devices):
+        return 1
+    return min(wanted, runs)
 
 
 def gpus(launcher: str, options: Any, *, devices: Collection[str]) -> list[str]:
@@ -93,9 +106,14 @@ def gpus(launcher: str, options: Any, *, devices: Collection[str]) -> list[str]:
                 options.ray.remote.num_gpus = options.ray.remote.get("num_gpus") or 1
             else:
                 options.gpus_per_node = options.get("gpus_per_node") or 1
-    if launcher not in ("joblib", SUBMITIT_LOCAL) or set(devices) <= {"cpu"}:
-        return []
-    if options.get("gpus_per_node"):  # the user has divided them
+    if launcher not in ("joblib", SUBMITIT_LOCAL) or options.get("gpus_per_node"):
+        return []  # the second: the user has divided them
+    return _visible_gpus(devices)
+
+
+def _visible_gpus(devices: Collection[str]) -> list[str]:
+    """As ``CUDA_VISIBLE_DEVICES`` names them; none where no device of a run may be one."""
+    if set(devices) <= {"cpu"}:
         return []
     visible = os.environ.get(VISIBLE)
     if visible is None:
@@ -131,7 +149,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _whole(key: str, value: Any) -> int:
+def _whole(key: str, value: Any, other: str = "") -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{key} must be a whole number, got {cut(repr(value))}")
+        raise ConfigError(f"{key} must be {other}a whole number, got {cut(repr(value))}")
     return value

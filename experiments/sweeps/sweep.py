@@ -12,8 +12,9 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from experiments.runs.compute_once import Asked, RunError, short
 from experiments.runs.files import short_hash
 from experiments.runs.folder import STATUS, RunFolder
 from experiments.settings import ConfigError, Settings, to_settings
-from experiments.sweeps import launchers
+from experiments.sweeps import launchers, processes
 from experiments.sweeps.report import LONGEST, names_of, outcome_of, report, table
 from experiments.sweeps.study import Cell, State, Study, look, record, survey
 from stateful_gpt.console import cut
@@ -90,15 +91,15 @@ class CellJob:
     def __call__(self, config: DictConfig) -> None:
         if self.gpus:
             launchers.take_gpu(self.gpus, self.gpu_folder)
-        if self.threads is not None:
-            import torch
-
-            torch.set_num_threads(self.threads)
         job = HydraConfig.get().job.num
         self.compute(to_settings(config, self.runner.settings), overrides_of_the_job(), job)
 
     def compute(self, settings: Any, overrides: Overrides, number: int) -> None:
         """The cell with these settings; ``number`` counts what the sweep has to compute."""
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
         asked = replace(
             self.asked,
             command_of_this_run=self.runner.command_of_run(overrides),
@@ -173,7 +174,9 @@ def sweep(
     launcher = str(config.hydra.runtime.choices["hydra/launcher"])
     options, batch = config.hydra.launcher, config.hydra.sweeper.max_batch_size
     launchers.check_installed(launcher)
-    workers = launchers.workers(launcher, options, batch=batch)
+    devices = {one.device.name for one in settings}
+    forks = launchers.processes(config.hydra.sweeper.processes, runs=len(settings), devices=devices)
+    workers = launchers.workers(launcher, options, batch=batch, processes=forks)
     threads = launchers.threads(launcher, options, workers=workers)
     cells = cells_of(runner, settings)
     problems = {cell.problem for cell in cells}
@@ -196,22 +199,27 @@ def sweep(
     words = [f"{total} run{'' if total == 1 else 's'}"]
     if whole:
         words.append(f"{len(whole)} finished already")
-    if left and launcher != launchers.BASIC:
+    here = launcher == launchers.BASIC and workers == 1
+    if left and not here:
         many = {"runs at a time": workers, "threads of each": threads}
         words += [f"launcher {launcher}", *(f"{what}: {n}" for what, n in many.items() if n)]
     print(", ".join(words), flush=True)
-    asked = Asked(command, bar=launcher == launchers.BASIC)
-    gpus = launchers.gpus(launcher, options, devices={one.device.name for one in settings})
-    code = 0
-    with (
-        tempfile.TemporaryDirectory(prefix="gpus-") as folder,
-        _progress([cell for cell, *_ in waiting], whole, total),
-    ):
+    asked = Asked(command, bar=here)
+    gpus = launchers.gpus(launcher, options, devices=devices)
+    code, forked = 0, []
+    with tempfile.TemporaryDirectory(prefix="gpus-") as folder, ExitStack() as stack:
         job = CellJob(runner, asked, os.getcwd(), threads, ended, total, gpus, folder)
+        # composing once more, as Hydra's launchers do, would take as long as a short run
+        runs = [partial(job.compute, one, words, at) for at, (_, one, words) in enumerate(left)]
+        if launcher == launchers.BASIC and not here:
+            forked = processes.fork(runs, forks)
+        stack.enter_context(_progress([cell for cell, *_ in waiting], whole, total))
         try:
-            if launcher == launchers.BASIC:  # here and now: composing twice would take as long
-                for place, (_, one, overrides) in enumerate(left):
-                    job.compute(one, overrides, place)
+            if here:
+                for run in runs:
+                    run()
+            elif forked:
+                processes.wait_for(forked)
             else:
                 size = workers if launcher == launchers.SUBMITIT_LOCAL else None
                 size = size or batch or len(left) or 1

@@ -39,6 +39,7 @@ needs = {
         ("ray", "ray", "ray"),
     )
 }
+FORKED = "hydra.sweeper.processes=2"  # of the basic launcher
 
 
 @pytest.fixture
@@ -191,25 +192,40 @@ def test_a_parallel_sweep_that_is_killed_ends_as_if_undisturbed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher",
-    ["basic", *(pytest.param(name, marks=mark) for name, mark in needs.items())],
+    ("launcher", "word"),
+    [
+        ("basic", "hydra.sweeper.processes=1"),
+        ("basic", FORKED),
+        *(pytest.param(name, "seed=0", marks=mark) for name, mark in needs.items()),
+    ],
 )
 def test_24_runs_killed_three_times_end_as_if_undisturbed(
-    sweep: Sweep, ask: Status, grid: Callable[[int], list[str]], tmp_path: Path, launcher: str
+    *,
+    sweep: Sweep,
+    ask: Status,
+    grid: Callable[[int], list[str]],
+    tmp_path: Path,
+    launcher: str,
+    word: str,
 ) -> None:
-    kill_and_carry_on(sweep, ask, launcher, grid(24), tmp_path / "runs", good=22, kills=3)
+    words = [*grid(24), word]
+    kill_and_carry_on(sweep, ask, launcher, words, tmp_path / "runs", good=22, kills=3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher", [pytest.param(name, marks=mark) for name, mark in needs.items()]
+    ("launcher", "word"),
+    [
+        ("basic", FORKED),
+        *(pytest.param(name, "seed=0", marks=mark) for name, mark in needs.items()),
+    ],
 )
 def test_every_launcher_computes_the_same_up_to_rounding(
-    sweep: Sweep, grid: Callable[[int], list[str]], tmp_path: Path, launcher: str
+    sweep: Sweep, grid: Callable[[int], list[str]], tmp_path: Path, launcher: str, word: str
 ) -> None:
     words = grid(4)
     ended(sweep("basic", "basic", *words, "device.dtype=float32", threads=2))
-    ended(sweep(launcher, "other", *words, "device.dtype=float32"))
+    ended(sweep(launcher, "other", *words, word, "device.dtype=float32"))
     runs = tmp_path / "runs"
     assert len(finished(runs / "basic")) == 2
     for run_id in finished(runs / "basic"):
@@ -225,15 +241,24 @@ def test_every_launcher_computes_the_same_up_to_rounding(
         assert (one["log_prob"] - other["log_prob"]).abs().max() <= ACROSS_LAUNCHERS
 
 
-@needs["joblib"]
+two_at_a_time = pytest.mark.parametrize(
+    ("launcher", "two"),
+    [
+        ("basic", FORKED),
+        pytest.param("joblib", "hydra.launcher.n_jobs=2", marks=needs["joblib"]),
+    ],
+)
+
+
+@two_at_a_time
 def test_workers_say_nothing_but_one_line_a_run_and_know_the_command(
-    sweep: Sweep, tmp_path: Path
+    sweep: Sweep, tmp_path: Path, launcher: str, two: str
 ) -> None:
-    process = sweep("joblib", "s", "feedback.strength=0,1", "hydra.launcher.n_jobs=2")
+    process = sweep(launcher, "s", "feedback.strength=0,1", two)
     code, out, err = ended(process)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == "2 runs, launcher joblib, runs at a time: 2, threads of each: 1"
+    assert lines[0] == f"2 runs, launcher {launcher}, runs at a time: 2, threads of each: 1"
     assert re.fullmatch(r"run 1 of 2: [0-9a-f]{10}  log_prob β=\d n=12: .*", lines[1])
     assert re.fullmatch(r"run 2 of 2: [0-9a-f]{10}  log_prob β=\d n=12: .*", lines[2])
     assert lines[3] == ""
@@ -313,21 +338,27 @@ def test_ray_and_slurm_are_asked_for_a_gpu_where_a_run_is_to_use_one() -> None:
             assert OmegaConf.select(options, key) == asked
 
 
-@needs["joblib"]
-def test_a_killed_worker_ends_in_one_sentence_the_report_and_a_code(
-    sweep: Sweep, ask: Status, tmp_path: Path
-) -> None:
-    study = tmp_path / "runs" / "s"
-    process = sweep(
-        *("joblib", "s", "feedback.strength=1,2,3,4", "hydra.launcher.n_jobs=2"),
-        *("prompts.limit=12", "prompts.max_tokens=32", "recompute.iterations=400"),
-    )
+def begun(process: Forked, study: Path) -> int:
+    """The process that computes the first run, once it is at work."""
     deadline = time.monotonic() + DEADLINE
     while not (statuses := list(study.glob("[!.]*/status.json"))):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.002)
-    os.kill(json.loads(statuses[0].read_text())["process"], signal.SIGKILL)
+    computing: int = json.loads(statuses[0].read_text())["process"]
+    return computing
+
+
+LONG = ("prompts.limit=12", "prompts.max_tokens=32", "recompute.iterations=400")
+
+
+@two_at_a_time
+def test_a_killed_worker_ends_in_one_sentence_the_report_and_a_code(
+    sweep: Sweep, ask: Status, tmp_path: Path, launcher: str, two: str
+) -> None:
+    study = tmp_path / "runs" / "s"
+    process = sweep(launcher, "s", "feedback.strength=1,2,3,4", two, *LONG)
+    os.kill(begun(process, study), signal.SIGKILL)
     code, out, err = ended(process)
     assert code == 1
     assert "Traceback" not in err
@@ -338,7 +369,30 @@ def test_a_killed_worker_ends_in_one_sentence_the_report_and_a_code(
     assert "Complete it:  python -m experiments.converge -m " in out
     code, shown = ask(study)
     assert code == 1
-    assert re.search(r"^4 runs: \d interrupted, \d missing$", shown, re.MULTILINE), shown
+    others = "3 finished, 1 interrupted" if launcher == "basic" else r"\d interrupted, \d missing"
+    assert re.search(rf"^4 runs: {others}$", shown, re.MULTILINE), shown
+
+
+def test_interrupted_forks_end_their_runs_and_are_quiet(
+    sweep: Sweep, ask: Status, tmp_path: Path
+) -> None:
+    study = tmp_path / "runs" / "s"
+    process = sweep("basic", "s", "feedback.strength=1,2,3,4", FORKED, *LONG)
+    computing = begun(process, study)
+    os.kill(process.pid, signal.SIGINT)  # the sweep alone: it hands that on
+    code, out, err = ended(process)
+    assert (code, err) == (130, "error: interrupted; the same command carries on\n")
+    assert re.search(r"^4 runs: (\d finished, )?[12] interrupted", out, re.MULTILINE), out
+    with pytest.raises(ProcessLookupError):
+        os.kill(computing, 0)
+
+
+def test_forks_of_a_killed_sweep_end_with_the_run_at_hand(sweep: Sweep, tmp_path: Path) -> None:
+    process = sweep("basic", "s", "feedback.strength=1,2,3,4", FORKED, *LONG)
+    begun(process, tmp_path / "runs" / "s")
+    os.kill(process.pid, signal.SIGKILL)
+    ended(process)  # once nobody holds its streams any more
+    assert 1 <= len(finished(tmp_path / "runs" / "s")) <= 2
 
 
 # --- what is asked of launchers -----------------------------------------------------------------
@@ -369,8 +423,25 @@ def test_cores_are_divided_among_workers_unless_the_user_says_how_many(
     assert divided("submitit_slurm") == (None, 4)
     assert divided("ray") == (None, 1)
     assert launchers.threads("basic", None, workers=1) is None
+    assert launchers.threads("basic", None, workers=3) == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert divided("submitit_local", batch=3) == (3, 5)
+
+
+def test_runs_go_on_side_by_side_only_where_no_gpu_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launchers, "cores", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launchers.processes("cores", runs=24, devices={"auto"}) == 8
+    assert launchers.processes("cores", runs=3, devices={"cpu"}) == 3
+    assert launchers.processes(2, runs=3, devices={"cpu"}) == 2
+    assert launchers.processes(1, runs=3, devices={"auto"}) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert launchers.processes("cores", runs=24, devices={"auto"}) == 1
+    assert launchers.processes("cores", runs=24, devices={"cpu"}) == 8
+    monkeypatch.setattr(launchers.sys, "platform", "darwin")
+    assert launchers.processes("cores", runs=24, devices={"cpu"}) == 1
 
 
 @pytest.mark.parametrize(
@@ -380,6 +451,8 @@ def test_cores_are_divided_among_workers_unless_the_user_says_how_many(
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=x"], "n_jobs must be a whole number"),
         (["hydra/launcher=joblib", "hydra.launcher.jobs=2"], "jobs"),
         (["hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=0"], "at least 1"),
+        (["hydra.sweeper.processes=0"], "processes must be cores or at least 1, got 0"),
+        (["hydra.sweeper.processes=all"], "must be cores or a whole number, got 'all'"),
         (["hydra/launcher=nonsense"], "nonsense"),
         (["study=a/b"], "study must be"),
         (["recompute.damping=0.5,0"], "recompute.damping"),

@@ -1,0 +1,65 @@
+"""Runs side by side on one machine, in processes forked from that of the sweep.
+
+What is imported is imported once, which takes seconds; each process keeps its model between runs.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from typing import IO
+
+_NUMBER = 8  # bytes of the number of a job
+
+
+def fork(jobs: Sequence[Callable[[], object]], count: int) -> list[BaseProcess]:
+    """So many processes that share the jobs: each takes the next one until none is left.
+
+    Forked, no other thread of this process may hold a lock that jobs need: begin none before.
+    """
+    context = multiprocessing.get_context("fork")
+    sys.stdout.flush()
+    # one file offset for all: who is killed while he takes a job, keeps no other from the next
+    with tempfile.TemporaryFile(buffering=0) as numbers:
+        numbers.write(b"".join(number.to_bytes(_NUMBER) for number in range(len(jobs))))
+        numbers.seek(0)
+        shared = (jobs, numbers, os.getpid())
+        processes = [context.Process(target=_work, args=shared) for _ in range(count)]
+        for process in processes:
+            process.start()
+    return list(processes)
+
+
+def wait_for(processes: Sequence[BaseProcess]) -> None:
+    """Until all have ended; interrupted, they are too, and end their runs.
+
+    Raises:
+        RuntimeError: some were killed.
+    """
+    try:
+        for process in processes:
+            process.join()
+    except KeyboardInterrupt:
+        for process in processes:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGINT)
+        for process in processes:
+            process.join()
+        raise
+    if killed := [process.pid for process in processes if process.exitcode]:
+        raise RuntimeError(f"of its processes {', '.join(map(str, killed))} died")
+
+
+def _work(jobs: Sequence[Callable[[], object]], numbers: IO[bytes], parent: int) -> None:
+    """Ends with the job at hand where the sweep itself was killed."""
+    try:
+        while os.getppid() == parent and (number := numbers.read(_NUMBER)):
+            jobs[int.from_bytes(number)]()
+    except KeyboardInterrupt:  # Ctrl-C reaches all of a terminal's processes; the sweep says so
+        pass
+    finally:
+        if (wandb := sys.modules.get("wandb")) is not None:
+            wandb.teardown()  # a fork ends without what is done at exit
