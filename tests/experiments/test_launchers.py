@@ -245,7 +245,9 @@ two_at_a_time = pytest.mark.parametrize(
     ("launcher", "two"),
     [
         ("basic", FORKED),
-        pytest.param("joblib", "hydra.launcher.n_jobs=2", marks=needs["joblib"]),
+        pytest.param(
+            "joblib", "hydra.launcher.n_jobs=2", marks=[needs["joblib"], pytest.mark.slow]
+        ),
     ],
 )
 
@@ -349,7 +351,7 @@ def begun(process: Forked, study: Path) -> int:
     return computing
 
 
-LONG = ("prompts.limit=12", "prompts.max_tokens=32", "recompute.iterations=400")
+LONG = ("prompts.max_tokens=32", "recompute.iterations=300", "recompute.tolerance=0")
 
 
 @two_at_a_time
