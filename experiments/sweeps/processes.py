@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import IO
 
+from experiments.tracking.tracker import stop_helper
+
 _NUMBER = 8  # bytes of the number of a job
 
 
@@ -61,5 +63,5 @@ def _work(jobs: Sequence[Callable[[], object]], numbers: IO[bytes], parent: int)
     except KeyboardInterrupt:  # Ctrl-C reaches all of a terminal's processes; the sweep says so
         pass
     finally:
-        if (wandb := sys.modules.get("wandb")) is not None:
-            wandb.teardown()  # a fork ends without what is done at exit
+        if "wandb" in sys.modules:
+            stop_helper()  # a fork ends without what is done at exit
