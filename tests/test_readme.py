@@ -50,10 +50,11 @@ GROUPS = ("pip install", "python -m scripts.benchmark", "python -m scripts.make_
 GROUPS += ("wandb sweep",)  # with whatever follows
 
 QUIET = ["device=cpu", "tracking.mode=disabled"]
-SHORT = [*QUIET, "prompts.limit=1", "prompts.max_tokens=16"]
+ONE = "hydra.sweeper.processes=1"  # this process has threads, of which a fork must not
+SHORT = [*QUIET, "prompts.limit=1", "prompts.max_tokens=16", ONE]
 LESS = {
     "python -m experiments.converge": SHORT,
-    "python -m experiments.converge -m experiment=names_feedback": QUIET,
+    "python -m experiments.converge -m experiment=names_feedback": [*QUIET, ONE],
     "python -m experiments.converge -m hydra/launcher=joblib": [*SHORT, "hydra.launcher.n_jobs=1"],
     "python -m experiments.converge -m model=checkpoint": QUIET,
     "python -m experiments.train": [
