@@ -46,8 +46,7 @@ def wait_for(processes: Sequence[BaseProcess]) -> None:
             process.join()
     except KeyboardInterrupt:
         for process in processes:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, signal.SIGINT)
+            process.terminate()
         for process in processes:
             process.join()
         raise
@@ -57,11 +56,14 @@ def wait_for(processes: Sequence[BaseProcess]) -> None:
 
 def _work(jobs: Sequence[Callable[[], object]], numbers: IO[bytes], parent: int) -> None:
     """Ends with the job at hand where the sweep itself was killed."""
+    # Ctrl-C reaches all processes of a terminal, and would come once more from the sweep
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while os.getppid() == parent and (number := numbers.read(_NUMBER)):
             jobs[int.from_bytes(number)]()
-    except KeyboardInterrupt:  # Ctrl-C reaches all of a terminal's processes; the sweep says so
-        pass
+    except KeyboardInterrupt:
+        pass  # the sweep says so
     finally:
         if "wandb" in sys.modules:
             stop_helper()  # a fork ends without what is done at exit

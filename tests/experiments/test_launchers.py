@@ -375,13 +375,14 @@ def test_a_killed_worker_ends_in_one_sentence_the_report_and_a_code(
     assert re.search(rf"^4 runs: {others}$", shown, re.MULTILINE), shown
 
 
+@pytest.mark.parametrize("interrupt", [os.kill, os.killpg])  # the sweep alone, and as by Ctrl-C
 def test_interrupted_forks_end_their_runs_and_are_quiet(
-    sweep: Sweep, ask: Status, tmp_path: Path
+    sweep: Sweep, tmp_path: Path, interrupt: Callable[[int, int], None]
 ) -> None:
     study = tmp_path / "runs" / "s"
     process = sweep("basic", "s", "feedback.strength=1,2,3,4", FORKED, *LONG)
     computing = begun(process, study)
-    os.kill(process.pid, signal.SIGINT)  # the sweep alone: it hands that on
+    interrupt(process.pid, signal.SIGINT)
     code, out, err = ended(process)
     assert (code, err) == (130, "error: interrupted; the same command carries on\n")
     assert re.search(r"^4 runs: (\d finished, )?[12] interrupted", out, re.MULTILINE), out
