@@ -3,6 +3,7 @@
 On two texts and few tokens and strengths; a study's own numbers are in its README.
 """
 
+import json
 import os
 import re
 import shlex
@@ -45,6 +46,22 @@ def test_the_commands_and_the_lines_of_a_study_on_less(name: str, tmp_path: Path
         assert _run([sys.executable, "-c", block], cwd=tmp_path if "figures/" in block else ROOT)
 
 
+@pytest.mark.slow
+def test_the_study_of_trained_feedback_on_less(tmp_path: Path) -> None:
+    lines = (FOLDER / "texts" / "prose_choose.jsonl").read_text(encoding="utf-8").splitlines()[:8]
+    novel = "\n".join(json.loads(line)["text"] for line in lines)
+    for part in ("train", "validation", "test"):
+        folder = tmp_path / "data" / "austen" / part
+        folder.mkdir(parents=True)
+        (folder / "novel.txt").write_text(novel)
+    less = ["training.steps=2", "training.batch_size=2", "training.evaluate_every=2"]
+    less += ["training.evaluate_windows=2", "training.final_windows=2", "tracking.mode=disabled"]
+    for words in _commands("stateful", "train"):
+        _run([sys.executable, "-m", "experiments.train", *words, *less], cwd=tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", _readme("stateful"), flags=re.DOTALL)
+    assert "stateful, depth 1 - plain" in _run([sys.executable, "-c", block], cwd=tmp_path)
+
+
 def test_every_overlay_of_a_study_is_in_its_readme() -> None:
     shown = {words[0] for name in READMES for words in _commands(name)}
     assert shown >= {f"experiment={overlay}" for overlay in SHORT}
@@ -63,10 +80,11 @@ def _readme(name: str) -> str:
     return (FOLDER / name / "README.md").read_text(encoding="utf-8")
 
 
-def _commands(name: str) -> list[list[str]]:
-    """What ``experiments.converge -m`` is told in a study's README."""
+def _commands(name: str, runner: str = "converge -m") -> list[list[str]]:
+    """What a runner is told in a study's README."""
     text = _readme(name).replace("\\\n", "")
-    found = re.findall(r"^python -m experiments\.converge -m (.+?)(?: +#.*)?$", text, re.MULTILINE)
+    pattern = rf"^python -m experiments\.{runner} (.+?)(?: +#.*)?$"
+    found = re.findall(pattern, text, re.MULTILINE)
     return [shlex.split(words) for words in found]
 
 
