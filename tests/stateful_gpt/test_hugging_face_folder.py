@@ -73,6 +73,30 @@ def test_a_folder_of_several_files_is_loaded_in_each_precision(folder: Path) -> 
     assert logits(folder, tokens, torch.bfloat16).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "refused"),
+    [(torch.bfloat16, 2, False), (torch.bfloat16, 4, True), (torch.float32, 1, True)],
+)
+def test_only_rounding_to_16_bits_may_carry_tokens_away(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tokens: int, refused: bool
+) -> None:
+    exact = HuggingFaceModel.logits
+
+    def carried_away(model: HuggingFaceModel, hidden: Tensor) -> Tensor:
+        return exact(model, hidden).index_add(
+            0,
+            torch.arange(1, 1 + tokens),
+            torch.full((tokens, model.vocab_size), 100.0, dtype=dtype),
+        )
+
+    monkeypatch.setattr(HuggingFaceModel, "logits", carried_away)
+    if refused:
+        with pytest.raises(CheckpointError, match="says something else"):
+            HuggingFaceModel(tiny("llama", dtype=dtype))
+    else:
+        HuggingFaceModel(tiny("llama", dtype=dtype))
+
+
 def test_gpt2_says_the_same_by_either_door(tmp_path: Path) -> None:
     settings = {"bos_token_id": 256, "eos_token_id": 256}
     tiny("gpt2", dtype=torch.float32, vocab_size=BYTES, **settings).save_pretrained(tmp_path)
