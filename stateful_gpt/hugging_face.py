@@ -150,12 +150,10 @@ class HuggingFaceModel:
         }
         for way, said in ways.items():
             logits = self.logits(said[0])
-            same = logits.shape == expected.shape
-            if same:
-                # rounding to 16 bits may carry single tokens anywhere; another attention moves most
-                apart = (logits - expected).abs().amax(dim=1).float()  # (tokens,)
-                same = bool(apart.quantile(0.5 if self.dtype.itemsize == 2 else 1.0) <= close)
-            if not same:
+            if logits.shape != expected.shape or not bool((logits - expected).abs().max() <= close):
+                if self.dtype.itemsize == 2:  # rounding may do that: in float32 the weights decide
+                    HuggingFaceModel(copy.deepcopy(self._model).float())
+                    break
                 raise CheckpointError(
                     f"{refused}: with {way} it says something else than transformers does of the"
                     " whole text"

@@ -212,7 +212,7 @@ def sweep(
         # composing once more, as Hydra's launchers do, would take as long as a short run
         runs = [partial(job.compute, one, words, at) for at, (_, one, words) in enumerate(left)]
         if launcher == launchers.BASIC and not here:
-            forked = processes.fork(runs, forks)
+            forked = processes.fork(runs, min(forks, len(runs)))
         stack.enter_context(_progress([cell for cell, *_ in waiting], whole, total))
         try:
             if here:

@@ -74,20 +74,21 @@ def test_a_folder_of_several_files_is_loaded_in_each_precision(folder: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tokens", "refused"),
-    [(torch.bfloat16, 2, False), (torch.bfloat16, 4, True), (torch.float32, 1, True)],
+    ("dtype", "wrong_in", "refused"),
+    [
+        (torch.bfloat16, {torch.bfloat16}, False),
+        (torch.bfloat16, {torch.bfloat16, torch.float32}, True),
+        (torch.float32, {torch.float32}, True),
+    ],
 )
-def test_only_rounding_to_16_bits_may_carry_tokens_away(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tokens: int, refused: bool
+def test_what_rounding_to_16_bits_may_do_is_decided_in_float32(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, wrong_in: set[torch.dtype], refused: bool
 ) -> None:
     exact = HuggingFaceModel.logits
 
     def carried_away(model: HuggingFaceModel, hidden: Tensor) -> Tensor:
-        return exact(model, hidden).index_add(
-            0,
-            torch.arange(1, 1 + tokens),
-            torch.full((tokens, model.vocab_size), 100.0, dtype=dtype),
-        )
+        logits = exact(model, hidden)
+        return logits + 100 * (model.dtype in wrong_in)
 
     monkeypatch.setattr(HuggingFaceModel, "logits", carried_away)
     if refused:
