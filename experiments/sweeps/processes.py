@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import IO
 
@@ -17,39 +19,39 @@ from experiments.tracking.tracker import stop_helper
 _NUMBER = 8  # bytes of the number of a job
 
 
-def fork(jobs: Sequence[Callable[[], object]], count: int) -> list[BaseProcess]:
+@contextmanager
+def forked(jobs: Sequence[Callable[[], object]], count: int) -> Iterator[Callable[[], None]]:
     """So many processes that share the jobs: each takes the next one until none is left.
+
+    Gives what waits for them, and raises RuntimeError if some were killed. Whatever is raised
+    while they compute, such as by Ctrl-C, ends them, and they end their runs.
 
     Forked, no other thread of this process may hold a lock that jobs need: begin none before.
     """
     context = multiprocessing.get_context("fork")
     sys.stdout.flush()
-    # one file offset for all: who is killed while he takes a job, keeps no other from the next
-    with tempfile.TemporaryFile(buffering=0) as numbers:
-        numbers.write(b"".join(number.to_bytes(_NUMBER) for number in range(len(jobs))))
-        numbers.seek(0)
-        shared = (jobs, numbers, os.getpid())
-        processes = [context.Process(target=_work, args=shared) for _ in range(count)]
-        for process in processes:
-            process.start()
-    return list(processes)
-
-
-def wait_for(processes: Sequence[BaseProcess]) -> None:
-    """Until all have ended; interrupted, they are too, and end their runs.
-
-    Raises:
-        RuntimeError: some were killed.
-    """
+    processes: list[BaseProcess] = []
     try:
-        for process in processes:
-            process.join()
-    except KeyboardInterrupt:
-        for process in processes:
+        # one file offset for all: who is killed while he takes a job, keeps no other from the next
+        with tempfile.TemporaryFile(buffering=0) as numbers:
+            numbers.write(b"".join(number.to_bytes(_NUMBER) for number in range(len(jobs))))
+            numbers.seek(0)
+            for _ in range(count):
+                processes.append(context.Process(target=_work, args=(jobs, numbers, os.getpid())))
+                processes[-1].start()
+        yield partial(_wait_for, processes)
+    except BaseException:
+        begun = [process for process in processes if process.pid is not None]
+        for process in begun:
             process.terminate()
-        for process in processes:
+        for process in begun:
             process.join()
         raise
+
+
+def _wait_for(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.join()
     if killed := [process.pid for process in processes if process.exitcode]:
         raise RuntimeError(f"of its processes {', '.join(map(str, killed))} died")
 

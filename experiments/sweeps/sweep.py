@@ -206,24 +206,26 @@ def sweep(
     print(", ".join(words), flush=True)
     asked = Asked(command, bar=here)
     gpus = launchers.gpus(launcher, options, devices=devices)
-    code, forked = 0, []
-    with tempfile.TemporaryDirectory(prefix="gpus-") as folder, ExitStack() as stack:
+    code = 0
+    with tempfile.TemporaryDirectory(prefix="gpus-") as folder:
         job = CellJob(runner, asked, os.getcwd(), threads, ended, total, gpus, folder)
         # composing once more, as Hydra's launchers do, would take as long as a short run
         runs = [partial(job.compute, one, words, at) for at, (_, one, words) in enumerate(left)]
-        if launcher == launchers.BASIC and not here:
-            forked = processes.fork(runs, min(forks, len(runs)))
-        stack.enter_context(_progress([cell for cell, *_ in waiting], whole, total))
         try:
-            if here:
-                for run in runs:
-                    run()
-            elif forked:
-                processes.wait_for(forked)
-            else:
-                size = workers if launcher == launchers.SUBMITIT_LOCAL else None
-                size = size or batch or len(left) or 1
-                with _log_folder(launcher, options):
+            with ExitStack() as stack:
+                wait = None
+                if launcher == launchers.BASIC and not here:
+                    wait = stack.enter_context(processes.forked(runs, min(forks, len(runs))))
+                stack.enter_context(_progress([cell for cell, *_ in waiting], whole, total))
+                if here:
+                    for run in runs:
+                        run()
+                elif wait is not None:
+                    wait()
+                else:
+                    size = workers if launcher == launchers.SUBMITIT_LOCAL else None
+                    size = size or batch or len(left) or 1
+                    stack.enter_context(_log_folder(launcher, options))
                     for begin in range(0, len(left), size):
                         launch(job, [words for *_, words in left[begin : begin + size]], begin)
         except KeyboardInterrupt:
@@ -281,12 +283,13 @@ def _progress(cells: Sequence[Cell], whole: set[Path], total: int) -> Iterator[N
             say()
 
     thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
     try:
+        thread.start()
         yield
     finally:
         ended.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
         say()
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from experiments.settings import ConfigError
 from experiments.sweeps import launchers
-from tests.forked import Forked
+from tests.forked import Forked, Forker
 
 Command = Callable[..., list[str]]
 Start = Callable[..., Forked]
@@ -388,6 +388,32 @@ def test_interrupted_forks_end_their_runs_and_are_quiet(
     assert re.search(r"^4 runs: (\d finished, )?[12] interrupted", out, re.MULTILINE), out
     with pytest.raises(ProcessLookupError):
         os.kill(computing, 0)
+
+
+INTERRUPTED_BEFORE_IT_WAITS = """
+import multiprocessing, os, pathlib, signal, sys
+from experiments.sweeps.processes import forked
+
+def job():
+    pathlib.Path(sys.argv[1], str(os.getpid())).touch()
+    while True:
+        signal.pause()
+
+try:
+    with forked([job] * 3, 2):
+        while len(os.listdir(sys.argv[1])) < 2:
+            pass
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    print(multiprocessing.active_children(), len(os.listdir(sys.argv[1])))
+"""
+
+
+def test_an_interrupt_before_the_sweep_waits_for_its_forks_ends_them(
+    forker: Forker, tmp_path: Path
+) -> None:
+    done = forker.run(["-c", INTERRUPTED_BEFORE_IT_WAITS, str(tmp_path)])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[] 2\n", "")
 
 
 def test_forks_of_a_killed_sweep_end_with_the_run_at_hand(sweep: Sweep, tmp_path: Path) -> None:
