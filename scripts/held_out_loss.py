@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.train.corpus import documents, read_texts, stream
+from experiments.train.corpus import read_corpus, read_texts
 from scripts._command import Failure, command
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.depth import depth_profile
@@ -32,11 +32,8 @@ def main() -> None:
         texts = read_texts("--texts", options.texts)
         checkpoint = load_checkpoint(options.model, device=choose_device("auto"))
         model, encoding = checkpoint.model, checkpoint.tokenizer
-        block = model.config.block_size
-        if options.documents == "line":
-            corpus = documents("--texts", texts, encoding, block_size=block)
-        else:
-            corpus = stream(texts, encoding, block_size=block)
+        block, lines = model.config.block_size, options.documents == "line"
+        corpus = read_corpus("--texts", texts, encoding, block_size=block, lines=lines)
     except ValueError as error:  # of the texts, the model or its tokenizer
         raise Failure(error) from None
     profile = depth_profile(model, corpus.windows(), depth=0, full=model.gate is not None)

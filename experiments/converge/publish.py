@@ -6,9 +6,11 @@ Because nothing else is needed, a run can be told again at any time, to the same
 import math
 import os
 import pkgutil
+import re
 import shlex
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from experiments.converge.settings import ConvergeSettings, TrackingSettings
 from experiments.runs import folder as run_files
 from experiments.runs.files import write_json
 from experiments.sweeps.report import name_of
-from experiments.tracking import terminal_view
 from experiments.tracking.tracker import Tracker, warn
 
 # the page of a run: the work of another room, named and not imported
@@ -76,8 +77,33 @@ def open_tracker(
         patience=patience,
     )
     if tracker.active and patience is None:
-        terminal_view.show(study, tracker.files.parent, name=name, run_id=run_id)
+        _show_in_terminal(study, tracker.files.parent, f"{name} {run_id}")
     return tracker
+
+
+def _show_in_terminal(study: Path, wandb_run: Path, name: str) -> None:
+    """Keep ``<study>/wandb/`` for ``wandb leet``, which shows folders that are named
+    run-DATE_TIME-NAME and hold a file run-NAME.wandb: links with names that people can read.
+
+    A view that cannot be written is left as it is: it shows nothing that is not elsewhere.
+    """
+    when, _, run_id = wandb_run.name.removeprefix("offline-").rpartition("-")  # run-DATE_TIME
+    # a shell splits at spaces
+    readable = re.sub(r"[^A-Za-z0-9.=+_-]+", "_", name.replace("β", "beta"))
+    stored = next(wandb_run.glob("*.wandb"), wandb_run / f"run-{run_id}.wandb")  # or will be
+    view = study / "wandb"
+    with suppress(OSError):
+        view.mkdir(exist_ok=True)
+        for shown in view.glob("run-*"):
+            files = shown / "files"
+            is_gone = files.is_symlink() and not files.exists()
+            if is_gone or shown.name.endswith(f"_{run_id}"):
+                shutil.rmtree(shown, ignore_errors=True)
+        place = view / f"{when}-{readable}"
+        place.mkdir()
+        # relative, so that the study can be moved
+        (place / f"run-{readable}.wandb").symlink_to(os.path.relpath(stored, place))
+        (place / "files").symlink_to(os.path.relpath(wandb_run / "files", place))
 
 
 class Live:

@@ -66,25 +66,15 @@ def trajectory_schema(dtype: torch.dtype) -> pa.Schema:
 
 @dataclass
 class Step:
-    """What was seen of one prompt in one generation step.
+    """What was seen of one prompt in one generation step."""
 
-    Attributes:
-        number: tokens generated so far.
-        start: position in the text of the first token of the window.
-        tokens: (T,) ids of the window.
-        solved: whether the fixed point is known beforehand.
-        plain_nll: of the plain model; None where that is the first pass.
-        log_probs: (T,) nats, after each pass.
-        measures: of each pass; NaN where there is none.
-    """
-
-    number: int
-    start: int
-    tokens: Tensor
-    solved: bool
-    plain_nll: float | None
-    log_probs: list[Tensor] = field(default_factory=list)
-    measures: list[dict[str, float]] = field(default_factory=list)
+    number: int  # tokens generated so far
+    start: int  # position in the text of the first token of the window
+    tokens: Tensor  # (T,) ids of the window
+    solved: bool  # whether the fixed point is known beforehand
+    plain_nll: float | None  # of the plain model; None where that is the first pass
+    log_probs: list[Tensor] = field(default_factory=list)  # (T,) nats, after each pass
+    measures: list[dict[str, float]] = field(default_factory=list)  # of each pass, or NaN
 
     def prefixes(self, tolerance: float) -> list[int] | None:
         """Settled prefixes, judged by where the last pass ended; None where too little is known."""
@@ -106,16 +96,12 @@ class Step:
 
 @dataclass
 class Records:
-    """The steps of each prompt of a batch.
-
-    Attributes:
-        tolerance: nats from where an estimate ends that count as settled.
-    """
+    """The steps of each prompt of a batch."""
 
     prompts: list[EncodedPrompt]
     texts: list[list[Step]]
     encoding: Tokenizer
-    tolerance: float
+    tolerance: float  # nats from where an estimate ends that count as settled
 
     def trajectory(self) -> pa.Table:
         """Rows of ``trajectory.parquet``.

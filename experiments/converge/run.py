@@ -1,19 +1,22 @@
-"""Compute one convergence run into its folder."""
+"""Compute one convergence run into its folder, a batch of prompts at a time."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from experiments.converge.batches import compute
 from experiments.converge.identity import locate
-from experiments.converge.prompts import encode_prompts
+from experiments.converge.prompts import EncodedPrompt, encode_prompts
 from experiments.converge.publish import Live, open_tracker, publish
-from experiments.converge.records import Measures, overall
+from experiments.converge.recorder import Recorder
+from experiments.converge.records import ITERATIONS, Measures, overall, trajectory_schema
 from experiments.converge.settings import ConvergeSettings, ModelSettings
 from experiments.runs.compute_once import ALONE, Asked, RunError, compute_once, finished_already
+from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError
 from experiments.sweeps.report import feedback_of
 from experiments.tracking.tracker import Tracker
@@ -21,7 +24,24 @@ from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_model
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.device import DTYPES
 from stateful_gpt.feedback import Feedback
+from stateful_gpt.generate import Sampling, Start, generate
 from stateful_gpt.language_model import LanguageModel
+from stateful_gpt.recompute import RecomputeConfig
+
+# What a batch may take beside the model, in bytes: two distributions over the vocabulary for every
+# token, and keys and values of the text, of its exact reading and of the copies of the Lyapunov
+# exponent, these in float64. One prompt is always read, whatever it takes.
+BATCH_MEMORY = 2 * 2**30
+COPIES = 6  # of a text that the Lyapunov exponent holds at one time
+
+
+def rows_that_fit(model: LanguageModel, length: int, settings: ConvergeSettings) -> int:
+    """How many prompts of ``length`` tokens are computed together, by BATCH_MEMORY."""
+    size = 8 if settings.device.dtype == "float64" else 4
+    keys = 2 * model.n_layer * model.width * length
+    distributions = 2 * model.vocab_size * length * size if settings.measures.kl else 0
+    copies = keys * 8 * COPIES if settings.measures.lyapunov else 0
+    return max(1, BATCH_MEMORY // (distributions + 2 * keys * size + copies))
 
 
 def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
@@ -69,16 +89,9 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
                 bar.update(len(measures["nll"]))
                 bar.set_postfix_str(f"pass {number}, {at_rest} of {len(measures['nll'])} at rest")
 
-            def on_batch(done: int) -> None:
-                live.end_batch(done)
-                bar.update(passes * done - bar.n)
-
-            double = _in_float64(model) if settings.measures.lyapunov else None
-            summaries = compute(
-                *(settings, folder, checkpoint, double, feedback, prompts),
-                on_pass=on_pass,
-                on_batch=on_batch,
-            )
+            for summaries in _batches(settings, folder, checkpoint, feedback, prompts, on_pass):
+                live.end_batch(len(summaries))
+                bar.update(passes * len(summaries) - bar.n)
         folder.assemble()
         summary = {
             "run_id": folder.id,
@@ -106,6 +119,76 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
         shorten="prompts.max_tokens or device.batch",
     )
     return folder.path
+
+
+def _batches(
+    settings: ConvergeSettings,
+    folder: RunFolder,
+    checkpoint: Checkpoint[Any],
+    feedback: Feedback,
+    prompts: list[EncodedPrompt],
+    on_pass: Callable[[int, int, Measures, int], object],
+) -> Iterator[list[dict[str, Any]]]:
+    """After each batch, the summaries of all prompts done; what is kept is not computed again."""
+    model, encoding, generation = checkpoint.model, checkpoint.tokenizer, settings.generation
+    double = _in_float64(model) if settings.measures.lyapunov else None
+    size = settings.device.batch
+    if size == "auto":
+        longest = max(len(prompt.tokens) for prompt in prompts) + generation.max_new_tokens
+        size = rows_that_fit(model, min(longest, model.block_size), settings)
+    sampling = Sampling(
+        temperature=generation.temperature if generation.strategy == "sample" else None,
+        top_k=generation.top_k,
+        vocab_size=encoding.n_vocab,
+        end_tokens=encoding.end_tokens,
+    )
+    schemas = (trajectory_schema(model.dtype), ITERATIONS)
+    done: list[dict[str, Any]] = []
+    while (first := len(done)) < len(prompts):
+        summaries = folder.kept(first, schemas)
+        if summaries is None:
+            started = time.monotonic()
+            batch = prompts[first : first + int(size)]
+            recorder = Recorder(
+                batch,
+                checkpoint=checkpoint,
+                feedback=feedback,
+                settings=settings,
+                double=double,
+                on_pass=on_pass,
+            )
+            result = generate(
+                model,
+                [prompt.tokens for prompt in batch],
+                max_new_tokens=generation.max_new_tokens,
+                feedback=feedback,
+                config=RecomputeConfig(
+                    **settings.recompute.model_dump(exclude={"solver", "start"})
+                ),
+                start=Start(settings.recompute.start),
+                sampling=sampling,
+                generators=[
+                    generator(settings, first + i, model.device) for i in range(len(batch))
+                ],
+                slide=generation.slide,
+                watch=recorder.watch,
+            )
+            records = recorder.records
+            summaries = records.summaries(result, recorder.exponents())
+            seconds = round((time.monotonic() - started) / len(batch), 3)
+            summaries = [summary | {"seconds": seconds} for summary in summaries]
+            folder.keep(first, summaries, records.trajectory(), records.iterations())
+        done += summaries
+        yield done
+
+
+def generator(settings: ConvergeSettings, prompt: int, device: torch.device) -> torch.Generator:
+    """A prompt's own stream of random numbers, which no other prompt and no other seed has: it does
+    not matter which prompts it is computed with.
+    """
+    seeds = [settings.seed, settings.generation.seed]
+    sequence = np.random.SeedSequence(seeds, spawn_key=[prompt])
+    return torch.Generator(device).manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 
 def _feedback(settings: ConvergeSettings, model: LanguageModel) -> Feedback:

@@ -21,7 +21,10 @@ PACKAGES = (
 )
 LARGEST_PATCH = 2**20  # bytes
 # a new file outside of these, or of another kind, may be somebody's data: its content stays out
-SOURCE_FOLDERS = ("conf", "stateful_gpt", "experiments", "analysis", "scripts", "tests")
+SOURCE_FOLDERS = (
+    *("stateful_gpt", "experiments", "analysis", "scripts", "hydra_plugins"),
+    *("conf", "tests"),
+)
 SOURCE_SUFFIXES = (".py", ".yaml", ".yml", ".toml")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments.state_tracking.settings import StateTrackingSettings
-from experiments.state_tracking.tasks import Task, test_batch, training_batch
+from experiments.state_tracking.tasks import Task, word_batch
 from stateful_gpt.feedback import shift_right
 from stateful_gpt.language_model import Modulation
 from stateful_gpt.model import GPT, GPTConfig
@@ -49,13 +49,12 @@ def train_contestant(
     history: list[dict[str, float]] = []
     passes_made = 0
     for step in range(config.steps):
-        tokens, targets = training_batch(
+        tokens, targets = word_batch(
             task,
-            step=step,
+            seed=settings.seed * 1_000_003 + step,
             size=config.batch_size,
             level=asked.trained_level,
             length=asked.tested_level,
-            seed=settings.seed,
         )
         passes = passes_at(step, config, seed=settings.seed)
         losses = training_step(
@@ -81,7 +80,8 @@ def accuracy_by_depth(model: GPT, task: Task, *, words: int, depth: int) -> list
     With T positions, depth T - 1 is the fixed point, which reading from left to right has.
     """
     model.eval()
-    batch = test_batch(task, size=words, length=model.block_size)
+    level = model.block_size  # words that fill their windows, the same for every contestant
+    batch = word_batch(task, seed=2**60, size=words, level=level, length=level)
     tokens, targets = (ids.to(model.device) for ids in batch)
     accuracy: list[list[float]] = []
     fed: Tensor | None = None

@@ -12,7 +12,6 @@ answers.
 Shapes: B batch, T positions, N symbols of a word, S states, G symbols there are.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -66,27 +65,20 @@ class Task:
         return torch.stack(states, dim=1)
 
 
-def swaps_of_cups() -> Tensor:
-    """A ball lies under one of five cups, and each symbol swaps two of them: where is the ball?
-
-    The symbols are the ten transpositions, which generate S5, and the ball is a pointer that is
-    chased through the product of all permutations so far. No solvable group contains S5, so a
-    transformer of fixed depth is not expected to do it at every length (arXiv 2404.08819).
-    """
-    swaps = list(combinations(range(SIZE), 2))
-    return torch.tensor([[{i: j, j: i}.get(ball, ball) for i, j in swaps] for ball in range(SIZE)])
-
-
-def sums_modulo() -> Tensor:
-    """The running sum of numbers modulo five. The order of the symbols does not matter."""
-    return torch.arange(SIZE).add(torch.arange(SIZE)[:, None]) % SIZE
-
-
-TASKS: dict[str, Callable[[], Tensor]] = {"cups": swaps_of_cups, "modulo": sums_modulo}
+_SWAPS = list(combinations(range(SIZE), 2))
+TASKS = {
+    # A ball lies under one of five cups, and each symbol swaps two of them: where is the ball? The
+    # symbols are the ten transpositions, which generate S5, and the ball is a pointer that is
+    # chased through the product of all permutations so far. No solvable group contains S5, so a
+    # transformer of fixed depth is not expected to do it at every length (arXiv 2404.08819).
+    "cups": [[{i: j, j: i}.get(ball, ball) for i, j in _SWAPS] for ball in range(SIZE)],
+    # The running sum of numbers modulo five. The order of the symbols does not matter.
+    "modulo": [[(state + symbol) % SIZE for symbol in range(SIZE)] for state in range(SIZE)],
+}
 
 
 def make_task(name: str, target: str) -> Task:
-    return Task(TASKS[name](), target)
+    return Task(torch.tensor(TASKS[name]), target)
 
 
 def lay_out(task: Task, words: Tensor, starts: Tensor, *, length: int) -> tuple[Tensor, Tensor]:
@@ -99,27 +91,15 @@ def lay_out(task: Task, words: Tensor, starts: Tensor, *, length: int) -> tuple[
     return tokens, targets
 
 
-def draw_words(task: Task, size: int, level: int, *, generator: torch.Generator) -> Tensor:
-    """(size, level) symbols, all as likely."""
-    return torch.randint(task.symbols, (size, level), generator=generator)
-
-
-def training_batch(
-    task: Task, *, step: int, size: int, level: int, length: int, seed: int
+def word_batch(
+    task: Task, *, seed: int, size: int, level: int, length: int
 ) -> tuple[Tensor, Tensor]:
-    """Words of ``level`` symbols, each at a random place of its window.
+    """Words of ``level`` symbols, all as likely, each at a random place of its window.
 
-    A function of seed and step alone. Every position of a window is trained that way, though no
-    word fills it.
+    A function of the seed alone. Every position of a window is trained that way, though no word
+    fills it.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    words = draw_words(task, size, level, generator=generator)
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(task.symbols, (size, level), generator=generator)
     starts = torch.randint(length - level + 1, (size,), generator=generator)
     return lay_out(task, words, starts, length=length)
-
-
-def test_batch(task: Task, *, size: int, length: int) -> tuple[Tensor, Tensor]:
-    """Words that fill their windows, the same for every contestant: position n - 1 is level n."""
-    generator = torch.Generator().manual_seed(2**60)  # no training step's
-    words = draw_words(task, size, length, generator=generator)
-    return lay_out(task, words, torch.zeros(size, dtype=torch.long), length=length)

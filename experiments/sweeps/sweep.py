@@ -40,18 +40,13 @@ SECONDS = 0.5  # between two looks at what has become of the cells
 
 @dataclass(frozen=True)
 class Runner:
-    """A command that computes runs. Its functions are named: importing them imports torch.
+    """A command that computes runs. Its functions are named: importing them imports torch."""
 
-    Attributes:
-        name: of its package in ``experiments`` and of its primary configuration in ``conf/``.
-        compute: ``module:function`` of (settings, Asked); computes one run.
-        locate: ``module:function`` of (settings, a dictionary that keeps what many runs have in
-            common); the RunFolder they stand for. None: a runner without studies.
-    """
-
-    name: str
+    name: str  # of its package in ``experiments`` and of its primary configuration in ``conf/``
     settings: type[Settings]
-    compute: str
+    compute: str  # ``module:function`` of (settings, Asked); computes one run
+    # ``module:function`` of (settings, what many runs have in common), which finds their RunFolder;
+    # None: a runner without studies
     locate: str | None = None
 
     def run(self, settings: Any, asked: Asked) -> None:

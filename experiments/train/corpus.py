@@ -72,43 +72,24 @@ def read_texts(key: str, folder: str) -> list[str]:
 def read_corpus(
     key: str, texts: list[str], encoding: Tokenizer, *, block_size: int, lines: bool
 ) -> Corpus:
-    """A document a line, or one stream; raises as ``documents``, or if that fills no window."""
-    if lines:
-        return documents(key, texts, encoding, block_size=block_size)
-    corpus = stream(texts, encoding, block_size=block_size)
-    if len(corpus.tokens) <= block_size:
-        raise ConfigError(
-            f"{key} has {len(corpus.tokens)} tokens, fewer than one window of"
-            f" architecture.block_size={block_size}"
-        )
-    return corpus
-
-
-def stream(texts: list[str], encoding: Tokenizer, *, block_size: int) -> Corpus:
-    """All texts in a row, each begun by the end-of-text token."""
-    end = end_token(encoding)
-    ids: list[int] = []
-    for text in texts:
-        if end is not None:
-            ids.append(end)
-        ids.extend(encoding.encode_ordinary(text))
-    return Corpus(torch.tensor(ids), sum(map(len, texts)), block_size)
-
-
-def documents(key: str, texts: list[str], encoding: Tokenizer, *, block_size: int) -> Corpus:
-    """Every line that is not empty, between two end-of-text tokens.
+    """All texts in a row, each begun by the end-of-text token, or every line that is not empty,
+    between two of them.
 
     Raises:
-        ConfigError: a tokenizer without that token, no lines, or one that does not fit the block.
+        ConfigError: of lines, if the tokenizer has no such token, none is there or one is long.
     """
     end = end_token(encoding)
+    if not lines:
+        begin = [] if end is None else [end]
+        ids = [i for text in texts for i in (*begin, *encoding.encode_ordinary(text))]
+        return Corpus(torch.tensor(ids), sum(map(len, texts)), block_size)
     if end is None:
         raise ConfigError("corpus.documents=line needs a tokenizer with <|endoftext|>")
-    lines = [line for text in texts for line in text.splitlines() if line]
-    if not lines:
+    documents = [line for text in texts for line in text.splitlines() if line]
+    if not documents:
         raise ConfigError(f"{key} must have a line of text to be read with corpus.documents=line")
-    table = torch.full((len(lines), block_size + 1), IGNORE)
-    for row, line in enumerate(lines):
+    table = torch.full((len(documents), block_size + 1), IGNORE)
+    for row, line in enumerate(documents):
         ids = [end, *encoding.encode_ordinary(line), end]
         if len(ids) > block_size + 1:
             raise ConfigError(
@@ -116,4 +97,4 @@ def documents(key: str, texts: list[str], encoding: Tokenizer, *, block_size: in
                 f"={block_size}: it holds {block_size - 1} ({line[:40]!r})"
             )
         table[row, : len(ids)] = torch.tensor(ids)
-    return Corpus(table, sum(len(line) + 1 for line in lines), block_size)
+    return Corpus(table, sum(len(line) + 1 for line in documents), block_size)

@@ -105,6 +105,12 @@ def _train(
     held_out = read_corpus(
         "corpus.held_out", held_out_texts, encoding, block_size=block, lines=lines
     )
+    for key, corpus in (("train", train), ("held_out", held_out)):
+        if not lines and len(corpus.tokens) <= block:
+            raise ConfigError(
+                f"corpus.{key} has {len(corpus.tokens)} tokens, fewer than one window of"
+                f" architecture.block_size={block}"
+            )
     tracker = _open_tracker(settings, output)
     try:
         torch.manual_seed(settings.seed)  # dropout draws from the global generator

@@ -9,15 +9,13 @@ python -m scripts.benchmark load           # reading many saved runs
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 from dataclasses import asdict
 from importlib import import_module
-from pathlib import Path
 
 import torch
 
+from experiments.runs.provenance import provenance
 from scripts._command import command
 
 
@@ -52,17 +50,12 @@ def main() -> None:
 
 
 def hardware() -> dict[str, object]:
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    words = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    found = provenance(torch.device("cpu"))
     return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
+        "processor": found["device"],
         "load": os.getloadavg()[0],
         "torch": torch.__version__,
-        "commit": commit or None,
+        **{key: found[key] for key in ("threads", "commit", "dirty")},
     }
 
 

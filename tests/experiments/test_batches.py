@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.converge import batches
+from experiments.converge import run as runner
 from experiments.converge.publish import Live
 from stateful_gpt.generate import Sampling
 
@@ -180,7 +180,7 @@ def test_any_batch_lets_a_text_end_early(
     ended = {name: (ids.index(end) + 1 if end in ids else 6) for name, ids in new.items()}
     assert ended["of 20"] < max(ended.values())
     monkeypatch.setattr(
-        batches, "Sampling", lambda **told: Sampling(**{**told, "end_tokens": (end,)})
+        runner, "Sampling", lambda **told: Sampling(**{**told, "end_tokens": (end,)})
     )
     folders = in_batches(*words)
     assert_same_run(folders)

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import experiments.converge.run as runner
-from experiments.converge.batches import generator
 from experiments.converge.settings import ConvergeSettings, GenerationSettings
 from experiments.runs import compute_once, lock
 from experiments.runs.compute_once import ALONE, RunError
@@ -205,7 +204,7 @@ def test_files_have_the_rights_that_the_umask_leaves(
 def test_no_prompt_of_one_seed_draws_like_a_prompt_of_another() -> None:
     def seed_of(seed: int, inner: int, prompt: int) -> int:
         settings = ConvergeSettings(seed=seed, generation=GenerationSettings(seed=inner))
-        return generator(settings, prompt, torch.device("cpu")).initial_seed()
+        return runner.generator(settings, prompt, torch.device("cpu")).initial_seed()
 
     seeds = [
         seed_of(seed, inner, number)

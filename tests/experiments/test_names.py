@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments.settings import ConfigError
-from experiments.train.corpus import documents
+from experiments.train.corpus import read_corpus
 from scripts import held_out_loss, print_passes
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.cli import main as generate
@@ -29,7 +29,7 @@ HELD_OUT = ["abe", "cleopatra", "dot"]
 
 
 def test_every_line_is_a_text_between_two_tokens_and_padding() -> None:
-    corpus = documents("k", ["ada\n\nio\n", "bob"], byte_tokenizer(), block_size=6)
+    corpus = read_corpus("k", ["ada\n\nio\n", "bob"], byte_tokenizer(), block_size=6, lines=True)
     assert corpus.tokens.tolist() == [
         [256, *b"ada", 256, IGNORE, IGNORE],
         [256, *b"io", 256, IGNORE, IGNORE, IGNORE],
@@ -41,7 +41,7 @@ def test_every_line_is_a_text_between_two_tokens_and_padding() -> None:
 
 
 def test_a_batch_is_whole_texts_and_every_text_comes() -> None:
-    corpus = documents("k", ["\n".join(NAMES)], byte_tokenizer(), block_size=12)
+    corpus = read_corpus("k", ["\n".join(NAMES)], byte_tokenizer(), block_size=12, lines=True)
     rows = {tuple(row.tolist()) for row in corpus.tokens}
     seen = {tuple(row.tolist()) for step in range(30) for row in corpus.batch(step, size=4, seed=1)}
     assert seen == rows
@@ -51,11 +51,13 @@ def test_a_batch_is_whole_texts_and_every_text_comes() -> None:
 
 def test_a_line_fits_exactly_or_is_refused_by_name() -> None:
     encoding = byte_tokenizer()
-    assert documents("k", ["guillermina"], encoding, block_size=12).tokens.size(1) == 13
+    assert (
+        read_corpus("k", ["guillermina"], encoding, block_size=12, lines=True).tokens.size(1) == 13
+    )
     with pytest.raises(ConfigError, match=r"k: a line of 11 tokens .*block_size=11.*'guillermina'"):
-        documents("k", ["ada\nguillermina"], encoding, block_size=11)
+        read_corpus("k", ["ada\nguillermina"], encoding, block_size=11, lines=True)
     with pytest.raises(ConfigError, match="k must have a line of text"):
-        documents("k", ["\n\n"], encoding, block_size=11)
+        read_corpus("k", ["\n\n"], encoding, block_size=11, lines=True)
 
 
 def test_the_passes_over_a_prompt_of_ids_are_printed_whole(

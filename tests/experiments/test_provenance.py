@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ def test_a_clean_checkout_is_its_commit(checkout: Path) -> None:
     assert origin["dirty"] is False
     assert origin["changes"] is None
     assert {"python", "stateful_gpt", "torch", "numpy", "matplotlib"} <= set(origin["versions"])
+
+
+def test_every_package_is_source() -> None:
+    settings = tomllib.loads((provenance.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = settings["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {name.removesuffix("*") for name in packages} < set(provenance.SOURCE_FOLDERS)
 
 
 def test_the_patch_gives_back_changed_and_new_source_but_no_data(

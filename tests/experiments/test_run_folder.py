@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from experiments.converge.batches import generator
+from experiments.converge.run import generator
 from experiments.converge.settings import ConvergeSettings, GenerationSettings
 from experiments.settings import parse
 from stateful_gpt.checkpoint import load_checkpoint

@@ -24,14 +24,12 @@ from experiments.state_tracking.settings import (
     TaskSettings,
     TrackingSettings,
 )
-from experiments.state_tracking.tasks import make_task, test_batch
+from experiments.state_tracking.tasks import make_task, word_batch
 from stateful_gpt.depth import HIDDEN_STATES
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.oracle import LeftToRight
 from stateful_gpt.train import TrainingConfig, make_optimizers, training_step
 from tests.forked import Forked
-
-test_batch.__test__ = False  # type: ignore[attr-defined]  # a batch of test words, not a test
 
 Called = tuple[int, str, str]
 TABLES = ("accuracy.parquet", "history.parquet")
@@ -225,7 +223,7 @@ def test_the_last_depth_is_what_reading_from_left_to_right_says() -> None:
     task, model = make_task("cups", "state"), answering_gpt(0)
     accuracy = accuracy_by_depth(model, task, words=32, depth=6)
     assert accuracy[0] != accuracy[6], "feedback matters here"
-    tokens, targets = test_batch(task, size=32, length=7)
+    tokens, targets = word_batch(task, seed=2**60, size=32, level=7, length=7)
     reader = LeftToRight(model, HIDDEN_STATES, batch=32, capacity=7)
     for position in range(7):
         reader.read(tokens[:, position : position + 1])

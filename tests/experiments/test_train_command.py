@@ -20,7 +20,7 @@ from analysis import load
 from analysis.read.saved import SourceError
 from experiments.train import run as training
 from experiments.train.__main__ import main
-from experiments.train.corpus import stream
+from experiments.train.corpus import read_corpus
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.depth import depth_profile
 from stateful_gpt.feedback import Feedback
@@ -106,7 +106,7 @@ def test_it_learns_and_the_folder_is_a_model_whose_card_states_its_loss(
     known = checkpoint.tokenizer.n_vocab
     assert known == 257 if tokenizer == "byte" else 257 < known <= ids
     held_out = (tmp_path / "held_out" / "text.txt").read_text()
-    corpus = stream([held_out], checkpoint.tokenizer, block_size=16)
+    corpus = read_corpus("k", [held_out], checkpoint.tokenizer, block_size=16, lines=False)
     profile = depth_profile(checkpoint.model, corpus.windows(), depth=0, full=False)
     per_character = profile.nll[0] * profile.tokens / len(held_out)
     tokens = corpus.tokens
@@ -432,7 +432,9 @@ def test_a_stateful_training_tells_loss_and_movement_at_every_depth(
     checkpoint = load_checkpoint(folder)
     assert checkpoint.trained_passes == 2
     held_out = (tmp_path / "held_out" / "text.txt").read_text()
-    windows = stream([held_out], checkpoint.tokenizer, block_size=16).windows()
+    windows = read_corpus(
+        "k", [held_out], checkpoint.tokenizer, block_size=16, lines=False
+    ).windows()
     profile = depth_profile(checkpoint.model, windows, depth=5, full=True)
     saved = json.loads((folder / "depths.json").read_text())
     assert saved["nll"] == pytest.approx(profile.nll, rel=1e-12)
