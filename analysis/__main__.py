@@ -68,7 +68,7 @@ def _figures(runs: Runs, arguments: argparse.Namespace) -> None:
     from analysis.draw.figures import write_figures  # a table needs no matplotlib
 
     again = _again(arguments, "--out", "figures")
-    for made in write_figures(runs, arguments.out, command=again):
+    for made in write_figures(runs, arguments.out or _default(arguments), command=again):
         print(printable(str(made)), file=sys.stdout if isinstance(made, Path) else sys.stderr)
 
 
@@ -93,8 +93,16 @@ def _page(runs: Runs, arguments: argparse.Namespace) -> None:
 
     if runs.runs.empty:
         raise SourceError("A page shows convergence runs, and there is none.")
-    write_whole(arguments.out, build(runs).encode())
-    print(printable(str(arguments.out)))
+    path = arguments.out or _default(arguments)
+    if path.is_dir() or not path.suffix:
+        path /= "study.html"
+    write_whole(path, build(runs).encode())
+    print(printable(str(path)))
+
+
+def _default(arguments: argparse.Namespace) -> Path:
+    """The folder of what is drawn of a source, where none is given."""
+    return Path("figures", Path(arguments.sources[0].removeprefix("wandb:")).resolve().name)
 
 
 def _complain(line: str) -> None:
@@ -121,12 +129,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     add = partial(commands.add_parser, parents=[sources])
     figures = add("figures", help="draw PNG and SVG figures")
-    figures.add_argument("--out", type=Path, required=True, metavar="DIR", help="written here")
+    here = "written here; default figures/ and the name of the source"
+    figures.add_argument("--out", type=Path, metavar="DIR", help=here)
     table = add("table", help="print a table, and save it as CSV")
     kept = "every column, full precision; FILE.json says which runs and which command"
     table.add_argument("--csv", type=Path, metavar="FILE", help=kept)
     page = add("page", help="one HTML file to explore a study in")
-    page.add_argument("--out", type=Path, required=True, metavar="FILE", help="written here")
+    page.add_argument("--out", type=Path, metavar="FILE", help=f"{here}, there study.html")
     return parser
 
 

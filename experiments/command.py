@@ -98,6 +98,7 @@ def _run(runner: Runner) -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_of(runner.name, sys.argv[1:]))
         return 0
+    sys.argv = [word for word in sys.argv if word != "experiment=null"]  # as without it
     dry_run = DRY_RUN in sys.argv[1:] and runner.locate is not None
     if dry_run:
         sys.argv.remove(DRY_RUN)
@@ -134,7 +135,7 @@ def _impossible(word: str) -> str | None:
         word.encode()
     except UnicodeEncodeError:  # no file of a run could say it
         return f"{cut(key)} must be UTF-8, got {cut(value)}"
-    if value.startswith("[") and group and (CONF / group).is_dir():
+    if re.match(r"\[|[-+.\d]|null$", value) and group and (CONF / group).is_dir():
         choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         return f"{group} must be one of {', '.join(choices)}, got {cut(value)}"
     return None

@@ -127,6 +127,8 @@ def sentence(error: BaseException, *, options: list[str] | None = None) -> str:
     last = chain[-1]
     lines = [str(each).strip().partition("\n")[0] or type(each).__name__ for each in chain]
     text = ": ".join(map(cut, dict.fromkeys(lines)))
+    if text.startswith("Ambiguous value"):
+        text += ": -m sweeps over several values, [a,b] is one list"
     if key and key not in text:
         text = f"{cut(key)}: {text}"
     if isinstance(last, MissingConfigException) and last.options is not None:

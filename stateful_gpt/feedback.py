@@ -15,6 +15,10 @@ from torch import Tensor
 from stateful_gpt.language_model import PLAIN, LanguageModel, Modulation
 from stateful_gpt.scoring import TokenScores, wide
 
+# Of a factor, so that a layer norm can square what it multiplies, and 0 * inf reaches no position
+# before the token. One for every precision: a solution in float64 is that of the same feedback.
+LARGEST_WEIGHTED = math.log(torch.finfo(torch.float32).max) / 3
+
 
 class FeedbackKind(Enum):
     """How a token's estimate acts on attention to it."""
@@ -40,7 +44,7 @@ class Feedback:
       by ``p_j ** b`` and renormalising it;
     - ``logit``: ``score_ij + b z_j`` before softmax;
     - ``prob``: ``weight_ij * p_j ** b`` after softmax, rows not renormalised (the factor is at most
-      the square root of the largest number of its format).
+      e**29, the cube root of the largest number of float32).
 
     A positive strength attends to what the model expected, a negative one to what surprised it,
     and 0 is the plain model exactly, as is the kind ``none``.
@@ -111,11 +115,9 @@ class Feedback:
             hidden = state[:, begin:, 1:] if self.of_tokens else state[:, begin:]
         if self.of_tokens:
             weighted = self.strength * (state[..., 0] if self.of_hidden else state)
-            # finite, or 0 * inf would reach the positions before the token as NaN
-            most = math.log(torch.finfo(weighted.dtype).max) / 2
             by_factor = self.kind is FeedbackKind.PROB
             bias = None if by_factor else weighted
-            factor = weighted.clamp(max=most).exp() if by_factor else None
+            factor = weighted.clamp(max=LARGEST_WEIGHTED).exp() if by_factor else None
         return Modulation(bias, factor, self.layers, hidden, self.hidden_strength)
 
     def estimates(self, scores: TokenScores, hidden: Tensor) -> Tensor:

@@ -94,7 +94,8 @@ def _from_file(path: Path, *, by_line: bool) -> list[Prompt]:
         raise ConfigError(f"prompts.file must end in .txt or .jsonl, got {named}")
     what = f"prompts.file {named}"
     try:
-        text = read_regular(path, most=PROMPTS_SIZE).decode("utf-8")  # line ends stay as they are
+        # line ends stay as they are
+        text = read_regular(path, most=PROMPTS_SIZE).decode("utf-8-sig")
     except CheckpointError as error:
         raise ConfigError(f"prompts.file {error}") from None
     except UnicodeDecodeError:

@@ -6,7 +6,7 @@ Imports no torch: names that the library has are repeated here, and a test holds
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from experiments.settings import ConfigError, Count, Number, Positive, Seed, Settings, Whole
 from stateful_gpt.console import cut
@@ -48,6 +48,11 @@ class FeedbackSettings(Settings):
     ) = Field(default="all", description="'all' or a list of layer numbers from 0, such as [0,1]")
     shift: Literal[0, 1] = 1
     hidden_strength: Number = 0.0
+
+    @field_validator("layers")
+    @classmethod
+    def _each_once_in_order(cls, layers: Any) -> Any:
+        return layers if layers == "all" else tuple(sorted(set(layers)))
 
     def conflicts(self) -> Iterator[str]:
         alone = self.kind == "hidden_state"

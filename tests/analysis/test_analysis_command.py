@@ -181,6 +181,19 @@ def test_a_readers_own_settings_of_matplotlib_change_no_figure(study: Path) -> N
         assert [rendered(draw(runs), "png") for draw in chosen] == before
 
 
+def test_what_is_drawn_goes_to_a_folder_with_the_name_of_its_source_unless_another_is_given(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = str(study / "run_0p5")
+    for words in ([run], [run, "--out", "elsewhere"], [run, "--out", "a/page.html"]):
+        assert main(["page", *words]) == 0
+    assert draw(run, "--prompt", "list") == 0
+    for path in ("figures/run_0p5/study.html", "elsewhere/study.html", "a/page.html"):
+        assert Path(path).is_file()
+    assert Path("figures/run_0p5/settling.png").is_file()
+
+
 def test_every_parquet_file_is_read_once(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,12 @@ def test_a_jsonl_file_holds_texts_or_tokens_in_its_order(tmp_path: Path) -> None
     assert [prompt.text for prompt in encoded] == ["Café\n", "hi"]
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "my.jsonl"
+    path.write_text('{"id": "a", "text": "b"}\n', encoding="utf-8-sig")
+    assert from_file(path) == [Prompt("a", "b")]
+
+
 def test_a_character_that_the_tokenizer_lacks_is_named_with_its_prompt_and_position() -> None:
     said = r"prompt 'b': the character '!' at position 2 is none of the 2 characters of letters"
     with pytest.raises(ConfigError, match=said):

@@ -116,12 +116,18 @@ def test_a_sweep_leaves_run_folders_and_its_plan(
 
 
 def test_the_saved_configuration_is_the_resolved_one(converge: Converge, runs: Runs) -> None:
-    converge("feedback.strength=1e-1", "generation=sample", "seed=3", "feedback.layers=[1]")
+    converge(
+        "feedback.strength=1e-1",
+        "generation=sample",
+        "seed=3",
+        "feedback.layers=[1,0,1]",
+        "experiment=null",
+    )
     saved: Any = OmegaConf.to_container(OmegaConf.load(runs()[0] / "config.yaml"))
     settings = parse(saved, ConvergeSettings)
     assert settings.plain() == saved
     assert settings.feedback.strength == 0.1
-    assert settings.feedback.layers == (1,)
+    assert settings.feedback.layers == (0, 1), "each once, in their order"
     assert settings.generation.seed == 3, "interpolations are resolved"
     assert "${" not in (runs()[0] / "config.yaml").read_text()
 

@@ -709,8 +709,8 @@ def test_a_watcher_may_score_tokens_in_its_own_way(make_gpt: Make, make_tokens: 
 def overflowing(make_gpt: Make) -> tuple[GPT, list[int], list[int]]:
     """A float32 model, a text that it expects, and one that it finds all but impossible.
 
-    For ``prob`` at strength -2, p ** -2 of the second text overflows float32 (e**89), as its
-    tokens have log-probabilities around -100; the first text's stay finite.
+    At strength -1e37 what is added to scores of the second text overflows float32, as its tokens
+    have log-probabilities around -100; the first text's stay finite.
     """
     model = make_gpt(3, tied=False, dtype=torch.float32)
     with torch.no_grad():
@@ -723,7 +723,7 @@ def overflowing(make_gpt: Make) -> tuple[GPT, list[int], list[int]]:
 
 
 DIVERGING = {
-    "feedback": Feedback(FeedbackKind.PROB, -2.0),
+    "feedback": Feedback(FeedbackKind.LOG_PROB, -1e37),
     "config": RecomputeConfig(iterations=8, tolerance=1e-6),
 }
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import LINEAR_RANGE, NUDGE, LeftToRight, left_to_right, lyapunov_exponents
@@ -129,6 +130,21 @@ def test_not_all_positions_are_final_at_once(
     moved = [(after - before).abs().max().item() for before, after in pairwise(said)]
     assert all(step > 1e-9 for step in moved[:4])
     assert moved[-1] == 0.0
+
+
+@pytest.mark.parametrize("strength", [-1.0, -2.0, -4.0])
+def test_a_factor_is_the_same_in_every_precision(strength: float) -> None:
+    """The exact solution of a float32 run is read in float64, also where factors are bounded."""
+    model, feedback = load_checkpoint("bundled").model, Feedback(FeedbackKind.PROB, strength)
+    tokens = torch.tensor([[1]])
+    for _ in range(7):  # each rather unlikely
+        logits = model.logits(model.read(tokens)[:, -1])
+        tokens = torch.cat([tokens, logits.argsort(dim=1)[:, [30]]], dim=1)
+    single = left_to_right(model, tokens, feedback)
+    double = left_to_right(model.in_float64(), tokens, feedback)
+    assert ((strength * double).max() > 30) == (strength <= -2), "where the bound is reached"
+    # rounding of float32, 6e-8 of about 10 nats, at most a thousand times larger by feedback
+    assert (single - double).abs().max() <= 2e-3
 
 
 def test_reading_in_pieces_is_reading_at_once(make_gpt: Make, make_tokens: Tokens) -> None:
