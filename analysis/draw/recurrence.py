@@ -99,6 +99,9 @@ def trainings(models: Models) -> Figure:
         _curve(loss, by_depth, first, colour)
         _against(compute, same["tokens_read"].mean() / 1e6, same["generating"], first, colour)
     style.pass_axis(loss, 0, deepest + (deepest > 0), label="Depth n")
+    if deepest:  # behind the depths that were measured, that of generation
+        near = [int(tick) for tick in loss.get_xticks() if 0 <= tick < 0.95 * (deepest + 1)]
+        loss.set_xticks([*near, deepest + 1], [*map(str, near), "T − 1"])
     loss.set_ylabel("Held-out loss (nats/token)")
     compute.set(xlim=(0, None), xlabel="Tokens read in all passes (millions)")
     compute.set_ylabel("Held-out loss when generating (nats/token)")

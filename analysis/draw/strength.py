@@ -1,4 +1,4 @@
-"""What the strength does: passes to rest and loss (headline), contraction and chaos (regimes)."""
+"""What the strength does: passes and loss (headline), contraction and growth (regimes)."""
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ MEASURES = {
     "lyapunov": (
         "Lyapunov exponent (per token)",
         0.0,
-        "Exponent: growth of a small change along the text; above 0 is chaos.",
+        "Exponent: how fast a small change grows along the text; below 0 it dies out.",
     ),
 }
 LOSS = "Loss above plain model\n(nats/token)"
@@ -31,7 +31,7 @@ LOSS = "Loss above plain model\n(nats/token)"
 
 @style.house_style()
 def headline(runs: Runs) -> Figure:
-    """Passes to rest, and the change of the loss with paired intervals, by strength."""
+    """Passes until settled, and the change of the loss with paired intervals, by strength."""
     groups, note = style.facets(runs, least=2, most=2 * PANELS)
     if not groups:
         raise style.NotDrawn("it needs two runs that differ in strength")
@@ -41,16 +41,17 @@ def headline(runs: Runs) -> Figure:
     intervals = paired(runs.estimates, shown["group"])
     over = sorted({one.over for one in intervals.values()})
     tolerances = sorted(runs.prompts["reporting_tolerance"].dropna().unique())
-    tolerance = " or ".join(f"{value:g}" for value in tolerances) or "a tolerance"
+    tolerance = f"{' or '.join(f'{value:g}' for value in tolerances) or '?'} nats"
     caption = (
-        f"Top: passes until every estimate is within {tolerance} nats of its final value; "
-        f"dot: median, bar: {style.spread_words(runs.prompts)}; ▲: not reached. Bottom: loss "
-        "less the plain model's, token by token, with 95 % bootstrap intervals"
+        f"Top: passes until every estimate is within {tolerance} of where it ends, the exact "
+        "solution where that is known; of the texts that get there, dot: median, bar: "
+        f"{style.spread_words(runs.prompts)}; ▲: passes of those that do not. Bottom: loss "
+        "less the plain model's, with paired 95 % bootstrap intervals"
         + (f" (n = {' or '.join(over)})" if over else "")
         + ("" if shown["group"].isin(intervals).all() else "; hollow: the mean alone is known")
         + f". Above 0 is worse.{note}"
     )
-    title = _headline(runs.where(shown.index))
+    title = _headline(runs.where(shown.index), tolerance)
     size = (max(2.2 + PANEL * columns, 7.4), 1.0 + 5.6 * rows)
     figure, grid = style.sheet(title, caption, size, shape=(2 * rows, columns))
     pairs = [pair for row in range(rows) for pair in grid[2 * row : 2 * row + 2].T]
@@ -85,7 +86,7 @@ def headline(runs: Runs) -> Figure:
     top.set_ylim(0, top.get_ylim()[1] * 1.05)
     top.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     for number, pair in enumerate(pairs):
-        for axes, name in zip(pair, ("Passes to rest", LOSS), strict=True):
+        for axes, name in zip(pair, (f"Passes to {tolerance}", LOSS), strict=True):
             if number % columns == 0:
                 axes.set_ylabel(name)
             axes.tick_params(labelleft=number % columns == 0)
@@ -93,15 +94,15 @@ def headline(runs: Runs) -> Figure:
     return figure
 
 
-def _headline(runs: Runs) -> str:
+def _headline(runs: Runs, tolerance: str) -> str:
     needed = runs.prompts["iterations_to_tolerance"]
     if needed.isna().all():
-        return "What the strength of the feedback does: no text comes to rest"
+        return f"What the strength of the feedback does: no text settles to {tolerance}"
     passes = f"at most {needed.max():.0f} passes"
     if needed.isna().any():
         times = f"{needed.notna().sum()} of {len(needed)} times"
-        return f"Estimates are at rest {times}, after {passes}"
-    words = f"Estimates are at rest after {passes}"
+        return f"Estimates settle to {tolerance} {times}, after {passes}"
+    words = f"Estimates settle to {tolerance} after {passes}"
     # T - 1 of the longest text, where the theorem bounds every run
     length = (runs.prompts["prompt_tokens"] + runs.prompts["generated_tokens"].fillna(0)).max()
     bounded = runs.runs["ends_by_theorem"].all() and length > 1
@@ -121,7 +122,7 @@ def regimes(runs: Runs) -> Figure:
         lacking = "it needs two runs of other strengths with a rate or Lyapunov exponent"
         raise style.NotDrawn(lacking)
     predictable = bool(prompts["predicted"].notna().any())
-    dots = " Passes predicted: by the first error and the rate; a dot a text and strength."
+    dots = " Passes predicted: by the first error and the rate; a dot a text, coloured by strength."
     growing = prompts[prompts["lyapunov"] > 0]
     title = "Small changes die out along the text at every strength"
     if "lyapunov" not in measures:
