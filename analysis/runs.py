@@ -71,6 +71,11 @@ class Runs:
     repeated: tuple[str, ...]
     saved: Mapping[int, SavedRun]
 
+    def __repr__(self) -> str:
+        texts = len(set(self.prompts["prompt_id"]))
+        frames = "runs, prompts, iterations, trajectory, estimates, models, contests"
+        return f"<{len(self.runs)} runs of {texts} texts: {frames}>"
+
     @property
     def trajectory(self) -> pd.DataFrame:
         """run, prompt_id, step, iteration, position, token, log_prob of everything.

@@ -45,7 +45,8 @@ def settling(runs: Runs) -> Figure:
     grew = "max_new_tokens" in shown and (shown["max_new_tokens"] > 0).any()
     caption = (
         f"Lines: median, shaded: {style.spread_words(runs.prompts)}, of the worst token of a text. "
-        f"Grey: no more than rounding (16 ulp of {USUAL:g} nats), where a line ends."
+        f"Grey: no more than rounding (16 units in the last place of {USUAL:g} nats); "
+        "lines stop there."
         f"{' Of a text that grew: its last step.' if grew else ''}{note}"
     )
     shape = (len(groups), len(signs))
@@ -66,9 +67,9 @@ def settling(runs: Runs) -> Figure:
                 style.band(axes, ends, colour)
                 names.append((ends.index.max(), -ends["median"].iloc[-1], name, colour))
             lowest = max(lowest, _name(axes, names, level * FLOOR, passes))
-            prefix = f"{style.drawable(variant)}: " if len(groups) > 1 else ""
+            prefix = f"{variant}: " if len(groups) > 1 else ""
             side = "below 0" if sign < 0 else "above 0"
-            axes.set_title(f"{prefix}{style.symbol(group)} {side}")
+            style.panel_title(axes, f"{prefix}{style.symbol(group)} {side}", 4.0)
             if not names:
                 style.nothing(axes, "no such strength")
             style.log_axis(axes)
@@ -113,4 +114,6 @@ def _curves(runs: Runs, shown: pd.DataFrame, measure: str) -> pd.DataFrame:
     low, high = style.quantiles(style.texts_of(frame))
     curves = by_group.quantile(np.array([low, 0.5, high])).stack().unstack(level=1)
     curves = curves.set_axis(["low", "median", "high"], axis=1)
-    return curves.dropna().rename_axis(["group", "iteration"]).reset_index()
+    curves = curves.dropna().rename_axis(["group", "iteration"]).reset_index()
+    ran = frame["iteration"].groupby(frame["run"].map(shown["group"].get)).max()
+    return curves[curves["iteration"] <= curves["group"].map(ran)]

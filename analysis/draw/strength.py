@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.draw import style
 from analysis.intervals import paired
 from analysis.runs import Runs, last_step
+from analysis.text import number
 
 PANEL = 4.2  # inches
 PANELS = 3  # side by side
@@ -77,7 +78,7 @@ def headline(runs: Runs) -> Figure:
                 change = (same["nll"] - same["nll_plain"]).mean()
                 bottom.plot(strength, change, "o", color=shade[strength], fillstyle="none")
         if len(groups) > 1:
-            top.set_title(style.drawable(variant))
+            style.panel_title(top, variant, PANEL - 0.4)
         for axes in (top, bottom):
             style.strength_axis(axes, group)
         bottom.axhline(0.0, color=style.INK, linewidth=1.0)
@@ -85,12 +86,12 @@ def headline(runs: Runs) -> Figure:
     top = pairs[0][0]
     top.set_ylim(0, top.get_ylim()[1] * 1.05)
     top.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    for number, pair in enumerate(pairs):
+    for place, pair in enumerate(pairs):
         for axes, name in zip(pair, (f"Passes to {tolerance}", LOSS), strict=True):
-            if number % columns == 0:
+            if place % columns == 0:
                 axes.set_ylabel(name)
-            axes.tick_params(labelleft=number % columns == 0)
-            axes.set_visible(number < len(groups))
+            axes.tick_params(labelleft=place % columns == 0)
+            axes.set_visible(place < len(groups))
     return figure
 
 
@@ -129,8 +130,11 @@ def regimes(runs: Runs) -> Figure:
         title = "How fast the passes contract"
     elif len(growing):
         share = f"{len(growing)} of {prompts['lyapunov'].count()} cases"
-        least = growing["strength"].abs().min()
-        title = f"Small changes grow along the text in {share}, from a strength of {least:g} on"
+        strengths = sorted(set(growing["strength"]))
+        where = ", ".join(map(number, strengths)) if len(strengths) < 5 else f"{len(strengths)}"
+        noun = "strengths" if len(strengths) > 1 else "strength"
+        place = f"{where} {noun}" if len(strengths) > 4 else f"{noun} {where}"
+        title = f"Small changes grow along the text in {share}, at {place}"
     caption = (
         f"{' '.join(MEASURES[name][2] for name in measures)} Dots, bars: median and "
         f"{style.spread_words(prompts)}.{dots if predictable else ''}{note}"
@@ -156,7 +160,7 @@ def regimes(runs: Runs) -> Figure:
         if predictable:
             _predictions(row[-1], chosen, shade)
         if len(groups) > 1:
-            row[0].set_title(style.drawable(variant))
+            style.panel_title(row[0], variant, 3.2)
     return figure
 
 

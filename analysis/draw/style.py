@@ -98,6 +98,12 @@ def sheet(
     return figure, figure.subplots(*shape, squeeze=False, **grid)
 
 
+def panel_title(axes: Axes, text: str, width: float) -> None:
+    """A title above a panel, in lines of so many inches."""
+    points = 10.5 * 0.54  # of a letter
+    axes.set_title(textwrap.fill(drawable(text), int(width * 72 / points)))
+
+
 @house_style()
 def rendered(figure: Figure, kind: str, metadata: dict[str, str | None] | None = None) -> bytes:
     """The figure as `png` or `svg`."""

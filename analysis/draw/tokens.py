@@ -18,6 +18,7 @@ MOST_ROWS = 11
 MOST_TOKENS = 48
 MOST_SHOWN = 110  # tokens of a text that is written out
 LINE = 112  # characters
+SEEN = 1e-3  # nats: smaller changes are none
 SURPRISED = 8.0  # nats: the darkest colour of a token
 SURPRISE = LinearSegmentedColormap.from_list("surprise", ["#ffffff", "#d9c9e6", "#9a79bd"])
 MONO: dict[str, Any] = {"family": "DejaVu Sans Mono", "fontsize": 8.5}
@@ -122,7 +123,7 @@ def _heat_map(axes: Axes, rows: pd.DataFrame, tokens: pd.Series) -> None:
     values = rows.to_numpy(dtype=float)
     finite = np.abs(values[np.isfinite(values)])
     # one shared scale, that a single token far out does not wash out
-    widest = max(np.quantile(finite, 0.98) if len(finite) else 0.0, 1e-6)
+    widest = max(np.quantile(finite, 0.98) if len(finite) else 0.0, SEEN)
     axes.grid(False)
     axes.set_facecolor(style.ABSENT)
     image = axes.imshow(values, aspect="auto", cmap=style.CHANGE, vmin=-widest, vmax=widest)
@@ -170,6 +171,8 @@ def generation(runs: Runs) -> Figure:
     count = len(change.columns)
     change = change.iloc[:, -MOST_TOKENS:]  # the last tokens are the generated ones
     title = f"How estimates of a token change as the text grows: {_quoted(prompt_id)}"
+    if frame["change"].abs().max() < SEEN:  # of cold starts, while the window stands still
+        title = f"No estimate of a token changes by {SEEN:g} nats as the text grows"
     caption = (
         "Change of a token's log-probability after a step's last pass since its first one; warm: "
         "more expected than then, blue: less; grey: not yet written. "

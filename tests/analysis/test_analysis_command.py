@@ -161,7 +161,7 @@ def test_a_study_whose_values_are_missing_is_drawn(make_run: MakeRun, tmp_path: 
         summary["prompts"][0] |= lost | ({"nll": float("inf")} if strength == 1.0 else {})
         (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     figure = headline(load(str(tmp_path / "runs")))
-    assert "no text comes to rest" in " ".join(figure.get_suptitle().split())
+    assert "no text settles to 0.001 nats" in " ".join(figure.get_suptitle().split())
 
 
 def test_the_headline_says_what_the_runs_needed_and_what_is_guaranteed(study: Path) -> None:
