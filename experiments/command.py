@@ -131,6 +131,8 @@ def _impossible(word: str) -> str | None:
     group = key.lstrip("+")
     if re.search(rf"[\d_]{{{sys.get_int_max_str_digits() + 1}}}", value):
         return f"{cut(key)} must be a number of fewer digits, got {cut(value)}"
+    if re.match(r"--[\w.]*\.", word):
+        return f"{cut(key)} must be written KEY=VALUE, without dashes"
     try:
         word.encode()
     except UnicodeEncodeError:  # no file of a run could say it
@@ -167,6 +169,8 @@ def help_of(command: str, words: Sequence[str] = ()) -> str:
             text = path.read_text("utf-8").rstrip().replace("\n", "\n  ")
             parts.append(f"{group}: # {group}={choice} of {others}\n  {text}\n")
     parts.append(f"experiment= is one of {', '.join(overlays(command))}")
+    if command != "train":
+        parts.append("--dry-run says which runs these are and how they stand; it computes nothing.")
     parts.append("--cfg job prints the settings as they come out, --hydra-help Hydra's options.")
     return "\n".join(parts)
 

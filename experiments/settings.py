@@ -5,7 +5,7 @@ Knows no setting by name, and imports no torch.
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Self, TypeVar
 
 from hydra.errors import MissingConfigException, OverrideParseException
@@ -105,8 +105,9 @@ def _absent(settings: Settings, prefix: str = "") -> Iterator[str]:
             yield from _absent(value, f"{prefix}{name}.")
 
 
-def unknown_key(full_key: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(full_key.rpartition(".")[2], allowed, n=1)
+def unknown_key(full_key: str, allowed: list[str], *, inside: Sequence[str] = ()) -> str:
+    """``inside``: keys of that name in the groups that are allowed."""
+    close = inside or difflib.get_close_matches(full_key.rpartition(".")[2], allowed, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"unknown key {cut(repr(full_key))}{hint}; allowed here: {', '.join(allowed)}"
 
@@ -120,7 +121,10 @@ def sentence(error: BaseException, *, options: list[str] | None = None) -> str:
     cause = error.__cause__ or error
     key, place = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
     if isinstance(place, DictConfig) and "is not in struct" in str(cause):
-        return unknown_key(str(key), [str(name) for name in place if name != "hydra"])
+        names = [str(name) for name in place if name != "hydra"]
+        groups = [name for name in names if isinstance(place[name], DictConfig)]
+        inside = [f"{name}.{key}" for name in groups if key in place[name]]
+        return unknown_key(str(key), names, inside=inside)
     chain = [error]
     while (deeper := chain[-1].__cause__) is not None:
         chain.append(deeper)

@@ -62,6 +62,8 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         ("feedback.strenght=1", ["feedback.strenght", "did you mean strength?", "kind, strength"]),
         ("feedback.nonsense=1", ["feedback.nonsense", "kind, strength, layers"]),
         ("nonsense=1", ["nonsense", "study, runs_dir"]),
+        ("strength=1", ["'strength' (did you mean feedback.strength?)", "study, runs_dir"]),
+        ("--feedback.strength=1", ["--feedback.strength must be written KEY=VALUE"]),
         ("+nonsense=1", ["nonsense", "study, runs_dir"]),
         ("+feedback.nonsense=1", ["feedback.nonsense", "kind, strength, layers"]),
         ("+recompute.iteration=3", ["recompute.iteration", "did you mean iterations?"]),
