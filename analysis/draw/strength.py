@@ -99,15 +99,13 @@ def _headline(runs: Runs, tolerance: str) -> str:
     needed = runs.prompts["iterations_to_tolerance"]
     if needed.isna().all():
         return f"What the strength of the feedback does: no text settles to {tolerance}"
-    passes = f"at most {needed.max():.0f} passes"
+    within = f"settle to {tolerance} within {needed.max():.0f} passes"
     if needed.isna().any():
-        times = f"{needed.notna().sum()} of {len(needed)} times"
-        return f"Estimates settle to {tolerance} {times}, after {passes}"
-    words = f"Estimates settle to {tolerance} after {passes}"
+        return f"{needed.notna().sum()} of {len(needed)} times estimates {within}"
     # T - 1 of the longest text, where the theorem bounds every run
     length = (runs.prompts["prompt_tokens"] + runs.prompts["generated_tokens"].fillna(0)).max()
     bounded = runs.runs["ends_by_theorem"].all() and length > 1
-    return words + (f"; {length - 1:.0f} are guaranteed" if bounded else "")
+    return f"All {within}" + (f"; {length - 1:.0f} are guaranteed" if bounded else "")
 
 
 @style.house_style()
