@@ -169,7 +169,7 @@ def test_the_headline_says_what_the_runs_needed_and_what_is_guaranteed(study: Pa
     title = headline(runs.only(run_ids=[], prompt_ids=["list"])).get_suptitle()
     assert "22 are guaranteed" in " ".join(title.split()), "23 tokens"
     most = runs.prompts[runs.prompts["prompt_id"] == "list"]["iterations_to_tolerance"].max()
-    assert f"at most {most:.0f} passes" in " ".join(title.split())
+    assert f"within {most:.0f} passes" in " ".join(title.split())
 
 
 def test_a_readers_own_settings_of_matplotlib_change_no_figure(study: Path) -> None:
