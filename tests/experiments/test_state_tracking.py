@@ -12,9 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import Tensor
 
 from experiments.runs import compute_once
 from experiments.runs.provenance import Changes
+from experiments.state_tracking import contest
 from experiments.state_tracking.contest import accuracy_by_depth
 from experiments.state_tracking.run import locate
 from experiments.state_tracking.settings import (
@@ -24,7 +26,7 @@ from experiments.state_tracking.settings import (
     TaskSettings,
     TrackingSettings,
 )
-from experiments.state_tracking.tasks import make_task, word_batch
+from experiments.state_tracking.tasks import Task, make_task, word_batch
 from stateful_gpt.depth import HIDDEN_STATES
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.oracle import LeftToRight
@@ -68,6 +70,23 @@ def numbers(folder: Path) -> list[object]:
     summary = json.loads((folder / "summary.json").read_text())
     del summary["seconds"], summary["study"]
     return [summary, *(pq.read_table(folder / name).to_pylist() for name in TABLES)]
+
+
+def test_training_words_depend_on_seed_and_step_and_all_are_tested_on_the_same(
+    compete: Callable[..., Called], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[int] = []
+    tested: list[int] = []
+
+    def seen(task: Task, *, seed: int, size: int, level: int, length: int) -> tuple[Tensor, Tensor]:
+        (tested if level == length else trained).append(seed)
+        return word_batch(task, seed=seed, size=size, level=level, length=length)
+
+    monkeypatch.setattr(contest, "word_batch", seen)
+    assert compete("seed=1,2", "contestant.layers=1,2", sweep=True)[0] == 0
+    assert (len(trained), len(set(trained))) == (4 * 4, 2 * 4), "the same for any contestant"
+    assert (len(tested), len(set(tested))) == (4, 1)
+    assert not {*tested} & {*trained}
 
 
 def test_a_sweep_of_contestants_leaves_whole_runs_and_is_not_run_again(

@@ -739,6 +739,20 @@ def test_a_diverging_text_says_so_and_harms_no_other(make_gpt: Make) -> None:
     assert (result.log_probs[0] - alone.log_probs[0]).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize("strength", [-2.0, -8.0])
+def test_factors_that_would_overflow_are_bounded(make_gpt: Make, strength: float) -> None:
+    model, expected, surprising = overflowing(make_gpt)
+    result = generate(
+        model,
+        [expected[:3], surprising[:3]],
+        max_new_tokens=0,
+        feedback=Feedback(FeedbackKind.PROB, strength),
+        config=RecomputeConfig(iterations=8),
+    )
+    assert result.outcomes == [[Outcome.SETTLED], [Outcome.SETTLED]]
+    assert all(bool(values.isfinite().all()) for values in result.log_probs)
+
+
 def test_what_padding_would_say_cannot_make_a_text_diverge(make_gpt: Make) -> None:
     model, expected, _ = overflowing(make_gpt)
     text, longer = expected[:4], expected[:6]
