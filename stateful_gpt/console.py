@@ -1,6 +1,8 @@
 """Printing what others wrote, to streams that may not take it. Needs no torch."""
 
+import atexit
 import errno
+import gc
 import io
 import os
 import re
@@ -98,6 +100,9 @@ def run_command(
     ``head`` does, had all it wanted. ``verbatim`` leaves standard output as it is where that is not
     a terminal; ``too_large`` is what memory may not hold.
     """
+    # half a second of every command was the search for cycles in what torch's import makes
+    gc.set_threshold(50_000)
+    atexit.register(gc.freeze)
     before = sys.stdout, sys.stderr
     verbatim = verbatim and not (sys.stdout is not None and sys.stdout.isatty())
     out, err = SteadyStream(sys.stdout, verbatim=verbatim), SteadyStream(sys.stderr)

@@ -3,6 +3,7 @@
 What is imported is imported once, which takes seconds; each process keeps its model between runs.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -36,9 +37,11 @@ def forked(jobs: Sequence[Callable[[], object]], count: int) -> Iterator[Callabl
         with tempfile.TemporaryFile(buffering=0) as numbers:
             numbers.write(b"".join(number.to_bytes(_NUMBER) for number in range(len(jobs))))
             numbers.seek(0)
+            gc.freeze()  # or every fork would search what torch's import has left, and copy it
             for _ in range(count):
                 processes.append(context.Process(target=_work, args=(jobs, numbers, os.getpid())))
                 processes[-1].start()
+            gc.unfreeze()
         yield partial(_wait_for, processes)
     except BaseException:
         begun = [process for process in processes if process.pid is not None]
