@@ -66,8 +66,8 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
         pairs = zip(strengths, labels, strict=True)
         labels = pd.Series([", ".join(filter(None, pair)) for pair in pairs])
         made["variant"] = made["variant"].mask(made["kind"] == "none", labels)  # one of its own
-    labels = labels.where(labels != "", "run" if strength else made["run_id"])
     made["group"] = pd.factorize(labels)[0]
+    labels = labels.where(labels != "", "run" if strength else made["run_id"])
     for name in differing(made, seeds):
         labels = labels + [f", {name.replace('.', ' ')} {value}" for value in made[name]]
     repeats = zip(labels.groupby(labels).cumcount(), made["run_id"], strict=True)
@@ -103,6 +103,12 @@ def spelt(name: str, value: Any) -> str:
     if text == "1× steps":
         return ""
     return text.removesuffix("s") if text.startswith("1 ") else text
+
+
+def fed(runs: pd.DataFrame) -> pd.Series:
+    """Which runs feed anything back."""
+    strengths = runs.reindex(columns=["strength", "hidden_strength"]).astype(float)
+    return strengths.fillna(0.0).ne(0.0).any(axis=1)
 
 
 def strength_text(kind: str, strength: float) -> str:

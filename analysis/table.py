@@ -69,7 +69,7 @@ def _prompts_and_overall(runs: Runs) -> pd.DataFrame:
     known = runs.runs[["outcome", "nll"]].notna().any(axis=1)
     known |= ~runs.runs.index.isin(prompts["run"])
     overall = runs.runs.loc[known, measures].assign(prompt_id=ALL_PROMPTS)
-    overall["tokens"] = prompts.groupby("run")["tokens"].sum()
+    overall = overall.join(prompts.groupby("run")["tokens"].sum())
     overall = overall.rename_axis("run").reset_index().dropna(axis=1, how="all")
     return pd.concat([prompts, overall]).sort_values("run", kind="stable", ignore_index=True)
 

@@ -45,4 +45,4 @@ def some(names: Sequence[str], most: int = 20) -> str:
 
 def number(value: float) -> str:
     """Shortest plain spelling, with a true minus sign."""
-    return f"{value:.4g}".replace("-", "\u2212")
+    return f"{value:.12g}".replace("-", "\u2212")

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.draw import style
+from analysis.labels import strength_text
 from analysis.models import QUESTION, Models, at_best_rates, at_full_depth, setting_name, trained
 from analysis.runs import Runs, last_step
 
@@ -53,16 +54,24 @@ def recurrence(runs: Runs) -> Figure:
         moved = wide["kl_step"].iloc[1:].clip(lower=1e-12)
         passes = runs.saved[same.index[0]].summary.get("trained_passes")
         deepest = passes - 1 if isinstance(passes, int) else None
-        label = style.drawable(same["label"].iloc[0])
+        first = same.iloc[0]  # of its seeds: they have one line
+        words = (strength_text(first["kind"], first["strength"]), first["variant"])
+        label = style.drawable(", ".join(filter(None, words)))
         for axes, values in (
             (loss, wide["nll"] - wide["nll"].iloc[0]),
             (movement, moved.set_axis(moved.index - 1).dropna(how="all")),
         ):
-            ends = pd.DataFrame([style.middle(row.dropna()) for _, row in values.iterrows()])
-            style.band(axes, ends.set_axis(values.index), colour, deepest, label=label)
+            rows = [
+                style.middle(row.dropna(), style.texts_of(frame)) for _, row in values.iterrows()
+            ]
+            ends = pd.DataFrame(rows, values.index, ["median", "low", "high"])
+            style.band(axes, ends, colour, deepest, label=label)
     loss.axhline(0.0, color=style.INK, linewidth=1.0)
     loss.set_ylabel("Loss above the plain pass (nats/token)")
-    style.log_axis(movement)
+    if frame["kl_step"].notna().any():
+        style.log_axis(movement)
+    else:
+        style.nothing(movement)
     movement.set_ylabel("KL(depth n ‖ depth n + 1) (nats)")
     for axes in grid[0]:
         style.pass_axis(axes, 0, int(frame["iteration"].max()) - 1, label="Depth n")

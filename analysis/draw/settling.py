@@ -24,22 +24,32 @@ USUAL = 10.0  # nats: the size of an estimate that is rounded
 @style.house_style()
 def settling(runs: Runs) -> Figure:
     """Error by pass, a panel for each sign of the strength, down to the level of rounding."""
-    measure = next((name for name in MEASURES if runs.iterations[name].notna().any()), None)
     groups, note = style.facets(runs)
-    if measure is None or not groups:
-        raise style.NotDrawn("no run with feedback recorded errors or steps")
+    if not groups:
+        raise style.NotDrawn("no run with feedback")
     shown = pd.concat(groups.values())
+    known = runs.iterations.groupby("run")[[*MEASURES]].count().reindex(shown.index) > 0
+    known = known[shown["strength"] != 0].all()  # one axis has one measure
+    measure = next((name for name in MEASURES if known[name]), None)
+    if measure is None:
+        raise style.NotDrawn("no measure of errors or steps that every run with feedback recorded")
     signs = [sign for sign in (-1, 1) if (shown["strength"] * sign > 0).any()]
     if not signs:
         raise style.NotDrawn("no strength differs from 0")
     curves = _curves(runs, shown, measure)
-    level = max(16 * USUAL * EPS.get(str(name), 2.0**-23) for name in {*runs.setting("dtype")})
+    if curves.empty:
+        raise style.NotDrawn("no error is a number")
+    dtypes = zip(shown["group"], runs.setting("dtype")[shown.index], strict=True)
+    levels = {one: 16 * USUAL * EPS.get(str(name), 2.0**-23) for one, name in dtypes}
+    level = min(levels.values())
     # a line ends at its first pass in the rounding, for which a log axis needs a place
-    last = curves[curves["median"] > level].groupby("group")["iteration"].max() + 1
+    moving = curves[curves["median"] > curves["group"].map(levels)]
+    last = moving.groupby("group")["iteration"].max() + 1
     curves = curves[curves["iteration"] <= curves["group"].map(last).fillna(1)]
-    passes = int(last.max()) if len(last) else 2
+    passes = max(2, int(curves["iteration"].max()))
     title = "How the estimates settle, pass by pass"
-    if curves.groupby("group")["median"].last().le(level).all():
+    ends = curves.groupby("group")["median"].last()
+    if measure == "oracle_error_max" and (ends <= ends.index.map(levels)).all():
         most = "Half of the texts are" if style.texts_of(runs.prompts) > 1 else "The text is"
         title = f"{most} exact but for rounding after {passes} passes"
     grew = "max_new_tokens" in shown and (shown["max_new_tokens"] > 0).any()
@@ -58,15 +68,16 @@ def settling(runs: Runs) -> Figure:
         shade = style.colours(group["strength"])
         for axes, sign in zip(row, signs, strict=True):
             chosen = group[group["strength"] * sign > 0].drop_duplicates("group")
-            axes.axhspan(level * 1e-9, level, color="#eeeeee", linewidth=0, zorder=0)
+            rounding = levels[group["group"].iloc[0]]
+            axes.axhspan(level * 1e-9, rounding, color="#eeeeee", linewidth=0, zorder=0)
             names: list[tuple[float, float, str, str]] = []
             for _, one in style.evenly(chosen.sort_values("strength"), MOST_CURVES).iterrows():
                 ends = curves[curves["group"] == one["group"]].set_index("iteration")
-                ends = ends[["median", "low", "high"]].clip(lower=level * FLOOR)
+                ends = ends[["median", "low", "high"]].clip(lower=rounding * FLOOR)
                 name, colour = strength_text(one["kind"], one["strength"]), shade[one["strength"]]
                 style.band(axes, ends, colour)
                 names.append((ends.index.max(), -ends["median"].iloc[-1], name, colour))
-            lowest = max(lowest, _name(axes, names, level * FLOOR, passes))
+            lowest = max(lowest, _name(axes, names, rounding * FLOOR, passes))
             prefix = f"{variant}: " if len(groups) > 1 else ""
             side = "below 0" if sign < 0 else "above 0"
             style.panel_title(axes, f"{prefix}{style.symbol(group)} {side}", 4.0)
@@ -77,7 +88,8 @@ def settling(runs: Runs) -> Figure:
         row[0].set_ylabel(MEASURES[measure])
     room = ROW * (lowest + 0.8) / (72 * PANEL)  # of a panel, for the names
     grid[0, 0].set_ylim(level * FLOOR / reach ** (room / (1 - room)), level * FLOOR * reach)
-    grid[0, 0].text(0.6, level, " rounding", va="top", color=style.QUIET, fontsize=8.5)
+    first = levels[shown["group"].iloc[0]]
+    grid[0, 0].text(0.6, first, " rounding", va="top", color=style.QUIET, fontsize=8.5)
     return figure
 
 
@@ -109,7 +121,7 @@ def _curves(runs: Runs, shown: pd.DataFrame, measure: str) -> pd.DataFrame:
     frame = last_step(runs.iterations.dropna(subset=[measure]))
     wide = frame.pivot(index="iteration", columns=["run", "prompt_id"], values=measure).sort_index()
     # a text that ended early stays where it ended
-    filled = wide.ffill().where(wide.notna().cummax()).replace(np.inf, np.nan)
+    filled = wide.ffill().replace(np.inf, np.nan)
     by_group = filled.T.groupby(filled.columns.get_level_values("run").map(shown["group"].get))
     low, high = style.quantiles(style.texts_of(frame))
     curves = by_group.quantile(np.array([low, 0.5, high])).stack().unstack(level=1)

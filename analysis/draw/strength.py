@@ -40,6 +40,7 @@ def headline(runs: Runs) -> Figure:
     rows = -(-len(groups) // columns)  # of pairs
     shown = pd.concat(groups.values())
     intervals = paired(runs.estimates, shown["group"])
+    texts = style.texts_of(runs.prompts)
     over = sorted({one.over for one in intervals.values()})
     tolerances = sorted(runs.prompts["reporting_tolerance"].dropna().unique())
     tolerance = f"{' or '.join(f'{value:g}' for value in tolerances) or '?'} nats"
@@ -65,7 +66,7 @@ def headline(runs: Runs) -> Figure:
             prompts = runs.prompts[runs.prompts["run"].isin(same.index)]
             needed = prompts["iterations_to_tolerance"]
             if needed.notna().any():
-                style.whisker(top, strength, style.middle(needed.dropna()), shade[strength])
+                style.whisker(top, strength, style.middle(needed.dropna(), texts), shade[strength])
             if needed.isna().any():
                 allowed = same["iterations_allowed"].astype(float)  # of a step, where a text grows
                 most = min(prompts["iterations"][needed.isna()].max(), allowed.max())
@@ -99,7 +100,8 @@ def _headline(runs: Runs, tolerance: str) -> str:
     needed = runs.prompts["iterations_to_tolerance"]
     if needed.isna().all():
         return f"What the strength of the feedback does: no text settles to {tolerance}"
-    within = f"settle to {tolerance} within {needed.max():.0f} passes"
+    most = needed.max()
+    within = f"settle to {tolerance} within {most:.0f} pass{'es' if most > 1 else ''}"
     if needed.isna().any():
         return f"{needed.notna().sum()} of {len(needed)} times estimates {within}"
     # T - 1 of the longest text, where the theorem bounds every run
@@ -123,7 +125,8 @@ def regimes(runs: Runs) -> Figure:
     predictable = bool(prompts["predicted"].notna().any())
     dots = " Passes predicted: by the first error and the rate; a dot a text, coloured by strength."
     growing = prompts[prompts["lyapunov"] > 0]
-    title = "Small changes die out along the text at every strength"
+    where = "at every strength shown" if note else "at every strength"
+    title = f"Small changes die out along the text {where}"
     if "lyapunov" not in measures:
         title = "How fast the passes contract"
     elif len(growing):
@@ -137,7 +140,7 @@ def regimes(runs: Runs) -> Figure:
         f"{' '.join(MEASURES[name][2] for name in measures)} Dots, bars: median and "
         f"{style.spread_words(prompts)}.{dots if predictable else ''}{note}"
     )
-    columns = len(measures) + predictable
+    texts, columns = style.texts_of(prompts), len(measures) + predictable
     size = (max(3.6 * columns, 7.4), 1.8 + 3.4 * len(groups))
     figure, grid = style.sheet(title, caption, size, shape=(len(groups), columns))
     for row, (variant, group) in zip(grid, groups.items(), strict=True):
@@ -147,7 +150,7 @@ def regimes(runs: Runs) -> Figure:
             name, line, _ = MEASURES[measure]
             known = chosen[np.isfinite(chosen[measure])]
             for strength, same in known.groupby("strength"):
-                style.whisker(axes, strength, style.middle(same[measure]), shade[strength])
+                style.whisker(axes, strength, style.middle(same[measure], texts), shade[strength])
             axes.axhline(line, color=style.INK, linewidth=1.0)
             axes.set_ylabel(name)
             style.strength_axis(axes, group)

@@ -251,9 +251,9 @@ def quantiles(count: int) -> tuple[float, float]:
     return (0.0, 1.0) if count <= FEW else (0.1, 0.9)
 
 
-def middle(values: pd.Series) -> tuple[float, float, float]:
-    """Median, and the values at both `quantiles`."""
-    low, high = values.quantile(list(quantiles(len(values))))
+def middle(values: pd.Series, texts: int) -> tuple[float, float, float]:
+    """Median, and the values at both `quantiles` of so many texts."""
+    low, high = values.quantile(list(quantiles(texts)))
     return float(values.median()), float(low), float(high)
 
 

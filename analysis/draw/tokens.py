@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from analysis.draw import style
-from analysis.labels import strength_text
+from analysis.labels import SEEDS, fed, strength_text
 from analysis.runs import Runs, last_step
 from analysis.text import short, visible
 
@@ -58,11 +58,12 @@ def tokens(runs: Runs) -> Figure:
         variant = facet["variant"].iloc[0]
         what = f"from {origin}, at each strength{f' ({variant})' if variant else ''}"
         rows = _by_strength(last, facet)
-    # the text that the plain model reads, or wrote
-    without = runs.runs.index[runs.runs["strength"].fillna(0) == 0]
-    plain = last[last["run"].isin(without)]
-    plain = plain[plain["run"] == plain["run"].min()]
-    before = plain if len(plain) else after.assign(last=after["plain"])
+    before = after.assign(last=after["plain"])
+    if facet is not None:  # the text that the plain model reads, or wrote with the same seeds
+        seeds = facet.reindex(columns=[*SEEDS]).astype(str)
+        plain = facet.index[(seeds == seeds.loc[run]).all(axis=1) & ~fed(facet)]
+        if len(plain):
+            before = last[last["run"] == plain[0]]
     cut = ""
     if len(rows.columns) > MOST_TOKENS:
         cut = f" Of {len(rows.columns)} tokens, the {MOST_TOKENS} in a row that change most."

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from analysis.intervals import Interval
-from analysis.labels import strength_text
+from analysis.labels import fed, strength_text
 
 AT_REST = ("settled", "within_tolerance")
 
@@ -32,6 +32,9 @@ def finding(
 def _rest(runs: pd.DataFrame, longest: int) -> str:
     if runs["outcome"].isna().all():  # only some prompts were chosen
         return ""
+    runs = runs[fed(runs)]
+    if runs.empty:
+        return ""
     needed = runs["iterations_to_tolerance"].astype(float)
     # out of passes, and yet as near to the end as was asked for
     resting = runs[runs["outcome"].isin(AT_REST) | needed.notna()]
@@ -41,7 +44,7 @@ def _rest(runs: pd.DataFrame, longest: int) -> str:
     sentence = "Fed back, the model's estimates came to rest"
     sentence += f" in {share}" if len(runs) > 1 else ""
     most = needed.max()
-    if most > 0:
+    if most > 0 and needed[resting.index].notna().all():
         sentence += f", after at most {most:.0f} {'pass' if most == 1 else 'passes'}"
         if longest - 1 > most and resting["ends_by_theorem"].all():
             sentence += f" ({longest - 1} are guaranteed)"
@@ -76,4 +79,6 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
             )
     if len(changes) > len(clear):
         parts.append(f"neither clearly in {len(changes) - len(clear)}")
+    if unknown := int(fed(rows).sum()) - len(changes):
+        parts.append(f"of {unknown} the interval is not known")
     return f"With feedback the model predicts {', '.join(parts)}."

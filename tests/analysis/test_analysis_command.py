@@ -268,6 +268,7 @@ def test_the_table_of_one_prompt_has_no_row_over_all(
     assert main(["table", str(study), "--prompt", "rain", "--csv", str(path)]) == 0
     assert "overall" not in capsys.readouterr().out
     assert set(pd.read_csv(path)["row"]) == {"prompt"}
+    assert set(pd.read_csv(path)["prompt_id"]) == {"rain"}
 
 
 def test_measures_that_were_switched_off_are_said(

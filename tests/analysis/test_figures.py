@@ -121,6 +121,62 @@ def test_names_of_curves_that_end_together_stay_within_their_panel(
         assert name.get_window_extent(canvas.get_renderer()).y0 >= axes.bbox.y0
 
 
+def test_runs_of_several_precisions_end_each_in_its_own_rounding(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for dtype in ("float32", "float64"):
+        changes = {"feedback__strength": 0.5, "device__dtype": dtype}
+        make_run(tmp_path / "s" / dtype, prompts=ONE, **changes)
+    figure = settling(load(str(tmp_path / "s")))
+    for axes in figure.axes:
+        eps = 2.0**-23 if "float32" in axes.get_title("left") else 2.0**-52
+        shown = axes.lines[0].get_ydata()
+        assert shown[-1] <= 160 * eps < shown[-2]
+
+
+def test_where_some_runs_have_no_exact_solution_all_are_drawn_by_their_steps(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for strength, lost in ((0.5, ()), (1.0, ("oracle_error_max",))):
+        place = tmp_path / "s" / f"r{strength}"
+        make_run(place, prompts=ONE, drop_measures=lost, feedback__strength=strength)
+    figure = settling(load(str(tmp_path / "s")))
+    assert figure.axes[0].get_ylabel().startswith("Largest change since")
+    assert "exact" not in str(figure.get_suptitle())
+    assert len(figure.axes[0].lines) == 2
+
+
+def test_the_text_before_is_that_of_the_same_seed(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for strength in (0.0, 0.5 + seed):  # of the second seed more changes
+            text = {"p": f"a b c d e f g seed{seed}"}
+            changes = {"feedback__strength": strength, "generation__seed": seed}
+            make_run(tmp_path / "s" / f"r{seed}_{strength}", prompts=text, **changes)
+    figure = tokens(load(str(tmp_path / "s")))
+    before, after = ([text.get_text() for text in axes.texts] for axes in figure.axes[1:3])
+    assert before == after
+    assert before[-1].strip() == "seed1"
+
+
+def test_a_range_is_that_of_the_texts_whatever_the_seeds(make_run: MakeRun, tmp_path: Path) -> None:
+    texts = {f"t{n}": ONE["p"] for n in range(3)}
+    for strength in (0.1, 0.5):
+        for seed in range(4):
+            run = make_run(
+                tmp_path / "s" / f"r{strength}_{seed}",
+                prompts=texts,
+                feedback__strength=strength,
+                seed=seed,
+            )
+            path = run / "summary.json"
+            text = path.read_text().replace('"rate": 0.31', f'"rate": 0.{seed + 1}', 1)
+            path.write_text(text)
+    figure = regimes(load(str(tmp_path / "s")))
+    assert "the range over 3 texts" in " ".join(figure.get_supxlabel().split())
+    (bar, _) = figure.axes[0].collections
+    assert bar.get_segments()[0][:, 1].tolist() == pytest.approx([0.1, 0.4])
+
+
 def test_a_side_of_zero_that_was_not_run_says_so(make_run: MakeRun, tmp_path: Path) -> None:
     for kind, strength in (("log_prob", -0.5), ("log_prob", 0.5), ("prob", 0.5)):
         changes = {"feedback__kind": kind, "feedback__strength": strength}

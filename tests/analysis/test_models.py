@@ -97,6 +97,13 @@ def test_seeds_are_put_together_and_nothing_else(models: Path) -> None:
     assert set(found.rows["parameters"]) == {17}
 
 
+def test_seeds_of_one_setting_are_put_together_where_nothing_else_differs(train: Save) -> None:
+    folders = [str(train(f"s{seed}", nll=[3.0], seed=seed)) for seed in (0, 1)]
+    rows = load(*folders).models.rows
+    assert rows["group"].nunique() == 1
+    assert rows["label"].nunique() == 2
+
+
 def test_models_of_other_width_have_other_labels(train: Save) -> None:
     folders = [str(train(f"w{width}", nll=[3.0], width=width)) for width in (16, 8)]
     assert list(load(*folders).models.rows["label"]) == ["width 8", "width 16"]
@@ -180,6 +187,24 @@ def test_runs_that_feed_hidden_states_back_are_drawn_by_depth(
     assert list(loss.lines[1].get_xdata()) == [2], "three passes end at depth 2"
     steps = runs.iterations[runs.iterations["iteration"] == 2]["kl_step"]
     assert movement.lines[0].get_ydata()[0] == pytest.approx(steps.median())
+
+
+def test_hidden_states_that_change_nothing_or_were_not_measured_are_drawn(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for strength, passes in ((0.0, 1), (1.0, 4)):
+        changes = {"feedback__kind": "hidden_state", "feedback__strength": strength}
+        changes |= {"recompute__iterations": passes, "seed": 1}
+        make_run(tmp_path / "s" / f"r{strength}", **changes)
+        make_run(tmp_path / "off" / f"r{strength}", drop_measures=("kl_step",), **changes)
+    make_run(tmp_path / "s" / "again", **{**changes, "seed": 2})
+    _, movement = recurrence(load(str(tmp_path / "s"))).axes
+    names = [text.get_text() for text in movement.get_legend().get_texts()]
+    assert names == ["s = 0, 1 iteration", "s = 1, 4 iterations"], (
+        "of seeds that are one line none is named"
+    )
+    _, movement = recurrence(load(str(tmp_path / "off"))).axes
+    assert [text.get_text() for text in movement.texts] == ["no value recorded"]
 
 
 # --- state tracking -----------------------------------------------------------------------------

@@ -337,6 +337,17 @@ def test_the_finding_promises_no_bound_where_there_is_none() -> None:
     assert said == "Fed back, the model's estimates did not come to rest in the passes given."
 
 
+def test_the_finding_speaks_of_what_is_fed_back_and_owns_what_it_does_not_know() -> None:
+    runs = runs_frame(strength=[0.0, 0.5, 1.0], iterations_to_tolerance=[1.0, np.nan, 3.0])
+    change = {2: Interval(1.0, 0.9, 1.1, "tokens")}
+    assert finding(runs, runs, change, longest=5, left_out=0) == (
+        "Fed back, the model's estimates came to rest in all 2 runs. With feedback the model "
+        "predicts worse, by 1.00 ± 0.10 nats a token (β = 1), of 1 the interval is not known."
+    )
+    plain = runs[:1]
+    assert finding(plain, plain, {}, longest=5, left_out=0) == ""
+
+
 def test_of_some_prompts_no_rest_is_claimed(study: Path) -> None:
     data = data_of(build(load(str(study)).only(run_ids=(), prompt_ids=["list"])))
     assert "rest" not in data["finding"]

@@ -92,7 +92,7 @@ function drawLegend(element, mode) {
   const bar = make("span", { className: "bar" });
   const places = Array.from({ length: 13 }, (_, i) => low + ((most[mode] - low) * i) / 12);
   bar.style.background = `linear-gradient(to right, ${places.map((v) => colours(mode, v)[0])})`;
-  const label = (value, word) => [number(value, mode === "settles" ? 0 : undefined), unit, word];
+  const label = (value, word) => [number(Number(value.toPrecision(4))), unit, word];
   const texts = [label(low, `(${ends[0]})`), label(most[mode], `(${ends[1]})`)];
   const words = texts.map((parts) => parts.filter(Boolean).join(" "));
   element.replaceChildren(make("span", {}, words[0]), bar, make("span", {}, words[1]));

@@ -12,7 +12,7 @@ function number(value, digits = undefined, signed = false) {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return String(value);
   const zero = Number(value.toFixed(digits ?? 6)) === 0;
-  const plain = digits === undefined ? String(Number(value.toPrecision(4))) : value.toFixed(digits);
+  const plain = digits === undefined ? String(Number(value.toPrecision(12))) : value.toFixed(digits);
   const text = zero ? plain.replace("-", "") : plain;
   return (signed && value > 0 && !zero ? "+" : "") + text.replace("-", "−");
 }
