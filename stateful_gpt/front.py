@@ -60,8 +60,12 @@ class Row:
 
 def roundings(said: Tensor, fed: Tensor) -> Tensor:
     """(R, N) how far (R, N, ...) values moved, in roundings of a value of that size, at least 1."""
-    steps = (said - fed).abs() / (said.abs().clamp_min(1.0) * torch.finfo(said.dtype).eps)
-    return steps if steps.ndim == 2 else steps.flatten(2).amax(dim=2)
+    return largest((said - fed).abs() / (said.abs().clamp_min(1.0) * torch.finfo(said.dtype).eps))
+
+
+def largest(values: Tensor) -> Tensor:
+    """(R, N) the largest of the (R, N, ...) values of each position."""
+    return values if values.ndim == 2 else values.flatten(2).amax(dim=2)
 
 
 class CycleDetector:
@@ -72,7 +76,7 @@ class CycleDetector:
     """
 
     def __init__(self, rows: int) -> None:
-        self.past: deque[Tensor] = deque(maxlen=LONGEST_CYCLE)  # (R, T) each, newest first
+        self.past: deque[Tensor] = deque(maxlen=LONGEST_CYCLE)  # (R, T, ...) each, newest first
         self.returns = torch.zeros(LONGEST_CYCLE, rows, dtype=torch.long)  # in a row, by period
 
     def keep(self, kept: list[int], length: int) -> None:
@@ -80,16 +84,16 @@ class CycleDetector:
         self.past = deque((values[kept, :length] for values in self.past), maxlen=LONGEST_CYCLE)
         self.returns = self.returns[:, kept]
 
-    def see(self, log_probs: Tensor) -> list[bool]:
-        """Whether each row cycles, given its (R, T) log-probabilities, zeros in the padding."""
+    def see(self, state: Tensor) -> list[bool]:
+        """Whether each row cycles, given its (R, T, ...) state, zeros in the padding."""
         known = len(self.past)
         if known >= 2:
-            distances = (torch.stack([*self.past]) - log_probs).abs().amax(dim=2)  # (P, R)
-            scale = log_probs.abs().amax(dim=1).clamp_min(1.0)
-            close = 64 * torch.finfo(log_probs.dtype).eps * scale
+            distances = (torch.stack([*self.past]) - state).abs().flatten(2).amax(dim=2)  # (P, R)
+            scale = state.abs().flatten(1).amax(dim=1).clamp_min(1.0)
+            close = 64 * torch.finfo(state.dtype).eps * scale
             back = (distances <= close) & (distances[0] > 100 * close)
             self.returns[:known] = (self.returns[:known] + 1) * back.cpu()
-        self.past.appendleft(log_probs)
+        self.past.appendleft(state)
         periods = torch.arange(1, LONGEST_CYCLE + 1)[:, None]
         found: list[bool] = (self.returns >= periods)[1:].any(dim=0).tolist()
         return found

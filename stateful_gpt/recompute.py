@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stateful_gpt.front import ROUNDINGS, CycleDetector, Row, roundings
+from stateful_gpt.front import ROUNDINGS, CycleDetector, Row, largest, roundings
 
 
 class Outcome(Enum):
@@ -38,8 +38,9 @@ class RecomputeConfig:
 
     iterations: int = 64  # the most passes that are run, at least 1
     # ``auto`` stops a row at rest (final by the theorem, or moved by no more than ROUNDINGS of each
-    # value) and one that cycles. A number above 0 also stops a row of which no log-probability
-    # moved by more nats. 0 runs all iterations
+    # value) and one that cycles. A number above 0 also stops a row of which nothing moved by more:
+    # no log-probability in nats, and no part of the state in its own unit (of logits the nat, of
+    # hidden states what the last norm makes of order 1). 0 runs all iterations
     tolerance: float | Literal["auto"] = "auto"
     # The next pass is fed (1 - damping) of its predecessor's state and damping of what that one
     # said. Below 1 the theorem's bound no longer holds
@@ -64,7 +65,7 @@ class RecomputeConfig:
 
     @property
     def allowed_step(self) -> float:
-        """The step in nats that counts as none; 0 where only rounding does."""
+        """The step that counts as none; 0 where only rounding does."""
         return 0.0 if self.tolerance == "auto" else self.tolerance
 
     @property
@@ -87,7 +88,7 @@ class Said:
     """What one pass said of N positions."""
 
     state: Tensor  # (R, N, ...) what the next pass is fed, before damping
-    log_probs: Tensor  # (R, N) nats, by which steps are measured
+    log_probs: Tensor  # (R, N) nats
     begin: int = 0  # the first of these positions
 
 
@@ -218,9 +219,11 @@ class _Loop:
             step_max = step.amax(dim=1)
             step_rms = (step.double().square().sum(dim=1) / counts).sqrt()
             if self.config.allowed_step > 0 and self.config.window is None:
-                steps = step_max.tolist()
+                # log-probabilities do not tell all of logits and hidden states
+                moved = largest((self.now[0] - before[0]).abs()).amax(dim=1)
+                steps = torch.maximum(step_max, moved).tolist()
         if self.cycles is not None:
-            cycles = self.cycles.see(log_probs)
+            cycles = self.cycles.see(self.now[0])
         for i, row in enumerate(self.rows):
             if not row.running:
                 continue
@@ -274,7 +277,10 @@ class _Loop:
         exactly = (roundings(said.state, fed[:, begin:end]) <= few) | ~new | self.inert
         roughly = exactly
         if self.config.window is not None and self.config.allowed_step > 0:
-            roughly = exactly | ((said.log_probs - log_probs).abs() <= self.config.allowed_step)
+            # of a start, the log-probabilities may be none that a pass ever said
+            moved = largest((said.state - fed[:, begin:end]).abs())
+            moved = torch.maximum(moved, (said.log_probs - log_probs).abs())
+            roughly = exactly | (moved <= self.config.allowed_step)
         still = torch.stack([exactly, roughly]).long().cumprod(dim=2).sum(dim=2)  # (2, R)
         log_probs = torch.where(new, said.log_probs, log_probs)  # those of a start may not be known
         if self.by_front and not self.inert:

@@ -203,6 +203,22 @@ def test_settling_is_no_cycle() -> None:
     assert result.outcomes == [Outcome.SETTLED]
 
 
+@pytest.mark.parametrize(
+    ("factor", "outcome", "passes"),
+    # pass n moves by f ** (n - 1): 0.5 ** 10 is the first below; a period of -1 is seen twice
+    [(0.5, Outcome.WITHIN_TOLERANCE, 11), (-1.0, Outcome.CYCLE, 4)],
+)
+def test_a_state_that_log_probabilities_do_not_show_counts_too(
+    factor: float, outcome: Outcome, passes: int
+) -> None:
+    def one(state: Tensor | None, _: Span) -> Said:
+        fed = torch.zeros(1, 4, 2, dtype=torch.float64) if state is None else state
+        return Said(factor * fed - 1, fed.new_zeros(1, 4))
+
+    result, _ = run(one, tolerance=1e-3, triangular=False)
+    assert (result.outcomes, result.iterations) == ([outcome], [passes])
+
+
 # --- divergence ---------------------------------------------------------------------------------
 
 

@@ -288,6 +288,36 @@ def test_a_tolerance_that_was_used_is_said_so(make_gpt: Make, make_tokens: Token
     assert [len(passes) for passes in seen.passes[1:]] != [31] * 3
 
 
+@pytest.mark.parametrize(
+    ("feedback", "said"),
+    [
+        (Feedback(FeedbackKind.LOGIT, 1e-3), None),
+        (Feedback.of_kind("hidden_state", 0.1), None),
+        (Feedback(strength=0.5), -5.0),  # what a caller may say of a text that the model expects
+    ],
+    ids=["logit", "hidden state", "previous"],
+)
+def test_a_tolerance_is_one_of_what_is_fed(
+    make_gpt: Make, feedback: Feedback, said: float | None
+) -> None:
+    model, text = make_gpt(0, tied=False, hidden_feedback=True), [1]
+    with torch.no_grad():
+        model.lm_head.weight.mul_(40)
+        for _ in range(11):  # log-probabilities near 0, those of a start: as if none had moved
+            text.append(int(model.logits(model.read(torch.tensor([text]))[0, -1:]).argmax()))
+    result = generate(
+        model,
+        [text],
+        max_new_tokens=0,
+        feedback=feedback,
+        config=RecomputeConfig(tolerance=1e-3, window="all"),
+        previous=None if said is None else [torch.full((12,), said, dtype=torch.float64)],
+    )
+    exact = left_to_right(model, torch.tensor([text]), feedback)[0]
+    # contraction: what is left to move is a fraction of the tolerance
+    assert (result.log_probs[0] - exact).abs().max() <= 1e-3
+
+
 # --- no more than promised ----------------------------------------------------------------------
 
 
