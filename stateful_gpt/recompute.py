@@ -104,6 +104,7 @@ class Iteration:
     log_probs: Tensor  # (R, T) nats, of all positions after it
     step_max: Tensor | None  # (R,) nats; None at the first pass
     step_rms: Tensor | None
+    ran: list[bool]  # of each row, whether it had not ended before: else it is only read along
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ def recompute(
         inert: whether a pass says the same whatever it is fed.
         output_too: whether the output of the last position has to be final as well. It sees that
             position's own estimate, and so takes one pass more than the estimates.
-        leave: whether rows that have ended leave the batch; else they are evaluated on, and stay
-            as they are.
+        leave: whether rows that have ended leave the batch; else they are evaluated on, fed what
+            they were fed last, and stay as they are.
         observe: called after every pass.
     """
     known = [1] * len(lengths) if settled is None else settled
@@ -247,7 +248,8 @@ class _Loop:
             self.outcomes[row.number] = outcome or Outcome.ITERATION_LIMIT
             all_wanted = self.config.tolerance == 0
             row.running = outcome is None or (all_wanted and outcome is not Outcome.DIVERGED)
-        return Iteration(number, span, log_probs, step_max, step_rms)
+        ran = [row.passes == number for row in self.rows]
+        return Iteration(number, span, log_probs, step_max, step_rms, ran)
 
     def _merge(self, said: Said) -> list[tuple[int, int, int]]:
         """Take over of the N positions that a pass said those behind each row's front.
@@ -303,6 +305,10 @@ class _Loop:
         damping, fed = self.config.damping, self.now[0]
         if damping != 1.0:
             fed = damping * fed if self.fed is None else (1 - damping) * self.fed + damping * fed
+        ended = [i for i, row in enumerate(self.rows) if not row.running]
+        if ended and not leave:  # whoever goes on, they say again what they said last
+            fed = fed.clone()
+            fed[ended] = 0.0 if self.fed is None else self.fed[ended]
         self.fed = fed
         kept = [i for i, row in enumerate(self.rows) if row.running]
         if leave and len(kept) < len(self.rows):

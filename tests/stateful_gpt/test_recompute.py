@@ -401,6 +401,23 @@ def test_rows_end_independently_and_do_not_depend_on_their_mates(
     assert len(seen) == max(together.iterations)
 
 
+def test_a_row_that_stays_after_its_end_is_read_as_it_was_read_last() -> None:
+    said: list[Tensor] = []
+    inner = mixed_pass([factor for factor, _ in FATES], 4)
+
+    def spy(state: Tensor | None, span: Span) -> Said:
+        said.append(inner(state, span).log_probs)
+        return Said(said[-1], said[-1])
+
+    options = {"triangular": False, "tolerance": 1e-6, "iterations": 50, "leave": False}
+    result, seen = run(spy, lengths=[4] * len(FATES), **options)
+    assert result.outcomes == [outcome for _, outcome in FATES]
+    for row, end in enumerate(result.iterations):
+        assert [it.ran[row] for it in seen] == [number <= end for number in range(1, 51)]
+        for later in said[end:]:
+            assert torch.equal(later[row], said[end - 1][row])
+
+
 def test_hidden_states_of_rank_three_are_a_state_too() -> None:
     counts = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)[:, None]
 
