@@ -144,6 +144,7 @@ class Recorder:
 
     def _observe(self, iteration: Iteration) -> None:
         rows, log_probs = iteration.span.rows, iteration.log_probs  # (R, T)
+        self._keep(rows, log_probs.size(1))  # nothing was scored where nothing is evaluated
         seen = [self._steps[row] for row in rows]
         lengths = [len(step.tokens) for step in seen]
         count = torch.tensor(lengths, device=log_probs.device)
@@ -171,11 +172,13 @@ class Recorder:
                 kl_step = self._mean(self._predictions.kl_step, count)
                 columns["kl_step"] = kl_step if evaluated else torch.zeros_like(kl_step)
         table = torch.stack([column.double() for column in columns.values()], dim=1).tolist()
-        for step, values, measured in zip(seen, log_probs.cpu(), table, strict=True):
-            step.log_probs.append(values[: len(step.tokens)])
-            step.measures.append(dict(zip(MEASURES, measured, strict=True)))
+        ran = iteration.ran
+        for step, values, measured, own in zip(seen, log_probs.cpu(), table, ran, strict=True):
+            if own:  # a text that has ended is only read along
+                step.log_probs.append(values[: len(step.tokens)])
+                step.measures.append(dict(zip(MEASURES, measured, strict=True)))
         latest = {name: [step.measures[-1][name] for step in self._steps] for name in MEASURES}
-        at_rest = len(self._steps) - len(rows)
+        at_rest = len(self._steps) - sum(ran)
         self._on_pass(self._steps[0].number, iteration.number, latest, at_rest)
 
     def _padding(self, values: Tensor, count: Tensor) -> Tensor:

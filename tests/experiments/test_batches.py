@@ -167,6 +167,37 @@ def test_any_batch_generates_the_same(
     assert positions.min()["of 20"].max() > 0, "a window that has slid is among them"
 
 
+def test_passes_after_a_texts_end_are_not_its_own(
+    in_batches: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is carried stays in the batch until its last text has ended."""
+    call, told = Live.__call__, []
+
+    def noted(self: Live, step: int, number: int, *rest: Any) -> None:
+        call(self, step, number, *rest)
+        told.append((step, number, rest[-1]))
+
+    monkeypatch.setattr(Live, "__call__", noted)
+    folders = in_batches(
+        *("recompute.start=carried", "recompute.tolerance=0.01", "generation.max_new_tokens=3"),
+        "feedback.strength=0.3",
+    )
+    assert_same_run(folders)
+    ends = table(folders[0], "iterations.parquet").groupby(["step", "prompt_id"])["iteration"].max()
+    assert ends[0].nunique() > 2, "some wait for others"
+    last = ends.groupby("step").max()
+    expected = [(s, n, (ends[s] < n).sum()) for s in last.index for n in range(1, last[s] + 1)]
+    assert told[: len(expected)] == expected
+
+
+def test_a_text_that_diverges_leaves_one_that_is_final(compute: Compute, texts: list[str]) -> None:
+    """The passes that follow read nothing."""
+    words = ("recompute.solver=windowed", "recompute.window=all", EVERY, "prompts.limit=2")
+    folder = compute(*texts, *words, "feedback.kind=logit", "feedback.strength=1e308")
+    ends = [(prompt["outcome"], prompt["iterations"]) for prompt in summary(folder)["prompts"]]
+    assert ends == [("diverged", 2), ("settled", 12)]  # of one token, and all passes asked for
+
+
 def test_any_batch_lets_a_text_end_early(
     in_batches: Callable[..., list[Path]], compute: Compute, texts: list[str],
     monkeypatch: pytest.MonkeyPatch,
