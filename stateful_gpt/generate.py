@@ -70,8 +70,9 @@ class Watcher:
 class Generation:
     """What became of the prompts; one entry each.
 
-    Log-probabilities (nats) and estimates are each token's newest: one that the window has left
-    behind keeps the last that it had. A text whose estimates diverged ends there.
+    Log-probabilities (nats) and estimates are each token's newest: the first of a window that has
+    slid, which nothing predicts any more, and those left behind keep the last that they had. A text
+    whose estimates diverged ends there.
     """
 
     tokens: list[list[int]]  # prompt and generated ids
@@ -254,9 +255,11 @@ class _Text:
 
     def take(self, result: Recomputed, i: int) -> None:
         """What a recompute of the window has found, as its row ``i``."""
-        count = len(self.ids) - self.begin
-        self.estimates = torch.cat([self.estimates[: self.begin], result.state[i, :count]])
-        self.log_probs = torch.cat([self.log_probs[: self.begin], result.log_probs[i, :count]])
+        # nothing predicts the first token of a window that has slid: it keeps what it had
+        first, count = int(self.begin > 0), len(self.ids) - self.begin
+        kept = self.begin + first
+        self.estimates = torch.cat([self.estimates[:kept], result.state[i, first:count]])
+        self.log_probs = torch.cat([self.log_probs[:kept], result.log_probs[i, first:count]])
         self.outcomes.append(result.outcomes[i])
         self.settled = result.settled[i]
 

@@ -92,7 +92,9 @@ def literal_loop(
                 said[j] = logits[j - 1].log_softmax(dim=0)[window[j]]
             unit = raw if feedback.kind is FeedbackKind.LOGIT else said
             fed = (1 - damping) * fed + damping * unit
-        estimates[begin:], log_probs[begin:] = unit.tolist(), said.tolist()
+        first = int(begin > 0)  # which nothing predicts any more keeps what was last said of it
+        estimates[begin + first :] = unit.tolist()[first:]
+        log_probs[begin + first :] = said.tolist()[first:]
         if step < new:
             token = int(logits[-1].argmax())
             text.append(token)
