@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -107,28 +108,33 @@ def _from_file(path: Path, *, by_line: bool) -> list[Prompt]:
     if path.suffix == ".jsonl":
         return _from_lines(text, what)
     if by_line:
-        lines = [line for line in text.splitlines() if line.strip()]
+        # splitlines would cut at form feeds, too
+        lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
         return [Prompt(id=str(number), text=line) for number, line in enumerate(lines, start=1)]
     return [Prompt(id=path.stem, text=text)]
 
 
 def _from_lines(text: str, what: str) -> list[Prompt]:
-    prompts: dict[str, Prompt] = {}
+    found: dict[int, Prompt] = {}  # by line
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            prompt = TypeAdapter(Prompt).validate_json(line)
+            found[number] = TypeAdapter(Prompt).validate_json(line)
         except ValidationError as error:
             raise ConfigError(f"{what}, line {number}, {_mistake(error)}") from None
-        prompt = prompt if prompt.id else replace(prompt, id=str(len(prompts) + 1))
+    given = {prompt.id for prompt in found.values()}
+    prompts: dict[str, Prompt] = {}
+    for number, prompt in found.items():
+        numbers = map(str, count(len(prompts) + 1))
+        name = prompt.id or next(n for n in numbers if n not in given and n not in prompts)
         if (prompt.text is None) == (prompt.tokens is None):
             raise ConfigError(f"{what}, line {number}, must have either text or tokens")
-        if prompt.id in prompts:
+        if name in prompts:
             raise ConfigError(
-                f"{what}, line {number}, repeats the id {cut(repr(prompt.id))}: ids must differ"
+                f"{what}, line {number}, repeats the id {cut(repr(name))}: ids must differ"
             )
-        prompts[prompt.id] = prompt
+        prompts[name] = replace(prompt, id=name)
     return list(prompts.values())
 
 

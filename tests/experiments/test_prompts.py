@@ -70,14 +70,16 @@ def test_entries_without_an_id_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "my.jsonl"
     path.write_text('{"text": "x"}\n\n{"id": "b", "text": "y"}\n{"tokens": [104]}\n')
     assert [prompt.id for prompt in from_file(path)] == ["1", "b", "3"]
+    path.write_text("".join(f'{{"id": "{name}", "text": "x"}}\n' for name in ("", 3, "", "", 1)))
+    assert [prompt.id for prompt in from_file(path)] == ["2", "3", "4", "5", "1"], "none twice"
 
 
 def test_a_txt_file_split_into_lines_is_a_prompt_a_line(tmp_path: Path) -> None:
     path = tmp_path / "my.txt"
-    path.write_bytes(b"One, two.\r\n\n \n  three\nfour")
+    path.write_bytes(b"One, two.\r\n\n \n  three\nfo\fur")
     settings = PromptSettings(file=str(path), split="lines")
     assert read_prompts(settings) == [
-        *(Prompt("1", "One, two."), Prompt("2", "  three"), Prompt("3", "four")),
+        *(Prompt("1", "One, two."), Prompt("2", "  three"), Prompt("3", "fo\fur")),
     ]
 
 
