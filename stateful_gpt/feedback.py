@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from stateful_gpt.language_model import PLAIN, LanguageModel, Modulation
 from stateful_gpt.scoring import TokenScores, wide
@@ -131,4 +132,4 @@ class Feedback:
 
 def shift_right(hidden: Tensor) -> Tensor:
     """Of (B, T, C) hidden states, to each token the one before it; to the first, zeros."""
-    return torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], dim=1)
+    return F.pad(hidden[:, :-1], (0, 0, 1, 0))

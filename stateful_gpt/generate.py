@@ -219,8 +219,7 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) 
 
     Of logits that are not numbers any id is drawn: its estimate is none either, and ends the text.
     """
-    if sampling.vocab_size is not None and sampling.vocab_size < logits.size(1):
-        logits = logits[:, : sampling.vocab_size]
+    logits = logits[:, : sampling.vocab_size]
     if sampling.temperature is None:
         return logits.argmax(dim=1)
     # in double and from the largest down: a tiny temperature must not overflow

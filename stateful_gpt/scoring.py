@@ -142,8 +142,8 @@ class Predictions:
         """Positions from ``at`` on, each with the (n, B, V) logits of n of them."""
         batch = len(hidden)
         for piece in hidden.transpose(0, 1).split(max(1, CHUNK // batch)):
-            (logits,) = logit_chunks(self._model, piece.flatten(0, 1), chunk=len(piece) * batch)
-            yield at, logits.view(len(piece), batch, -1)
+            logits = self._model.logits(piece.flatten(0, 1))
+            yield at, logits.to(wide(logits.dtype)).view(len(piece), batch, -1)
             at += len(piece)
 
 

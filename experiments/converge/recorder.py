@@ -156,7 +156,7 @@ class Recorder:
             columns["step_max"], columns["step_rms"] = iteration.step_max, iteration.step_rms
             moved = self._moved if evaluated else None
             columns["hidden_step_norm"] = (
-                missing.nan_to_num(0.0) if moved is None else self._mean(moved, count)
+                torch.zeros_like(missing) if moved is None else self._mean(moved, count)
             )
         if self._final is not None:
             error = (log_probs - self._final[rows, : log_probs.size(1)]).abs()
