@@ -42,12 +42,12 @@ class Command:
         self.began = True
         task = HydraConfig.get()
         asked = Asked(self.typed, self.runner.command_of_run(sweep.overrides_of_the_job()))
+        settings: Any = None
         try:
-            self._refuse_overlay(task)
             if self.dry_run:
                 self.code = sweep.rehearse(self.runner, [config])
                 return
-            settings: Any = to_settings(config, self.runner.settings)
+            settings = to_settings(config, self.runner.settings)
             self.runner.run(settings, asked)
         except (ConfigError, RunError, KeyboardInterrupt) as error:  # Hydra would say more
             if task.mode is RunMode.MULTIRUN:  # of another sweeper than ours
@@ -55,7 +55,7 @@ class Command:
             self.code = _say_why(error)
             if isinstance(error, ConfigError):
                 return
-        if self.runner.locate is not None:
+        if self.runner.locate is not None and settings is not None:  # None: interrupted before
             print(f"\n{report(survey(Path(settings.runs_dir) / settings.study))}")
 
     def sweep(
@@ -63,21 +63,10 @@ class Command:
     ) -> None:
         """For the sweeper in ``hydra_plugins``."""
         self.began = True
-        self._refuse_overlay(config.hydra)
         if self.dry_run:
             self.code = sweep.rehearse(self.runner, [job for _, job in jobs])
         else:
             self.code = sweep.sweep(self.runner, self.typed, config, jobs, launch)
-
-    def _refuse_overlay(self, task: Any) -> None:
-        """Raises ConfigError if an overlay is for another command."""
-        name, overlay = self.runner.name, task.runtime.choices.get("experiment")
-        other = _commands().get(overlay, name)
-        if other != name:
-            raise ConfigError(
-                f"experiment={overlay} is for python -m experiments.{other}; python -m experiments."
-                f"{name} has {', '.join(overlays(name))}"
-            )
 
 
 def run_command(runner: Runner) -> int:
@@ -103,7 +92,7 @@ def _run(runner: Runner) -> int:
     if dry_run:
         sys.argv.remove(DRY_RUN)
     for word in sys.argv[1:]:
-        if (problem := _impossible(word)) is not None:
+        if (problem := _impossible(word, runner.name)) is not None:
             return _say(problem, 2)
     launchers.prefer_our_settings()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them
@@ -121,12 +110,13 @@ def _run(runner: Runner) -> int:
             raise
         return _say(f"an override cannot be read: {cut(error)}", 2)  # Hydra's, on ``=1``
     except OSError as error:
-        return _say(disk_sentence(error, error.filename), 1)
+        key = "runs_dir" if command.began else None  # before, Hydra makes its hydra.run.dir
+        return _say(disk_sentence(error, error.filename, key=key), 1)
     return command.code
 
 
-def _impossible(word: str) -> str | None:
-    """What is wrong with an override on which Hydra would end in a traceback, or name no key."""
+def _impossible(word: str, command: str) -> str | None:
+    """What is wrong with an override on which Hydra would end in a traceback, or not say why."""
     key, _, value = word.partition("=")
     group = key.lstrip("+")
     if re.search(rf"[\d_]{{{sys.get_int_max_str_digits() + 1}}}", value):
@@ -137,6 +127,16 @@ def _impossible(word: str) -> str | None:
         word.encode()
     except UnicodeEncodeError:  # no file of a run could say it
         return f"{cut(key)} must be UTF-8, got {cut(value)}"
+    inner = r"(\.launcher(\.ray(\.init|\.remote)?)?|\.sweeper(\.params(?!=null$))?)?"
+    if re.match(rf"\+*hydra{inner}=(?!\{{)", word):
+        return f"{group} must be a group of settings, such as {{key: value}}, got {cut(value)}"
+    if group == "experiment":
+        for overlay in value.split(","):
+            if (other := _commands().get(overlay.strip(" '\""), command)) != command:
+                return (
+                    f"experiment={overlay} is for python -m experiments.{other}; python -m"
+                    f" experiments.{command} has {', '.join(overlays(command))}"
+                )
     if re.match(r"\[|[-+.\d]|null$", value) and group and (CONF / group).is_dir():
         choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         return f"{group} must be one of {', '.join(choices)}, got {cut(value)}"

@@ -87,7 +87,12 @@ def cells(overrides: Sequence[Override]) -> list[list[str]]:
         if not override.is_sweep_override():
             values = [override.get_value_element_as_str()]
         elif override.is_discrete_sweep():
-            values = list(override.sweep_string_iterator())
+            try:
+                values = list(override.sweep_string_iterator())
+            except (ValueError, HydraException):
+                raise HydraException(
+                    f"{override.input_line}: a grid needs a range whose step is not 0"
+                ) from None
         else:
             raise HydraException(f"{override.input_line}: a grid needs a list or range of values")
         if not values:

@@ -166,7 +166,11 @@ class TrainingDeviceSettings(DeviceSettings):
 
 class TrackingSettings(Settings):
     mode: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "stateful_gpt"
+    project: str = Field(
+        default="stateful_gpt",
+        pattern=r"^[^/\\#?%:]{1,128}$",
+        description=r"1 to 128 characters other than / \ # ? % :",
+    )
     entity: str | None = None
 
 

@@ -141,7 +141,8 @@ def short(error: BaseException) -> str:
     return cut(f"{type(error).__name__}: {error}", 500)
 
 
-def disk_sentence(error: OSError, folder: Path | str, *, key: str = "runs_dir") -> str:
-    """That a file of the run cannot be written; ``key`` is the setting that says where it lies."""
+def disk_sentence(error: OSError, folder: Path | str, *, key: str | None = "runs_dir") -> str:
+    """That a file cannot be written; ``key`` is the setting that says where, if there is one."""
     place = str(error.filename or folder)
-    return f"{key}: {cut(repr(place))} cannot be written ({error.strerror or error})"
+    said = f"{cut(repr(place))} cannot be written ({error.strerror or error})"
+    return f"{key}: {said}" if key else said

@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,13 @@ TABLES = {
 TABLES_OF_CONTEST = {ACCURACY: ("depth", "level", "accuracy")}
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PARTS = ".prompts"
+# of a part's origin, how it can differ from a run's
+_OTHER = {
+    "commit": "another commit",
+    "device": "another device",
+    "threads": "other threads",
+    "changes": "other uncommitted changes",
+}
 
 
 class RunFolder:
@@ -65,7 +73,8 @@ class RunFolder:
         """Clear away what a kill behind the end of a finished run has left."""
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
         if is_held(self.path) is False:
-            (self.path / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # where nothing can be written, nothing has to go
+                (self.path / LOCK).unlink()
 
     def begin(self, origin: dict[str, Any], *, changes: bytes = b"") -> None:
         """Say that the run is under way, and clear away what a broken-off attempt left behind.
@@ -181,7 +190,7 @@ class RunFolder:
         names = [name for name in ours if any(o.get(name) != ours[name] for o in others)]
         if others:
             said = f"{self.path}: {len(others)} of its prompts were computed by an earlier attempt"
-            said += f" with another {', '.join(names)}; {STATUS} says which"
+            said += f" with {', '.join(map(_OTHER.__getitem__, names))}; {STATUS} says which"
             print(f"warning: {said}", file=sys.stderr)
 
     def summarize(self, summary: dict[str, Any]) -> None:

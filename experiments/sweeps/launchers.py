@@ -50,6 +50,8 @@ def workers(launcher: str, options: Any, *, batch: int | None, processes: int = 
     ``batch`` is ``hydra.sweeper.max_batch_size``: left alone, submitit_local would start all runs
     at the same moment. ``processes`` counts for the basic launcher.
     """
+    if batch is not None and _whole("hydra.sweeper.max_batch_size", batch) < 1:
+        raise ConfigError(f"hydra.sweeper.max_batch_size must be at least 1, got {batch}")
     if launcher == BASIC:
         return processes
     if launcher == "joblib":
@@ -58,8 +60,6 @@ def workers(launcher: str, options: Any, *, batch: int | None, processes: int = 
             raise ConfigError("hydra.launcher.n_jobs must be above 0, or -1 for all cores, got 0")
         return max(1, asked if asked > 0 else cores() + 1 + asked)
     if launcher == SUBMITIT_LOCAL:
-        if batch is not None and _whole("hydra.sweeper.max_batch_size", batch) < 1:
-            raise ConfigError(f"hydra.sweeper.max_batch_size must be at least 1, got {batch}")
         return batch or cores()
     return None
 

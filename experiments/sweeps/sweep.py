@@ -177,8 +177,6 @@ def sweep(
     problems = {cell.problem for cell in cells}
     if len(problems) == 1 and (problem := problems.pop()) is not None:
         raise ConfigError(problem)  # such as a wrong prompt file: once, not for every cell
-    for study, of_study in _by_study(cells):
-        record(study, command, of_study)
 
     distinct: dict[Path, tuple[Cell, Any, Overrides]] = {}
     for cell, one, (overrides, _) in zip(cells, settings, jobs, strict=True):
@@ -189,6 +187,9 @@ def sweep(
             RunFolder(path, cell.config).tidy()  # no job will look at it
             whole.add(path)
     waiting = [job for path, job in distinct.items() if path not in whole]
+    for study, of_study in _by_study(cells):
+        if not whole.issuperset(cell.path for cell in of_study):
+            record(study, command, of_study)
     left = [job for job in waiting if job[0].problem is None]
     total, ended = len(distinct), len(distinct) - len(left)
     words = [f"{total} run{'' if total == 1 else 's'}"]

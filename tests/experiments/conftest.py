@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,6 +148,24 @@ def runs(tmp_path: Path) -> Callable[[], list[Path]]:
         return sorted(p for p in study.glob("[!.]*") if p.is_dir() and p.name != "wandb")
 
     return find
+
+
+@pytest.fixture
+def freeze() -> Iterator[Callable[[Path], None]]:
+    """Make a folder a file system that cannot be written."""
+    frozen: list[Path] = []
+
+    def mount(folder: Path) -> None:
+        try:
+            for how in (["--bind", folder], ["-o", "remount,bind,ro"]):
+                subprocess.run(["mount", *how, folder], check=True, capture_output=True)
+                frozen.append(folder)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("mounting needs rights that this user has not")
+
+    yield mount
+    for folder in set(frozen):
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

@@ -123,6 +123,7 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
             ["device.dtype", "'float64' or 'bfloat16'", "'float16'"],
         ),
         ("tracking.mode=maybe", ["tracking.mode", "'online' or 'disabled'", "'maybe'"]),
+        ("tracking.project=x/y", ["tracking.project must be 1 to 128 characters", "'x/y'"]),
         ("study=a/b", ["study", "letters, digits", "'a/b'"]),
         ("study=../up", ["study", "letters, digits", "'../up'"]),
         ("study=''", ["study", "letters, digits", "''"]),
@@ -172,6 +173,8 @@ def test_an_impossible_setting_is_one_sentence(
         f"runs_dir=a,{'a' * 300}",
         "recompute.iterations=1,0",
         "feedback.strength=range(0,0)",
+        "feedback.strength=range(0,1,0)",
+        "feedback.strength=range(0,1,0.0)",
     ],
     ids=lambda value: value[:60],
 )
@@ -374,6 +377,29 @@ def test_an_unwritable_runs_dir_is_one_sentence(refused: Refused, tmp_path: Path
     said = refused("runs_dir=/proc/nowhere", code=1)
     assert "runs_dir" in said
     assert "/proc/nowhere" in said
+    said = refused("hydra.run.dir=/proc/nowhere", code=1)
+    assert said.startswith("error: '/proc/nowhere' cannot be written"), "it is no runs_dir"
+
+
+def test_a_finished_study_that_cannot_be_written_is_reported(
+    converge: Converge, tmp_path: Path, freeze: Callable[[Path], None]
+) -> None:
+    assert converge("feedback.strength=0,1", "-m")[0] == 0
+    freeze(tmp_path / "runs")
+    for words in (["feedback.strength=0,1", "-m"], ["feedback.strength=0"]):
+        code, out, err = converge(*words)
+        assert (code, err) == (0, "")
+        assert "2 runs: 2 finished" in out
+
+
+def test_an_interrupt_before_there_are_settings_is_one_sentence(
+    converge: Converge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.command.to_settings", interrupt)
+    assert converge() == (130, "", "error: interrupted; the same command carries on\n")
 
 
 def test_a_sweep_into_an_unwritable_runs_dir_is_one_sentence(

@@ -137,7 +137,8 @@ def test_kept_prompts_say_where_they_came_from(
 
     monkeypatch.setattr(RunFolder, "keep", keep_one)
     origin = compute_once.provenance(torch.device("cpu"))
-    monkeypatch.setattr(compute_once, "provenance", lambda _: {**origin, "commit": "before"})
+    before = {**origin, "commit": "before", "changes": {"sha256": "before"}}
+    monkeypatch.setattr(compute_once, "provenance", lambda _: before)
     with pytest.raises(RunError):
         compute("device.batch=1")
     monkeypatch.setattr(compute_once, "provenance", lambda _: {**origin, "commit": "now"})
@@ -148,7 +149,8 @@ def test_kept_prompts_say_where_they_came_from(
     assert status(folder)["commit"] == "now"
     err = capfd.readouterr().err
     assert err.count("\n") == 1
-    assert "1 of its prompts were computed by an earlier attempt with another commit" in err
+    assert "1 of its prompts were computed by an earlier attempt" in err
+    assert "attempt with another commit, other uncommitted changes; status.json says" in err
 
 
 def test_a_run_is_finished_before_its_kept_prompts_go(
