@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from experiments.sweeps.study import Run, State, Study
+from experiments.sweeps.study import Run, State, Study, ours
 from stateful_gpt.console import cut
 
 # a column's title, and where a run's summary has it
@@ -105,6 +105,9 @@ def names_of(configs: Sequence[dict[str, Any] | None]) -> list[str]:
 def report(study: Study) -> str:
     """How the study stands, and what to type next."""
     closing = [f"Complete it:  {command}" for command in study.commands()]
+    stored = [*(plan.command for plan in study.plans), *(run.command for run in study.runs)]
+    if not (closing or study.complete) and None in map(ours, filter(None, stored)):
+        closing = ["The command of this sweep has settings that are not repeated here"]
     if any(run.state is State.FINISHED for run in study.runs):
         words = [str(study.path), "--out", str(Path("figures") / study.path.name)]
         closing.append(f"Draw it:  {shlex.join(['python', '-m', 'analysis', 'figures', *words])}")

@@ -28,8 +28,11 @@ LONGEST_COMMAND = 100_000  # characters
 # of Hydra's own settings, those that name nothing to call
 SETTING = re.compile(
     r"-m|--multirun|[+~]{0,2}(?!hydra\b)[\w./@]+(=.*)?|hydra/launcher=\w+|hydra\.mode=\w+"
+    r"|hydra\.launcher\.ray\.init\.address=auto"  # no other: it is sent what to run
     r"|hydra\.(launcher|sweeper)\.(n_jobs|max_batch_size|processes|timeout_min|cpus_per_task"
-    r"|gpus_per_node|tasks_per_node|nodes|mem_gb|partition|account|qos|array_parallelism)=.*",
+    r"|gpus_per_node|tasks_per_node|nodes|mem_gb|partition|account|qos|array_parallelism"
+    r"|constraint|max_num_timeout|signal_delay_s|ray\.remote\.(num_cpus|num_gpus|max_retries))"
+    r"=[\w.,:-]*",
     re.DOTALL,
 )
 

@@ -14,7 +14,7 @@ import pytest
 
 from experiments import status
 from experiments.sweeps.report import MOST_ROWS, names_of, report
-from experiments.sweeps.study import Run, State, Study, survey
+from experiments.sweeps.study import Plan, Run, State, Study, survey
 
 Called = tuple[int, str, str]
 Call = Callable[..., Called]
@@ -208,6 +208,13 @@ def test_the_report_of_a_big_study_stays_on_a_screen() -> None:
     assert "4960 more:  python -m analysis table runs/big" in text
     assert "3960 more that are not finished" in text
     assert "9000 runs: 5000 finished, 4000 missing" in text
+
+
+def test_a_command_that_is_not_repeated_is_spoken_of() -> None:
+    plan = Plan("python -m experiments.converge -m 'hydra.launcher.setup=[a]'", "", ())
+    text = report(Study(Path("runs/s"), (run_of(1, State.MISSING),), (plan,)))
+    assert text.endswith("\nThe command of this sweep has settings that are not repeated here")
+    assert "setup" not in text
 
 
 def test_runs_are_told_apart_by_whatever_differs() -> None:
