@@ -3,6 +3,8 @@
 Knows nothing of Hydra, tokenizers or model cards.
 """
 
+import hashlib
+import io
 import json
 import pickle
 import sys
@@ -18,7 +20,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from experiments.runs.files import write_atomically, write_json
+from experiments.runs.files import short_hash, write_atomically, write_json
 from experiments.tracking.tracker import Tracker, warn
 from experiments.train.corpus import Corpus
 from experiments.train.settings import TrainSettings
@@ -55,6 +57,11 @@ class Training:
         self.tokens_read = 0  # in all passes: what training has cost, up to a factor
         self.loss: float | None = None  # smoothed
         self.history: list[dict[str, Any]] = []
+        read = [train.tokens, held_out.tokens]
+        if settings.start_from is not None:
+            read += model.state_dict().values()
+        digests = [hashlib.sha256(tensor.cpu().numpy().data).hexdigest() for tensor in read]
+        self._texts = short_hash(digests)  # and the weights that it starts from
         self._resume()
 
     def run(self, tracker: Tracker) -> None:
@@ -127,6 +134,7 @@ class Training:
     def _save(self) -> None:
         state = {
             "settings": self.settings.deciding(),
+            "texts": self._texts,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": torch.get_rng_state(),
@@ -134,7 +142,9 @@ class Training:
             "history": json.dumps(self.history),
             **{name: getattr(self, name) for name in _COUNTS},
         }
-        write_atomically(self.output / STATE, lambda path: torch.save(state, path))
+        whole = io.BytesIO()  # into a file, torch makes a RuntimeError of a full disk
+        torch.save(state, whole)
+        write_atomically(self.output / STATE, lambda path: path.write_bytes(whole.getbuffer()))
         write_json(self.output / HISTORY, self.history)
 
     def _resume(self) -> None:
@@ -147,10 +157,13 @@ class Training:
                 broken = archive.testzip()  # it has a checksum of each of its parts
             state = torch.load(path, map_location=self.model.device, weights_only=True)
             known = broken is None and state["settings"] == self.settings.deciding()
+            # early versions did not say their texts
+            known = known and state.get("texts", self._texts) == self._texts
         except _DAMAGE:  # some early versions did not say their settings
             known = False
         if not known:
-            warn(f"{path} is damaged or of another training: this one begins anew")
+            what = "damaged, or of other settings, texts or starting weights"
+            warn(f"{path} is {what}: this training begins anew")
             return
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -165,6 +178,8 @@ class Training:
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """A row for the tracker: a list becomes one metric for each depth."""
-    lists = {key: value for key, value in row.items() if isinstance(value, list)}
-    flat = {key: value for key, value in row.items() if key not in lists}
-    return flat | {f"{key}/{n}": x for key, values in lists.items() for n, x in enumerate(values)}
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        listed = isinstance(value, list)
+        flat |= {f"{key}/{n}": x for n, x in enumerate(value)} if listed else {key: value}
+    return flat

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from experiments.runs import files
 from experiments.runs.compute_once import ALONE, Asked, RunError, disk_sentence
-from experiments.runs.folder import read_config
+from experiments.runs.folder import TRACKER, read_config
 from experiments.runs.lock import LOCK, locked
 from experiments.runs.provenance import provenance
 from experiments.settings import ConfigError
@@ -69,11 +69,15 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
     except OSError as error:
         raise ConfigError(disk_sentence(error, output, key="output")) from None
     try:
-        with locked(output):
-            if _is_trained(output, settings):
-                print(f"{output} is trained already: nothing to do")
-            else:
-                _train(settings, architecture, origin, device, *texts)
+        if _lack(output, settings) is not None:
+            with locked(output):
+                _take(output, settings)
+                if (lack := _lack(output, settings)) is not None:
+                    if (output / CARD).exists():
+                        warn(f"{output} is damaged ({lack}) and is trained again")
+                    _train(settings, architecture, origin, device, *texts)
+                    return output
+        print(f"{output} is trained already: nothing to do")
     except (MemoryError, OSError, RuntimeError) as error:
         if (whose := exhausted(error)) is not None:
             raise RunError(
@@ -185,35 +189,42 @@ def _model(origin: Checkpoint[GPT] | None, architecture: GPTConfig, *, seed: int
     return model
 
 
-def _is_trained(output: Path, settings: TrainSettings) -> bool:
-    """Whether the folder holds this very training, whole; an empty one becomes ours."""
+def _take(output: Path, settings: TrainSettings) -> None:
+    """Make the folder this training's: it is already, is empty, or another was refused there."""
     for name in (CONFIG, TOKENIZER, STATE, HISTORY, DEPTHS, CARD):
         files.remove_partial(output / name)
-    folder = cut(repr(str(output)))
-    if not (output / CONFIG).exists():
-        if any(place.name != LOCK for place in output.iterdir()):
-            raise ConfigError(
-                f"output {folder} is not empty and holds no training: choose another folder"
-            )
-        files.write_text(output / CONFIG, OmegaConf.to_yaml(settings.deciding()))
-        return False
-    if (found := read_config(output, CONFIG)) != settings.deciding():
+    folder, ours = cut(repr(str(output))), settings.deciding()
+    names = {place.name for place in output.iterdir()} - {LOCK}
+    if CONFIG not in names and names:
+        raise ConfigError(
+            f"output {folder} is not empty and holds no training: choose another folder"
+        )
+    if (found := read_config(output, CONFIG)) == ours:
+        return
+    # what a training that has saved no state yet can have written
+    begun = names - {CONFIG, TOKENIZER, TRACKER}
+    if names and (begun or found is None or found.keys() != ours.keys()):
         what = "other settings" if found is not None else f"an unreadable {CONFIG}"
         raise ConfigError(
             f"output {folder} holds a training with {what}: choose another folder, or remove it"
         )
+    files.write_text(output / CONFIG, OmegaConf.to_yaml(ours))
+
+
+def _lack(output: Path, settings: TrainSettings) -> str | None:
+    """What is not there, or not whole, of this very training; None if it is done."""
+    if read_config(output, CONFIG) != settings.deciding():
+        return f"no {CONFIG} of ours"
     if not (output / CARD).exists():
-        return False
+        return f"no {CARD}"
     depths = files.read_json(output / DEPTHS)
     try:
         load_checkpoint(output)
-        whole = isinstance(depths, dict)
-        damage = files.changed(output, depths.get("checksums")) if whole else f"unreadable {DEPTHS}"
     except CheckpointError as error:
-        damage = cut(error)
-    if damage is not None:
-        warn(f"{output} is damaged ({damage}) and is trained again")
-    return damage is None
+        return cut(error)
+    if not isinstance(depths, dict):
+        return f"unreadable {DEPTHS}"
+    return files.changed(output, depths.get("checksums"))
 
 
 def _tokenizer(settings: TrainSettings, texts: list[str]) -> Tokenizer:
@@ -227,7 +238,9 @@ def _tokenizer(settings: TrainSettings, texts: list[str]) -> Tokenizer:
         files.write_atomically(path, lambda partial: save_tokenizer(trained, partial))
         return load_tokenizer(path)
     except TokenizerError as error:
-        raise ConfigError(f"tokenizer: {error}") from None
+        said = str(error)
+        said = said if said.startswith("tokenizer ") else f"tokenizer: {said}"
+        raise ConfigError(said) from None
     except ImportError:
         message = "tokenizer=bpe needs rustbpe: pip install 'stateful_gpt[train]'"
         raise ConfigError(message) from None

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -135,6 +136,18 @@ def test_a_finished_training_is_not_touched_again(train: Train, tmp_path: Path) 
     assert not [path for path in before if path.name.startswith(".")], "nothing half-written"
 
 
+def test_a_finished_training_that_cannot_be_written_is_reported(
+    train: Train, tmp_path: Path, freeze: Callable[[Path], None]
+) -> None:
+    train("training.steps=2")
+    freeze(tmp_path / "out")
+    assert train("training.steps=2") == (
+        0,
+        f"{tmp_path / 'out'} is trained already: nothing to do\n",
+        "",
+    )
+
+
 # --- killed and resumed -------------------------------------------------------------------------
 
 
@@ -187,6 +200,30 @@ def test_a_training_killed_at_its_very_first_file_can_begin(train: Train, tmp_pa
     code, _, err = train("training.steps=2")
     assert (code, err) == (0, "")
     assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("what", ["train", "held_out", "start"])
+def test_a_training_of_other_texts_or_starting_weights_begins_anew(
+    train: Train, tmp_path: Path, what: str
+) -> None:
+    start = ("training.steps=1", f"output={tmp_path / 'start'}")
+    words = ("training.steps=2", f"start_from={tmp_path / 'start'}")
+    assert train(*start)[0] == train(*words)[0] == 0
+    (tmp_path / "out" / "README.md").unlink()  # as if killed before the end
+    assert train(*words)[2] == "", "nothing has changed"
+    (tmp_path / "out" / "README.md").unlink()
+    if what == "start":
+        shutil.rmtree(tmp_path / what)
+        train(*start, "seed=1")
+    else:
+        (tmp_path / what / "text.txt").write_text(text(3, 500), encoding="utf-8")
+    code, _, err = train(*words)
+    assert code == 0
+    assert re.fullmatch(r"warning: .* texts or starting weights: .* begins anew\n", err)
+    assert train(*words, f"output={tmp_path / 'fresh'}")[0] == 0
+    one, other = (tmp_path / folder / "history.json" for folder in ("out", "fresh"))
+    losses = [json.loads(path.read_text())[-1]["held_out_loss"] for path in (one, other)]
+    assert losses[0] == losses[1]
 
 
 # --- beside others ------------------------------------------------------------------------------
@@ -285,6 +322,25 @@ def test_another_training_in_the_same_folder_is_refused(train: Train, tmp_path: 
     assert train("training.steps=2", "device=auto", "tracking.project=another")[0] == 0
 
 
+def test_a_refused_training_does_not_take_its_folder(train: Train) -> None:
+    tokens = ("tokenizer=bpe", "architecture.vocab_size=300")  # its tokenizer is made before
+    assert train(*tokens, "architecture.block_size=100000")[0] == 2
+    code, _, err = train(*tokens, "training.steps=2")
+    assert (code, err) == (0, "")
+
+
+def test_a_state_that_cannot_be_written_is_one_sentence(train: Train) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        code, _, err = train("training.steps=2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    assert re.fullmatch(r"error: output: .* cannot be written \(.*File too large.*\)\n", err)
+    assert train("training.steps=2")[0] == 0
+
+
 def test_a_folder_of_something_else_is_refused_and_kept(train: Train, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
@@ -311,7 +367,8 @@ def test_a_folder_of_something_else_is_refused_and_kept(train: Train, tmp_path: 
         ("architecture.dropout=1.5", ["dropout", "1.5"]),
         ("architecture.vocab_size=100", ["architecture.vocab_size", "257", "100"]),
         ("architecture.block_size=100000", ["corpus.train", "architecture.block_size=100000"]),
-        ("tokenizer=/nowhere.json", ["tokenizer", "/nowhere.json"]),
+        ("tokenizer=/nowhere.json", ["error: tokenizer must be gpt2", "/nowhere.json"]),
+        ("experiment=kinds", ["experiment=kinds is for python -m experiments.converge", "names"]),
         ("training.stpes=5", ["training.stpes", "did you mean steps?"]),
         ("+nonsense=5", ["nonsense", "allowed here"]),
         ("seed=-1", ["seed", "greater than or equal to 0", "-1"]),
