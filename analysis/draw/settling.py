@@ -29,8 +29,8 @@ def settling(runs: Runs) -> Figure:
         raise style.NotDrawn("no run with feedback")
     shown = pd.concat(groups.values())
     known = runs.iterations.groupby("run")[[*MEASURES]].count().reindex(shown.index) > 0
-    known = known[shown["strength"] != 0].all()  # one axis has one measure
-    measure = next((name for name in MEASURES if known[name]), None)
+    shared = known[shown["strength"] != 0].all()  # one axis has one measure
+    measure = next((name for name in MEASURES if shared[name]), None)
     if measure is None:
         raise style.NotDrawn("no measure of errors or steps that every run with feedback recorded")
     signs = [sign for sign in (-1, 1) if (shown["strength"] * sign > 0).any()]

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -188,7 +188,8 @@ def sweep(
             whole.add(path)
     waiting = [job for path, job in distinct.items() if path not in whole]
     for study, of_study in _by_study(cells):
-        if not whole.issuperset(cell.path for cell in of_study):
+        done = whole.issuperset(cell.path for cell in of_study)
+        with suppress(OSError) if done else nullcontext():  # perhaps nothing can be written
             record(study, command, of_study)
     left = [job for job in waiting if job[0].problem is None]
     total, ended = len(distinct), len(distinct) - len(left)
