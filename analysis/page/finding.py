@@ -62,7 +62,7 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
         return f"{none} does the model clearly predict worse or better."
     if not clear:
         (change,) = changes.values()
-        by = f"{change.mean:+.2f} ± {change.half:.2f} nats a token".replace("-", "−")
+        by = f"{change.mean:+.{_digits(change)}f}".replace("-", "−") + _spread(change)
         return f"The model predicts neither clearly worse nor better: by {by}."
     parts = []
     for word, sign in (("worse", 1), ("better", -1)):
@@ -72,9 +72,9 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
             kind, strength = str(rows["kind"].at[row]), float(str(rows["strength"].at[row]))
             named = f"{kind}, " if rows["kind"].nunique() > 1 else ""
             where = f" in {len(group)} of {len(changes)} {noun}" if len(changes) > 1 else ""
-            most = "up to " if len(group) > 1 else ""
+            most, one = "up to " if len(group) > 1 else "", clear[row]
             parts.append(
-                f"{word}{where}, by {most}{group[row]:.2f} ± {clear[row].half:.2f} nats a token "
+                f"{word}{where}, by {most}{group[row]:.{_digits(one)}f}{_spread(one)} "
                 f"({named}{strength_text(kind, strength)})"
             )
     if len(changes) > len(clear):
@@ -82,3 +82,11 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
     if unknown := int(fed(rows).sum()) - len(changes):
         parts.append(f"of {unknown} the interval is not known")
     return f"With feedback the model predicts {', '.join(parts)}."
+
+
+def _digits(change: Interval) -> int:
+    return 2 if change.half >= 0.01 else 4
+
+
+def _spread(change: Interval) -> str:
+    return f" ± {change.half:.{_digits(change)}f} nats a token"

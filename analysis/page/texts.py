@@ -92,7 +92,9 @@ def thinned(texts: Sequence[Text]) -> Iterator[tuple[list[Text], list[str]]]:
     """The texts, then ever fewer of them, each time with a sentence per thing given up."""
     kept, said = list(texts), dict[str, str]()
     yield kept, []
-    for level, (what, (sentence, share)) in itertools.product(LEVELS, GIVEN_UP.items()):
+    # whole runs last: with them go strengths that a reader would compare
+    order = sorted(itertools.product(LEVELS, GIVEN_UP.items()), key=lambda one: one[1][0] == "runs")
+    for level, (what, (sentence, share)) in order:
         most = int(level * share)
         fewer = _thin(kept, what, most)
         if fewer != kept:
@@ -121,9 +123,9 @@ def _thin(texts: list[Text], what: str, most: int) -> list[Text]:
 
 
 def _spread(items: list[int], most: int) -> set[int]:
-    """First and last, and others evenly between."""
+    """Last and first, and others evenly between."""
     unique = sorted({*items})
-    places = np.linspace(0, len(unique) - 1, min(most, len(unique))).round().astype(int)
+    places = np.linspace(len(unique) - 1, 0, min(most, len(unique))).round().astype(int)
     return {unique[place] for place in places}
 
 
@@ -133,7 +135,7 @@ def _fewer_passes(text: Text, most: int) -> Text:
     if count <= most:
         return text
     early = most // 2
-    late = np.geomspace(early, count - 1, most - early).round().astype(int)
+    late = np.geomspace(count - 1, early, most - early).round().astype(int)
     rows = np.unique(np.concatenate([np.arange(early), late]))
     return replace(text, passes=text.passes[rows], values=text.values[rows])
 

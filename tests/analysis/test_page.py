@@ -22,7 +22,7 @@ from analysis.intervals import Interval
 from analysis.page import build as page_build
 from analysis.page.build import RUN_LIMIT, build, page_of_run
 from analysis.page.finding import finding
-from analysis.page.texts import PER_NAT, Text, texts_of
+from analysis.page.texts import PER_NAT, Text, texts_of, thinned
 from tests.analysis.conftest import TEXTS
 
 MakeRun = Callable[..., Path]
@@ -144,6 +144,23 @@ def test_a_large_study_is_thinned_until_it_fits_and_says_how(study: Path) -> Non
         number = [one[6] for one in data["texts"]][list(few_texts).index(key)]
         rows = np.array(data["passes"][number]) - 1
         assert np.array_equal(kept, whole_texts[key][rows])
+
+
+def test_what_is_thinned_most_keeps_its_end_and_whole_runs_go_last() -> None:
+    passes, values, still = np.arange(1, 41), np.zeros((40, 3), np.int16), np.zeros(3, np.uint16)
+    texts = [
+        Text(run, prompt, step, 0, ("a", "b", "c"), passes, values, still, plain=True)
+        for run in range(80)
+        for prompt in "pq"
+        for step in range(6)
+    ]
+    levels = [kept for kept, _ in thinned(texts) if kept]
+    for kept in levels:
+        assert {(one.passes[0], one.passes[-1]) for one in kept} == {(1, 40)}
+        assert {one.step for one in kept} >= {5}
+    fewest = next(kept for kept in levels if len({one.run for one in kept}) < 80)
+    assert len({one.prompt for one in fewest}) == 1
+    assert [len(one.passes) for one in fewest[:1]] == [2]
 
 
 def test_a_thinned_study_keeps_texts_of_every_run(make_run: MakeRun, tmp_path: Path) -> None:
@@ -344,6 +361,8 @@ def test_the_finding_speaks_of_what_is_fed_back_and_owns_what_it_does_not_know()
         "Fed back, the model's estimates came to rest in all 2 runs. With feedback the model "
         "predicts worse, by 1.00 ± 0.10 nats a token (β = 1), of 1 the interval is not known."
     )
+    slight = {2: Interval(-0.007, -0.0108, -0.0032, "tokens")}
+    assert "by 0.0070 ± 0.0038 nats" in finding(runs, runs, slight, longest=5, left_out=0)
     plain = runs[:1]
     assert finding(plain, plain, {}, longest=5, left_out=0) == ""
 

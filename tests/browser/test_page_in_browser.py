@@ -111,6 +111,30 @@ def test_the_first_paint_comes_within_a_second(shown: Shown) -> None:
     assert shown.run(entry) <= 1000  # ms
 
 
+def test_keys_of_the_page_work_while_a_token_has_the_focus(shown: Shown) -> None:
+    from selenium.webdriver import Keys
+
+    shown.slide("strength-b", 6)
+    token = shown.find("#tokens-b .token:nth-of-type(5)")
+    token.click()
+    before = shown.state()
+    shown.browser.switch_to.active_element.send_keys(Keys.SHIFT + Keys.ARROW_LEFT)
+    after = shown.state()
+    assert before != after
+    assert shown.run("return document.getElementById('strength-b').value") == "5"
+
+
+def test_the_link_is_right_after_many_looks(shown: Shown) -> None:
+    shown.run(
+        "const all = [...document.querySelectorAll('#tokens-a .token')];"
+        "for (let i = 0; i < 600; i++) all[i % all.length]"
+        ".dispatchEvent(new PointerEvent('pointerover', {bubbles: true}));"
+    )
+    shown.slide("pass", 3)
+    assert "pass=3" in shown.run("return location.hash")
+    assert shown.console() == []
+
+
 def test_a_token_draws_its_path_and_a_click_on_it_sets_the_pass(shown: Shown) -> None:
     from selenium.webdriver import ActionChains
 

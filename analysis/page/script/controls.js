@@ -19,8 +19,11 @@ function makeControls() {
     const said = runs.filter((run) => run.texts.length).map((run) => run.settings[index]);
     const values = [...new Set(said)].sort((one, other) => compare(one, other, false));
     if (values.length < 2) return;
-    addSelect(choices, `setting-${index}`, capital(name.replaceAll(".", " ")), () => values.map((value) => [value, value || "–"]),
-      () => view.a.settings[index], (value) => show({ a: withSetting(index, value), pass: LAST }));
+    addSelect(choices, `setting-${index}`, capital(name.replace(/[._]/g, " ")), () => values.map((value) => [value, value || "–"]),
+      () => view.a.settings[index], (value) => {
+        const a = withSetting(index, value);
+        show({ a, pass: LAST, ...(!promptsOf(a).includes(view.prompt) && { token: null }) });
+      });
   });
   if (texts.some((text) => text.step > 0)) {
     addSelect(choices, "step", "Tokens generated", () => stepsOf().map((step) => [step, step]),
@@ -84,15 +87,12 @@ function capital(name) {
 }
 
 function togglePlay() {
-  if (playing()) {
-    stop();
-  } else {
-    if (view.pass >= lastPass()) show({ pass: 1 });
-    ticking = setInterval(() => {
-      show({ pass: view.pass + 1 });
-      if (view.pass >= lastPass()) stop();
-    }, TICK);
-  }
+  if (playing()) return stop();
+  if (view.pass >= lastPass()) show({ pass: 1 });
+  ticking = setInterval(() => {
+    show({ pass: view.pass + 1 });
+    if (view.pass >= lastPass()) stop();
+  }, TICK);
   drawPlay();
 }
 
@@ -111,7 +111,7 @@ function drawPlay() {
 /** Keys of the whole page, where what has the focus has no use for them itself. */
 function pressed(event) {
   if (event.altKey || event.ctrlKey || event.metaKey || !view.a) return;
-  const busy = event.target.closest?.("input, select, .scroll, [role=listbox]");
+  const busy = event.target.closest?.("input, select, .scroll");
   const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (way && !busy && event.shiftKey) {
     const name = view.b ? "b" : "a";

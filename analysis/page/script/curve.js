@@ -7,12 +7,13 @@ const LABELS = 74; // pixels at the right for the names of the curves
 
 function drawCurve() {
   const token = view.hover ?? view.token;
-  const lines = family();
+  const all = family();
+  const [, text] = all.find(([run]) => run === view.a) ?? all[0];
+  // a text that was written otherwise has another token there
+  const lines = all.filter(([, other]) => token === null || other.tokens[token] === text.tokens[token]);
   const measure = ([, text], pass) =>
-    token === null ? mean(text, pass, surprise)
-      : token < text.tokens.length ? surprise(text, pass, token) : null;
+    token === null ? mean(text, pass, surprise) : surprise(text, pass, token);
   const passes = Array.from({ length: lastPass() }, (_, index) => index + 1);
-  const [, text] = lines.find(([run]) => run === view.a) ?? lines[0];
   const title = document.getElementById("curve-title");
   const what = token === null ? "the whole text, a token on average" : "";
   title.replaceChildren("Surprise after each pass: ", what);
@@ -24,12 +25,14 @@ function drawCurve() {
     .map((line) => `${strengthName(line[0])}: ${number(measure(line, view.pass), 2)}`);
   document.getElementById("curve").setAttribute(
     "aria-label", `${title.textContent} Pass ${view.pass}: ${said.join("; ")} nats`);
-  const shown = [view.prompt, view.step, view.a.index, view.b?.index, dark.matches].join();
+  const drawn = lines.map(([run]) => run.index);
+  const shown = [view.prompt, view.step, view.a.index, view.b?.index, dark.matches, ...drawn].join();
   if (shown === plotted && token === pathOf) {
     plot.redraw(false);
     return;
   }
-  const data = [passes, ...lines.map((line) => passes.map((pass) => measure(line, pass)))];
+  const point = (line) => (pass) => (hasPass(line[1], pass) ? measure(line, pass) : null);
+  const data = [passes, ...lines.map((line) => passes.map(point(line)))];
   pathOf = token;
   if (shown === plotted) {
     plot.setData(data);
@@ -52,6 +55,7 @@ function options(lines, last) {
       width: place ? 2.5 : 1,
       dash: place === "b" ? [7, 4] : undefined,
       points: { show: last === 1 },
+      spanGaps: true,
     };
   });
   const axis = {

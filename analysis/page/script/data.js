@@ -49,9 +49,12 @@ function textOf(run, prompt, step) {
 
 /** The estimates after a pass: after the last one that is kept nothing moves. */
 function rowAt(text, pass) {
-  let row = text.passes.length - 1;
-  while (row > 0 && text.passes[row] > pass) row -= 1;
-  return text.values[row];
+  return text.values[Math.max(0, text.passes.findLastIndex((kept) => kept <= pass))];
+}
+
+/** Whether the page has the estimates of a pass; a thinned one may lack them. */
+function hasPass(text, pass) {
+  return text.passes.includes(pass) || pass > text.passes.at(-1);
 }
 
 /** Surprise of a token in nats, -log of its probability; null where there is no number. */

@@ -64,7 +64,8 @@ function tableRow(data, all) {
       const able = data.runs.filter((run) => run.texts.length);
       cell.scope = "row";
       const name = strengthName(data.runs[0]);
-      const title = `Show ${data.runs.map((run) => run.id).join(", ")}`;
+      const ids = data.runs.map((run) => run.id).join(", ");
+      const title = able.length ? `Show ${ids}` : `This page keeps no text of ${ids}`;
       const button = make("button", { type: "button", title }, name);
       button.disabled = !able.length;
       button.addEventListener("click", () => choose(able));

@@ -95,8 +95,11 @@ function walk(event, box) {
 function meanSentence(text) {
   const now = mean(text, view.pass, surprise);
   const than = mean(text, view.pass, change);
-  const words = `mean surprise ${number(now, 2)} nats a token`;
-  return than === null ? words : `${words} (${number(than, 2, true)} against the plain model)`;
+  const kept = text.passes.findLast((pass) => pass <= view.pass);
+  const after = hasPass(text, view.pass) ? "" : ` after pass ${kept}, the last one kept before`;
+  const words = `mean surprise ${number(now, 2)} nats a token${after}`;
+  const beside = than === null ? "the plain model's is not known" : `${number(than, 2, true)} against the plain model`;
+  return `${words} (${beside})`;
 }
 
 /** One token in words, on both sides. */
@@ -116,8 +119,10 @@ function drawReadout() {
     const now = surprise(text, view.pass, token);
     const than = change(text, view.pass, token);
     const settles = text.settles[token];
+    const own = text.tokens[token] === sides[0][1].tokens[token] ? "" : `, “${visible(text.tokens[token])}”`;
+    if (token === 0) return `${strengthName(run)}${own}: nothing predicts the first token`;
     return [
-      `${strengthName(run)}: surprise ${number(now, 2)} nats`,
+      `${strengthName(run)}${own}: surprise ${number(now, 2)} nats`,
       now === null ? "" : `, probability ${percent(Math.exp(-now))}`,
       than === null ? "" : `, ${number(than, 2, true)} against the plain model`,
       settles ? `, settles at pass ${settles}` : ", still moving at the end",

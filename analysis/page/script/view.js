@@ -64,13 +64,13 @@ function family() {
 
 /** The last pass after which something still moved, at any strength. */
 function lastPass() {
-  return Math.max(...family().map(([, text]) => text.passes.at(-1)));
+  return Math.max(...family().map(([, text]) => Math.max(text.passes.at(-1), ...text.settles)));
 }
 
 /** The first view: both ends of the strengths at rest, where there are most and most has changed. */
 function firstView() {
   const at = study.columns.findIndex(({ key }) => key === "change");
-  const moves = (run) => run.texts.at(-1).passes.length > 1;
+  const moves = (run) => run.texts.at(-1).passes.length > 1 && run.texts.at(-1).plain !== null;
   const weight = (run) =>
     siblings(run).length + 0.9 * Math.tanh(Math.abs(rows[run.row].measures[at]) || 0) + 0.1 * moves(run);
   const able = runs.filter((run) => run.texts.length);
@@ -88,6 +88,7 @@ function writeAddress() {
     colour: view.colour,
     ...(view.token !== null && { token: view.token }),
   });
+  if (`#${words}` === location.hash) return; // a browser ignores what comes too often
   try {
     history.replaceState(null, "", `#${words}`);
   } catch {
