@@ -22,7 +22,15 @@ from stateful_gpt.console import cut
 from stateful_gpt.hugging_face_folder import FILES, read_hugging_face
 from stateful_gpt.language_model import LanguageModel
 from stateful_gpt.model import GPT
-from stateful_gpt.tokenizer import BytePairs, Characters, Tokenizer, load_tokenizer, save_tokenizer
+from stateful_gpt.tokenizer import (
+    TOKENIZER_FILES,
+    BytePairs,
+    Characters,
+    Tokenizer,
+    has_other_words,
+    load_tokenizer,
+    save_tokenizer,
+)
 from stateful_gpt.untrusted import SETTINGS_SIZE, open_regular, parse_json, read_regular
 from stateful_gpt.untrusted import CheckpointError as CheckpointError
 from stateful_gpt.weights import (
@@ -37,6 +45,7 @@ from stateful_gpt.weights import (
 )
 
 NANOGPT_WEIGHTS = "ckpt.pt"
+SHARDS = f"{WEIGHTS}.index.json"  # of weights in several files
 BUNDLED = ("bundled", "bundled_stateful")
 # names that stand for a folder of transformers, and the command that makes it
 PREPARED = {"smollm2": (Path("data/models/smollm2"), "python -m scripts.prepare_smollm2")}
@@ -97,7 +106,7 @@ def load_checkpoint(
             ``model.safetensors``) or of nanoGPT's (``ckpt.pt``); that file; or a hub name such as
             ``gpt2``, which needs a network.
         tokenizer: ``gpt2``, ``byte`` or a file. None means the one the checkpoint names or has
-            beside it (nanoGPT's ``meta.pkl``), else GPT-2's.
+            beside it (nanoGPT's ``meta.pkl``), else GPT-2's, unless a GPT-2 has other words.
 
     Raises:
         CheckpointError: missing, foreign, damaged or unsafe files, weights that the machine has no
@@ -105,8 +114,13 @@ def load_checkpoint(
     """
     path = locate(source)
     stored = read_folder(path) if path.is_dir() else read_nanogpt(path)
-    model, ids = build_model(stored, dtype=dtype), stored.config.vocab_size
     chosen = stored.tokenizer if tokenizer is None else tokenizer
+    if chosen is None:
+        raise CheckpointError(
+            f"{path} has a tokenizer whose words are not GPT-2's: model=hugging_face reads it, and"
+            " model.tokenizer=gpt2 reads GPT-2's all the same"
+        )
+    model, ids = build_model(stored, dtype=dtype), stored.config.vocab_size
     encoding = load_tokenizer(chosen, vocab_size=ids)
     if encoding.n_vocab > ids:
         raise CheckpointError(
@@ -126,11 +140,15 @@ def library_of(source: str | Path) -> Library:
         return "transformers"
     path = Path(source)
     try:
-        folder = path if path.exists() else _download(str(source), (CONFIG,), extra="hub")
+        files = (CONFIG, SHARDS, *TOKENIZER_FILES)
+        folder = path if path.exists() else _download(str(source), files, extra="hub")
         settings = parse_json(read_regular(folder / CONFIG, most=SETTINGS_SIZE))
     except (OSError, ValueError):
         return "stateful_gpt"
-    return "stateful_gpt" if settings.get("model_type", "gpt2") == "gpt2" else "transformers"
+    if settings.get("model_type") == "gpt2":
+        other = (folder / SHARDS).exists() or has_other_words(folder)
+        return "transformers" if other else "stateful_gpt"
+    return "transformers" if "model_type" in settings else "stateful_gpt"
 
 
 def locate(source: str | Path, library: Library = "stateful_gpt") -> Path:
@@ -152,7 +170,7 @@ def locate(source: str | Path, library: Library = "stateful_gpt") -> Path:
         raise CheckpointError(
             f"there is no model file or folder {cut(repr(name))} ({cut(error)})"
         ) from None
-    return _download(name, (CONFIG, WEIGHTS), extra="hub")
+    return _download(name, (CONFIG, WEIGHTS, *TOKENIZER_FILES), extra="hub")
 
 
 def _locate_of_transformers(name: str, path: Path) -> Path:
@@ -212,7 +230,8 @@ def fingerprint(source: str | Path, *, library: Library | None = None) -> str:
         return digest.hexdigest()[:16]
     own = [path / name for name in sorted((WEIGHTS, CONFIG, TOKENIZER))]
     for file in own if path.is_dir() else [path, path.with_name(NANOGPT_TOKENIZER)]:
-        if file.exists():  # whatever it is called
+        # whatever it is called; GPT-2's words are GPT-2's, whether they were downloaded or not
+        if file.exists() and (file.name != TOKENIZER or has_other_words(path)):
             with open_regular(file) as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -9,12 +9,11 @@ import torch
 
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
-from stateful_gpt.tokenizer import Tokenizer, load_tokenizer
+from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from stateful_gpt.untrusted import CheckpointError
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # as SentencePiece spells one
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def read_hugging_face(
@@ -77,7 +76,7 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
 
 def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
     """The tokenizer in a folder; GPT-2's own for a GPT-2 that comes without one."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not any(file.is_file() for name in TOKENIZER_FILES for file in folder.glob(name)):
         if model.config.model_type == "gpt2":
             return load_tokenizer("gpt2")
         raise CheckpointError(f"{folder} has no tokenizer: name one (gpt2, byte or a file)")

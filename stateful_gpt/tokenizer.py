@@ -34,6 +34,8 @@ CHARACTERS_FORMAT = "stateful_gpt.characters/1"
 SPLIT_PATTERN = (
     r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 )
+# of transformers: the names that a tokenizer's own files may have
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
 # where the rule would go back over every white space of a run, for which its stack is too small;
@@ -170,6 +172,19 @@ def gpt2_tokenizer() -> BytePairs:
 
 
 @cache
+def has_other_words(folder: Path) -> bool:
+    """Whether a folder of transformers has a tokenizer whose words are not GPT-2's."""
+    for file in (found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
+        try:
+            content = parse_json(read_regular(file, most=TOKENIZER_SIZE))
+            ids = content if file.name == "vocab.json" else dict(content["model"]["vocab"])
+        except (ValueError, KeyError, TypeError):
+            return True
+        if [ids.get(word) for word in ("Ġthe", "Ġgazed")] != [262, 50255]:
+            return True
+    return False
+
+
 def byte_tokenizer(*, ends: bool = True) -> BytePairs:
     """One id a byte, and 256 for end-of-text if there is one."""
     return BytePairs("byte", {bytes([b]): b for b in range(256)}, ends=ends)

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.model import GPT, GPTConfig
+from stateful_gpt.tokenizer import has_other_words
 from stateful_gpt.untrusted import (
     SETTINGS_SIZE,
     CheckpointError,
@@ -59,7 +60,7 @@ class Stored:
     file: Path  # of its weights
     state: dict[str, Tensor]
     config: GPTConfig
-    tokenizer: str | Path
+    tokenizer: str | Path | None  # None: one of its own, which only transformers reads
     trained_passes: int | None = None
 
 
@@ -129,7 +130,7 @@ def _published_gpt2(
         prefix = "" if name.startswith(("transformer.", "lm_head.")) else "transformer."
         transposed = name.endswith(_TRANSPOSED) and tensor.ndim == 2
         renamed[prefix + name] = tensor.t() if transposed else tensor
-    return Stored(weights, renamed, config, "gpt2")
+    return Stored(weights, renamed, config, None if has_other_words(file.parent) else "gpt2")
 
 
 def _require(file: Path, key: str, value: object, holds: bool, allowed: str) -> None:

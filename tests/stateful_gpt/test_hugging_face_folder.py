@@ -25,6 +25,7 @@ from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import generate
 from stateful_gpt.hugging_face import HuggingFaceModel
 from stateful_gpt.language_model import Modulation
+from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.trajectory import trajectory
@@ -230,6 +231,33 @@ def test_special_tokens_may_lie_beyond_the_embeddings_but_no_others(folder: Path
         file.unlink()
     smaller.save_pretrained(folder)
     assert "uses the id 255, but" in refusal(folder, tokenizer=None)
+
+
+def test_a_gpt2_is_never_read_with_words_that_are_not_its_own(tmp_path: Path) -> None:
+    tiny("gpt2", dtype=torch.float32, vocab_size=50257).save_pretrained(tmp_path)
+    with_tokenizer(tmp_path, special=["<end>"])
+    own = fingerprint(tmp_path)
+    for damaged in (False, True):
+        with pytest.raises(CheckpointError, match=r"model=hugging_face reads it.*tokenizer=gpt2"):
+            load_checkpoint(tmp_path)
+        assert load_checkpoint(tmp_path, tokenizer="gpt2").tokenizer.name == "gpt2"
+        if not damaged:
+            assert load_model(tmp_path).tokenizer.n_vocab == 257
+            (tmp_path / "tokenizer.json").write_text('{"model": []}')
+    with pytest.raises(CheckpointError, match="is not a tokenizer that transformers loads"):
+        load_model(tmp_path)
+    words = {"model": {"vocab": {"Ġthe": 262, "Ġgazed": 50255}}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
+    assert isinstance(load_model(tmp_path).model, GPT)
+    plain = fingerprint(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    assert fingerprint(tmp_path) == plain != own  # as downloaded without its words
+
+
+def test_a_gpt2_in_several_files_is_read_by_transformers(tmp_path: Path) -> None:
+    model = tiny("gpt2", dtype=torch.float32, vocab_size=BYTES)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert isinstance(load_model(tmp_path, tokenizer="byte").model, HuggingFaceModel)
 
 
 def test_a_broken_tokenizer_is_one_sentence(folder: Path) -> None:
