@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
-from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
+from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer
 from stateful_gpt.untrusted import CheckpointError
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
@@ -26,7 +27,11 @@ def read_hugging_face(
     """The model of a folder, and the tokenizer that is named, or else its own."""
     model = _read_model(folder, dtype).to(device)
     adapter = HuggingFaceModel(model)
-    encoding = load_tokenizer(tokenizer) if tokenizer else _own_tokenizer(folder, model)
+    encoding = (
+        load_tokenizer(tokenizer, vocab_size=adapter.vocab_size)
+        if tokenizer
+        else _own_tokenizer(folder, model)
+    )
     largest = encoding.n_vocab - 1
     if isinstance(encoding, HuggingFaceTokenizer):
         # special tokens may lie beyond the embeddings: no text has them
@@ -120,10 +125,11 @@ class HuggingFaceTokenizer:
         backend.no_padding()
         self._backend = backend
         added = backend.get_added_tokens_decoder()
-        self._added = {i: str(token.content).encode() for i, token in added.items()}
         self._special = {i for i, token in added.items() if token.special}
         decoder = str(backend.decoder)
         self._byte_level, self._spaced = "ByteLevel" in decoder, "▁" in decoder
+        space = " " if self._spaced else "▁"  # runs of spaces may be added tokens, as in Gemma
+        self._added = {i: str(t.content).replace("▁", space).encode() for i, t in added.items()}
         self.name = name
         self.n_vocab = max(backend.get_vocab().values()) + 1  # there may be holes below it
         self.start_tokens = self._start()
@@ -131,11 +137,13 @@ class HuggingFaceTokenizer:
 
     def _start(self) -> tuple[int, ...]:
         """What the tokenizer itself puts before a text."""
-        alone = self._backend.encode("a", add_special_tokens=False).ids
-        ids = self._backend.encode("a", add_special_tokens=True).ids
-        for at in range(len(ids)):
-            if ids[at : at + len(alone)] == alone:
-                return tuple(ids[:at])
+        words = (word for word, i in self._backend.get_vocab().items() if i not in self._special)
+        for text in ("a", *words):
+            with suppress(TokenizerError):  # some vocabularies have no "a"
+                if alone := self._ids(text):
+                    ids, count = self._ids(text, add_special_tokens=True), len(alone)
+                    starts = (ids[:at] for at in range(len(ids)) if ids[at : at + count] == alone)
+                    return tuple(next(starts, ()))
         return ()
 
     @property
@@ -146,8 +154,16 @@ class HuggingFaceTokenizer:
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text behind the start token, if the model was trained with one."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return [*self.start_tokens, *ids]
+        return [*self.start_tokens, *self._ids(text)]
+
+    def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except Exception as error:  # tokenizers raises no other kind
+            raise TokenizerError(
+                f"the tokenizer {cut(repr(self.name))} cannot encode the text: {cut(error)}"
+            ) from None
+        return ids
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of one id; KeyError where there is none."""

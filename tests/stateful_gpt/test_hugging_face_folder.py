@@ -260,6 +260,11 @@ def test_a_gpt2_in_several_files_is_read_by_transformers(tmp_path: Path) -> None
     assert isinstance(load_model(tmp_path, tokenizer="byte").model, HuggingFaceModel)
 
 
+def test_a_model_of_256_bytes_needs_no_end_token(tmp_path: Path) -> None:
+    tiny("llama", dtype=torch.float32, vocab_size=256).save_pretrained(tmp_path)
+    assert load_hugging_face(tmp_path, tokenizer="byte").tokenizer.end_tokens == ()
+
+
 def test_a_broken_tokenizer_is_one_sentence(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     assert "tokenizer" in refusal(folder, tokenizer=None)

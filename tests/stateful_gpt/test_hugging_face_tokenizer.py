@@ -1,10 +1,22 @@
 """Fast tokenizers of Hugging Face with the face of the project's own."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from stateful_gpt.hugging_face_folder import HuggingFaceTokenizer
-from stateful_gpt.tokenizer import decode, token_text
+from stateful_gpt.tokenizer import TokenizerError, decode, token_text
 
 TEXT = "Ein Bär 🐻 sagt:\n\t<end> ½"
 
@@ -90,6 +102,41 @@ def test_sentence_pieces_begin_with_the_start_token_and_a_space() -> None:
     assert ids[-1] != 2
     assert b"".join(encoding.decode_single_token_bytes(i) for i in ids[1:]) == b" " + TEXT.encode()
     assert encoding.decode_single_token_bytes(1) == b"<s>"
+
+
+def bases(model: Callable[[dict[str, int]], Any]) -> Tokenizer:
+    """Four letters, none of them an "a", behind a start token; nothing for what is unknown."""
+    backend = Tokenizer(model({word: i for i, word in enumerate(["<s>", *"ACGT"])}))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.add_special_tokens(["<s>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return backend
+
+
+# of an "a" the one raises, the other makes no ids
+@pytest.mark.parametrize("model", [models.WordLevel, partial(models.BPE, merges=[])])
+def test_the_start_token_is_found_where_there_is_no_a(
+    model: Callable[[dict[str, int]], Any],
+) -> None:
+    encoding = HuggingFaceTokenizer(bases(model), name="bases", end_tokens=[])
+    assert encoding.encode_ordinary("CAT") == [0, 2, 1, 4]
+
+
+def test_a_text_that_has_no_ids_is_one_sentence() -> None:
+    backend = bases(models.WordLevel)
+    backend.add_tokens(["a"])  # the start token is found
+    encoding = HuggingFaceTokenizer(backend, name="bases", end_tokens=[])
+    with pytest.raises(TokenizerError, match=r"^the tokenizer 'bases' cannot encode the text: "):
+        encoding.encode_ordinary("N")
+
+
+def test_runs_of_spaces_that_were_added_are_spaces() -> None:
+    backend = sentence_pieces()
+    backend.add_tokens([AddedToken("▁▁", normalized=False)])  # as Gemma has them
+    encoding = HuggingFaceTokenizer(backend, name="pieces", end_tokens=[])
+    assert encoding.decode_single_token_bytes(backend.token_to_id("▁▁")) == b"  "
 
 
 def test_special_tokens_are_used_only_where_they_start_a_text() -> None:
