@@ -58,6 +58,7 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
         # float64 by way of float32: what is computed when a model is made is the same then
         dtype=torch.float32 if wide else dtype,
         use_safetensors=True,
+        attn_implementation="eager",  # the settings may name one that is code from the hub
         ignore_mismatched_sizes=True,  # they are refused below
         output_loading_info=True,
     )

@@ -146,6 +146,13 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path, tmp_path: Path) -
     assert not ran.exists()
 
 
+def test_settings_do_not_choose_the_code_of_attention(folder: Path) -> None:
+    tokens = torch.tensor([[3, 5, 8]])
+    expected = logits(folder, tokens)
+    edit(folder / "config.json", attn_implementation="somebody/kernels")
+    assert torch.equal(logits(folder, tokens), expected)
+
+
 def test_weights_of_another_shape_are_refused(folder: Path) -> None:
     edit(folder / "config.json", intermediate_size=32)
     assert "layers.0.mlp.down_proj.weight is of another shape" in refusal(folder)
