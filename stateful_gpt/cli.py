@@ -136,7 +136,7 @@ def _as_options(arguments: list[str]) -> list[str]:
         name, equals, value = word.partition("=")
         if words and words[-1] in ("--strength", "--hidden_strength"):
             words[-1] += f"={word}"
-        elif name.startswith("--"):
+        elif name.startswith("--") and " " not in name:  # else it is a text, to argparse too
             words.append(f"--{name[2:].replace('-', '_')}{equals}{value}")
         else:
             words.append(word)

@@ -145,6 +145,11 @@ def test_a_negative_strength_needs_no_equals_sign(run: Run, strength: str) -> No
     assert (code, out) == run("--max_new_tokens", "2", "--greedy", f"--strength={strength}")[:2]
 
 
+def test_a_prompt_that_begins_with_dashes_stays_as_it_is(run: Run) -> None:
+    prompt = "-- A well-known fact"
+    assert run("--prompt", prompt, "--max_new_tokens", "0")[:2] == (0, prompt + "\n")
+
+
 def test_the_smallest_strength_and_the_largest_seed_are_accepted(run: Run) -> None:
     code, _, err = run("--max_new_tokens", "2", "--seed", str(2**63 - 1), "--strength=-1e-300")
     assert code == 0
