@@ -288,5 +288,7 @@ def _run(options: argparse.Namespace) -> int:
             f" {options.iterations} passes (--iterations)"
         )
     if Outcome.DIVERGED in unsettled:
-        return _tell("the estimates diverged: try a smaller --strength", 1)
+        fed = "the estimates diverged: try a smaller --strength"
+        own = "the model's own outputs are not finite: its weights are damaged, or too large"
+        return _tell(fed if feedback.active else own, 1)
     return 0

@@ -139,6 +139,11 @@ class HuggingFaceModel:
         plain.set_attn_implementation("eager")
         with self._precision():
             expected = plain(input_ids=ids, use_cache=False).logits[0]
+        if not bool(expected.isfinite().all()):
+            raise CheckpointError(
+                f"the outputs of this {type(self._model).__name__} are not finite: its weights are"
+                f" damaged, or too large for {self.dtype}"
+            )
         cache, by_cache = self.new_cache(batch=1, capacity=CHECKED_TOKENS), torch.empty_like(hidden)
         for start, end in ((0, 3), (3, 5), (4, 6)):
             cache.length = start

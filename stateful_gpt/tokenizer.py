@@ -158,7 +158,8 @@ def load_tokenizer(name: str | Path, *, vocab_size: int | None = None) -> Tokeni
             return _bpe_from_json(content)
         return BytePairs(path.stem, _ranks_from_lines(raw), ends=True)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TokenizerError(f"{path} is not a tokenizer file: {cut(error)}") from None
+        lacks = "it lacks " if isinstance(error, KeyError) else ""
+        raise TokenizerError(f"{path} is not a tokenizer file: {lacks}{cut(error)}") from None
 
 
 @cache
@@ -171,7 +172,6 @@ def gpt2_tokenizer() -> BytePairs:
     return BytePairs("gpt2", _ranks_from_lines(raw), ends=True)
 
 
-@cache
 def has_other_words(folder: Path) -> bool:
     """Whether a folder of transformers has a tokenizer whose words are not GPT-2's."""
     for file in (found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
@@ -185,6 +185,7 @@ def has_other_words(folder: Path) -> bool:
     return False
 
 
+@cache
 def byte_tokenizer(*, ends: bool = True) -> BytePairs:
     """One id a byte, and 256 for end-of-text if there is one."""
     return BytePairs("byte", {bytes([b]): b for b in range(256)}, ends=ends)

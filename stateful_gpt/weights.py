@@ -50,6 +50,7 @@ _PUBLISHED: dict[str, tuple[object, ...]] = {
     "add_cross_attention": (False,),
 }
 _MASK_BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$")
+_WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")  # of torch.compile and of DDP
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -175,7 +176,7 @@ def read_nanogpt(path: Path) -> Stored:
     names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
     sizes = {name: arguments.get(name) for name in names}
     config = _config(path, **sizes, bias=arguments.get("bias", True))
-    state = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
+    state = {_WRAPPERS.sub("", str(name)): tensor for name, tensor in state.items()}
     beside = path.with_name(NANOGPT_TOKENIZER)
     return Stored(path, state, config, beside if beside.exists() else "gpt2")
 

@@ -196,7 +196,7 @@ def nanogpt_content(model: GPT, *, prefix: str = "", **arguments: object) -> dic
     }
 
 
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("bias", [True, False])
 def test_nanogpt_checkpoints_load(make_gpt: Make, tmp_path: Path, prefix: str, bias: bool) -> None:
     model = make_gpt(2, vocab_size=BYTES, bias=bias)

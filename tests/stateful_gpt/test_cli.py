@@ -552,6 +552,18 @@ def test_an_absurd_strength_ends_in_a_sentence_at_worst(
         assert "diverged" in err
 
 
+def test_a_plain_model_without_numbers_is_told_of_its_weights(
+    run: Run, make_gpt: Callable[..., GPT], tmp_path: Path
+) -> None:
+    model = make_gpt(1, vocab_size=257)
+    torch.nn.init.constant_(model.transformer.ln_f.weight, torch.nan)
+    save_checkpoint(model, tmp_path / "m", tokenizer="byte")
+    code, _, err = run("--max_new_tokens", "2", model=tmp_path / "m")
+    assert code == 1
+    assert "the model's own outputs are not finite" in err
+    assert "--strength" not in err.removeprefix(PLAIN)
+
+
 # --- every setting of a feedback ------------------------------------------------------------------
 
 

@@ -272,6 +272,13 @@ def test_a_model_of_256_bytes_needs_no_end_token(tmp_path: Path) -> None:
     assert load_hugging_face(tmp_path, tokenizer="byte").tokenizer.end_tokens == ()
 
 
+def test_weights_that_are_no_numbers_are_said_to_be_so(folder: Path) -> None:
+    for shard in folder.glob("model-*.safetensors"):
+        broken = {name: torch.full_like(one, torch.nan) for name, one in load_file(shard).items()}
+        save_file(broken, shard, metadata={"format": "pt"})
+    assert "the outputs of this LlamaForCausalLM are not finite" in refusal(folder)
+
+
 def test_a_broken_tokenizer_is_one_sentence(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     assert "tokenizer" in refusal(folder, tokenizer=None)

@@ -339,6 +339,12 @@ def test_any_other_pickle_is_one_sentence(tmp_path: Path, damage: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_meta_pkl_without_its_characters_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 2, "itos": {0: "a", 1: "b"}}))
+    with pytest.raises(TokenizerError, match="it lacks 'stoi'"):
+        load_tokenizer(tmp_path / "meta.pkl")
+
+
 def test_code_in_a_meta_pkl_does_not_run(tmp_path: Path) -> None:
     path, marker = tmp_path / "meta.pkl", tmp_path / "ran"
     path.write_bytes(pickle.dumps(meta(more=RunsCode(marker))))
