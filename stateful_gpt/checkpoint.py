@@ -214,8 +214,13 @@ def _download(name: str, files: Sequence[str], *, extra: str) -> Path:
 
 def _with_revision(source: str | Path, found: Path) -> str:
     """``NAME@REVISION`` of what was found in the hub's cache, else the source as it is."""
-    cached = found.parent.name == "snapshots" and found != Path(source)
+    cached = _in_cache(found) and found != Path(source)
     return f"{source}@{found.name}" if cached else str(source)
+
+
+def _in_cache(folder: Path) -> bool:
+    """Whether it is the hub's."""
+    return folder.parent.name == "snapshots"
 
 
 def fingerprint(source: str | Path, *, library: Library | None = None) -> str:
@@ -229,9 +234,10 @@ def fingerprint(source: str | Path, *, library: Library | None = None) -> str:
             digest.update(named.encode())
         return digest.hexdigest()[:16]
     own = [path / name for name in sorted((WEIGHTS, CONFIG, TOKENIZER))]
+    if _in_cache(path) and not has_other_words(path):
+        own.remove(path / TOKENIZER)  # GPT-2's, downloaded to see that it is
     for file in own if path.is_dir() else [path, path.with_name(NANOGPT_TOKENIZER)]:
-        # whatever it is called; GPT-2's words are GPT-2's, whether they were downloaded or not
-        if file.exists() and (file.name != TOKENIZER or has_other_words(path)):
+        if file.exists():  # whatever it is called
             with open_regular(file) as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
