@@ -105,6 +105,7 @@ class Iteration:
     step_max: Tensor | None  # (R,) nats; None at the first pass
     step_rms: Tensor | None
     ran: list[bool]  # of each row, whether it had not ended before: else it is only read along
+    at_rest: int  # rows that are settled after it, of the whole batch: some may have left
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,8 @@ class _Loop:
             all_wanted = self.config.tolerance == 0
             row.running = outcome is None or (all_wanted and outcome is not Outcome.DIVERGED)
         ran = [row.passes == number for row in self.rows]
-        return Iteration(number, span, log_probs, step_max, step_rms, ran)
+        at_rest = [*self.outcomes.values()].count(Outcome.SETTLED)
+        return Iteration(number, span, log_probs, step_max, step_rms, ran, at_rest)
 
     def _merge(self, said: Said) -> list[tuple[int, int, int]]:
         """Take over of the N positions that a pass said those behind each row's front.

@@ -172,14 +172,13 @@ class Recorder:
                 kl_step = self._mean(self._predictions.kl_step, count)
                 columns["kl_step"] = kl_step if evaluated else torch.zeros_like(kl_step)
         table = torch.stack([column.double() for column in columns.values()], dim=1).tolist()
-        ran = iteration.ran
-        for step, values, measured, own in zip(seen, log_probs.cpu(), table, ran, strict=True):
+        each = zip(seen, log_probs.cpu(), table, iteration.ran, strict=True)
+        for step, values, measured, own in each:
             if own:  # a text that has ended is only read along
                 step.log_probs.append(values[: len(step.tokens)])
                 step.measures.append(dict(zip(MEASURES, measured, strict=True)))
         latest = {name: [step.measures[-1][name] for step in self._steps] for name in MEASURES}
-        at_rest = len(self._steps) - sum(ran)
-        self._on_pass(self._steps[0].number, iteration.number, latest, at_rest)
+        self._on_pass(self._steps[0].number, iteration.number, latest, iteration.at_rest)
 
     def _padding(self, values: Tensor, count: Tensor) -> Tensor:
         """(R, T): True behind the end of each row."""
