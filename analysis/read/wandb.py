@@ -145,8 +145,9 @@ def _from_history(log: Log, *, place: str, lacking: str, commit: str | None = No
     frame = frame[frame["iteration"].between(1, MOST_ITERATIONS)]
     if frame.empty:
         raise NotData(f"{lacking}, and no history of iterations")
-    # a run that was resumed logs again what it had logged before
-    frame = frame.drop_duplicates("iteration", keep="last").sort_values("iteration")
+    # a number that does not grow begins another batch or step, or is logged again: the last counts
+    begins = frame["iteration"].diff() <= 0
+    frame = frame[begins.cumsum() == begins.sum()]
     ended = "outcome" in log.summary  # until then, it repeats the last row of the history
     overall = {key: log.summary[key] for key in PROMPT_COLUMNS if ended and key in log.summary}
     tolerance = {"reporting_tolerance": log.config.get("reporting_tolerance")}

@@ -330,6 +330,15 @@ def test_a_log_without_measures_or_of_a_failure_is_left_out_with_the_reason(
     assert "\n" not in str(caught.value)
 
 
+def test_rows_of_batches_and_steps_are_never_mixed(tmp_path: Path) -> None:
+    # two batches, told as they were computed, and the whole run, which settled sooner than one
+    told = [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (1, 2.0), (2, 2.0), (1, 3.0), (2, 3.0)]
+    rows = [history_record({"iteration": number, "nll": nll}) for number, nll in told]
+    offline = write_offline(tmp_path / "offline-run-1-abc", None, run_record(), *rows)
+    found = load(str(offline)).iterations
+    assert list(zip(found["iteration"], found["nll"], strict=True)) == [(1, 3.0), (2, 3.0)]
+
+
 def test_odd_values_in_a_log_are_missing_and_harm_nobody(tmp_path: Path) -> None:
     rows = [
         {"iteration": 10**30, "nll": 1.0},
