@@ -19,7 +19,15 @@ import pyarrow.parquet as pq
 
 from experiments.converge.settings import ConvergeSettings
 from experiments.runs.compute_once import RunError
-from experiments.runs.folder import CONFIG, STATUS, TRACKER, TRAJECTORY, read_config, read_status
+from experiments.runs.folder import (
+    CONFIG,
+    STATUS,
+    TRACKER,
+    TRAJECTORY,
+    read_config,
+    read_status,
+    run_id,
+)
 from experiments.settings import ConfigError, parse
 from stateful_gpt.console import cut, run_command
 
@@ -32,7 +40,7 @@ KEYS = ["prompt_id", "step", "iteration", "position"]
 
 
 def find(study: Path, wanted: list[str]) -> list[Path]:
-    """The folders of the finished runs in and below a folder, by name, or those with these ids.
+    """The folders of the finished runs in and below a folder, by place, or those with these ids.
 
     Raises:
         FileNotFoundError: there is none; its text is one sentence.
@@ -41,7 +49,7 @@ def find(study: Path, wanted: list[str]) -> list[Path]:
     # W&B's folders repeat the runs beside them, but may be all there is
     own = [place for place in places if TRACKER not in place.relative_to(study).parts]
     found = {
-        place: place.name
+        place: run_id(place)
         for place in own or places
         if (place / TRAJECTORY).is_file() and read_status(place).get("state") == "finished"
     }
@@ -71,7 +79,7 @@ def verify(place: Path) -> tuple[bool, str, str]:
         whether it is reproduced, that in a sentence, and another one of what was different about
         the attempt, if anything.
     """
-    name, before = place.resolve().name, read_status(place)
+    name, before = run_id(place), read_status(place)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         try:
             settings = settings_of(place, Path(folder))
@@ -174,7 +182,7 @@ def _main() -> int:
     if not (arguments.all or arguments.run):
         chosen = [random.Random(arguments.seed).choice(found)]
         if len(found) > 1:
-            print(f"Of {len(found)} runs, {chosen[0].name} was drawn.", file=sys.stderr)
+            print(f"Of {len(found)} runs, {run_id(chosen[0])} was drawn.", file=sys.stderr)
     code = 0
     for place in chosen:
         reproduced, sentence, warning = verify(place)

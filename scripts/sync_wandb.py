@@ -18,14 +18,24 @@ from omegaconf import OmegaConf
 from experiments.converge.publish import open_tracker, publish
 from experiments.converge.settings import TrackingSettings
 from experiments.runs.files import read_json, write_json
-from experiments.runs.folder import CONFIG, STATUS, SUMMARY, TRACKER, read_status
+from experiments.runs.folder import (
+    CONFIG,
+    STATUS,
+    SUMMARY,
+    TRACKER,
+    damage,
+    read_config,
+    read_status,
+    run_id,
+)
+from experiments.settings import ConfigError, parse
 from experiments.tracking.tracker import LOGIN, SYNCED, has_login, server_url, stop_helper
 from scripts._command import Failure, command
 
 PATIENCE = 600.0  # seconds that the server may take for one run
 
 
-@command("sync_wandb", prefix="error")
+@command("sync_wandb", ConfigError, prefix="error")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("study", type=Path, help="a study folder, or one run folder")
@@ -51,12 +61,22 @@ def sync(study: Path, *, project: str | None, entity: str | None) -> None:
     finished = [folder for folder in folders if read_status(folder).get("state") == "finished"]
     told = {"project": project, "entity": entity}
     asked = {key: value for key, value in told.items() if value is not None}
+    parse(asked, TrackingSettings)  # refused before anything is uploaded
     wanted = {"server": server_url(), **asked}
-    missing = [
-        folder
-        for folder in finished
-        if not wanted.items() <= (read_json(folder / TRACKER / SYNCED) or {}).items()
-    ]
+    missing, damaged = [], 0
+    for folder in finished:
+        if wanted.items() <= (read_json(folder / TRACKER / SYNCED) or {}).items():
+            continue
+        if "contestant" in (read_config(folder) or {}):
+            raise Failure(
+                f"{study} is of state tracking, and only convergence runs are uploaded here:"
+                f" wandb sync {folder}/{TRACKER}/*run-* is for the others"
+            )
+        if (what := damage(folder)) is None:
+            missing.append(folder)
+        else:
+            damaged += 1
+            print(f"warning: {run_id(folder)} is left out: {what}", file=sys.stderr)
     if missing and not has_login():
         raise Failure(f"nothing is uploaded: {LOGIN}; the runs wait in {study}")
     for number, folder in enumerate(missing):
@@ -64,13 +84,13 @@ def sync(study: Path, *, project: str | None, entity: str | None) -> None:
             where = _upload(folder, asked)
         except (OSError, KeyError, TypeError, ValueError, Failure) as error:
             raise Failure(
-                f"{number} of {len(missing)} runs are uploaded, {folder.name} is not:"
+                f"{number} of {len(missing)} runs are uploaded, {run_id(folder)} is not:"
                 f" {' '.join(str(error).split())}; the same command carries on"
             ) from None
-        print(f"{folder.name} is uploaded to {where['entity']}/{where['project']}")
+        print(f"{run_id(folder)} is uploaded to {where['entity']}/{where['project']}")
     print(
-        f"{len(missing)} uploaded, {len(finished) - len(missing)} were there already,"
-        f" {len(folders) - len(finished)} left out (not finished)"
+        f"{len(missing)} uploaded, {len(finished) - damaged - len(missing)} were there already,"
+        f" {len(folders) - len(finished) + damaged} left out (not finished, or damaged)"
     )
 
 
@@ -82,9 +102,9 @@ def _upload(folder: Path, asked: dict[str, str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         tracker = open_tracker(
             config,
-            folder.name,
+            run_id(folder),
             Path(place),
-            tracking=TrackingSettings(**{**config["tracking"], **asked, "mode": "online"}),
+            tracking=parse({**config["tracking"], **asked, "mode": "online"}, TrackingSettings),
             warn=problems.append,
             study=folder.parent,
             patience=PATIENCE,

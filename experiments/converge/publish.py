@@ -22,6 +22,7 @@ from experiments.converge.records import Measures
 from experiments.converge.settings import ConvergeSettings, TrackingSettings
 from experiments.runs import folder as run_files
 from experiments.runs.files import write_json
+from experiments.settings import parse
 from experiments.sweeps.report import name_of
 from experiments.tracking.tracker import Tracker, warn
 
@@ -117,29 +118,15 @@ class Live:
     """
 
     def __init__(self, tracker: Tracker, settings: ConvergeSettings) -> None:
-        self._tracker, self._settings = tracker, settings
-        # W&B's steps of a generation step, and of a prompt: every pass, and one more
-        self._passes = settings.recompute.iterations + 1
-        self._steps = self._passes * (settings.generation.max_new_tokens + 1)
+        self._tracker = tracker
+        # W&B's steps of a generation step, and of a prompt
+        self._passes, self._steps = _steps_of(settings)
         self._last: dict[str, Any] | None = None
-        self._batches = self._done = 0  # batches, prompts
-
-    @property
-    def behind(self) -> int:
-        """W&B's step behind which the rows of the whole run follow: 0 where they are those that
-        were told, of one batch, of fixed texts, and of prefixes that settle to what was known
-        beforehand.
-        """
-        settings = self._settings
-        known = settings.measures.oracle and settings.feedback.shift == 1
-        if known and self._batches == 1 and settings.generation.max_new_tokens == 0:
-            return 0
-        return self._done * self._steps
+        self._done = 0  # prompts
 
     def end_batch(self, done: int) -> None:
         """``done``: how many prompts are."""
         self._end_step()
-        self._batches += 1
         self._done = done
 
     def __call__(self, step: int, number: int, measures: Measures, at_rest: int) -> None:
@@ -171,20 +158,40 @@ class Live:
             self._last = None
 
 
-def publish(
-    tracker: Tracker, folder: Path, summary: dict[str, Any], *, live: Live | None = None
-) -> None:
-    """Log a run from its own files, what ``live`` has told of it apart: a history row an iteration,
+def _steps_of(settings: ConvergeSettings) -> tuple[int, int]:
+    """W&B's steps of a generation step, which are every pass and one more, and of a prompt."""
+    passes = settings.recompute.iterations + 1
+    return passes, passes * (settings.generation.max_new_tokens + 1)
+
+
+def _behind(folder: Path, prompts: int) -> int:
+    """W&B's step behind which the rows of the whole run follow: 0 where they are those that
+    ``Live`` tells, of one batch, of fixed texts, and of prefixes that settle to what was known
+    beforehand.
+    """
+    batches = run_files.read_status(folder).get("batches")
+    if batches is None:  # of a version that told it so
+        return 0
+    settings = parse(run_files.read_config(folder) or {}, ConvergeSettings)
+    known = settings.measures.oracle and settings.feedback.shift == 1
+    if known and batches == 1 and settings.generation.max_new_tokens == 0:
+        return 0
+    return prompts * _steps_of(settings)[1]
+
+
+def publish(tracker: Tracker, folder: Path, summary: dict[str, Any]) -> None:
+    """Log a run from its own files, what ``Live`` has told of it apart: a history row an iteration,
     summary, pictures, Parquet.
     """
     if not tracker.active:
         return
-    behind, told = (live.behind if live is not None else 0), tracker.step
+    behind, told = _behind(folder, len(summary["prompts"])), tracker.step
     for row in history_rows(folder):
         if row["iteration"] + behind > told:
             tracker.log(row, step=row["iteration"] + behind)
-    tracker.show("page", lambda wandb: wandb.Html(pkgutil.resolve_name(PAGE)(folder), inject=False))
-    curves = _moving_tokens(folder)
+    # made here, so that no mistake of ours is told as W&B's
+    page, curves = pkgutil.resolve_name(PAGE)(folder), _moving_tokens(folder)
+    tracker.show("page", lambda wandb: wandb.Html(page, inject=False))
     tracker.show("token_trajectories", lambda wandb: wandb.plot.line_series(**curves))
     tracker.summarize(summary["overall"])  # last: a row overwrites what it shares with it
     artifact = (*run_files.TABLES, run_files.SUMMARY)

@@ -101,7 +101,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
             "prompts": summaries,
         }
         folder.summarize(summary)
-        return lambda: publish(tracker, folder.path, summary, live=live)
+        return lambda: publish(tracker, folder.path, summary)
 
     compute_once(
         folder,

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from experiments.runs import files
 from experiments.runs.lock import LOCK, is_held
+from stateful_gpt.console import cut
 from stateful_gpt.untrusted import SETTINGS_SIZE, open_regular, read_regular
 
 if TYPE_CHECKING:
@@ -176,6 +177,7 @@ class RunFolder:
         """
         import pyarrow.parquet as pq
 
+        self._status["batches"] = len(self._parts)
         for name in TABLES:
             parts = [self._part(first, name) for first in sorted(self._parts)]
 
@@ -248,6 +250,11 @@ def read_status(folder: Path) -> dict[str, Any]:
     """What a run says of itself; empty where there is nothing to read."""
     status = files.read_json(folder / STATUS)
     return status if isinstance(status, dict) else {}
+
+
+def run_id(folder: Path) -> str:
+    """The id of a run, which is the name of its folder until somebody copies or renames that."""
+    return cut(read_status(folder).get("run_id") or folder.resolve().name)
 
 
 def _origin_of_part(status: dict[str, Any]) -> dict[str, Any]:

@@ -236,6 +236,19 @@ def test_a_folder_that_the_tracker_cannot_write_is_one_warning(
     assert (folder / "wandb").read_text() == "in the way"
 
 
+def test_a_mistake_in_the_page_is_told_as_ours(
+    compute: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("analysis.page.build.page_of_run", lambda folder: 1 / 0)
+    folder = compute("tracking.mode=offline")
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    err = capfd.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith("W&B was not told all of it (ZeroDivisionError: division by zero)\n")
+
+
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of its own with room for a few kilobytes."""

@@ -62,6 +62,17 @@ def test_a_run_computed_again_is_reproduced_bit_for_bit(compute: Compute, ask: A
     assert (code, out, err) == (0, said, "")
 
 
+def test_a_copy_in_a_wandb_folder_is_the_run_that_it_copies(
+    compute: Compute, ask: Ask, tmp_path: Path
+) -> None:
+    folder = compute()
+    for name in ("offline-run-1/files/run_folder", "renamed"):
+        copy = shutil.copytree(folder, tmp_path / name)
+        code, out, err = ask(copy, "--run", folder.name)
+        assert (code, err) == (0, "")
+        assert out.startswith(f"{folder.name} is reproduced bit for bit")
+
+
 def test_a_difference_is_measured_and_one_beyond_the_bound_is_not_reproduced(
     compute: Compute, ask: Ask, tmp_path: Path
 ) -> None:

@@ -5,11 +5,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from experiments.converge.publish import history_rows
 from experiments.converge.run import converge
 from experiments.converge.settings import ConvergeSettings
+from experiments.runs.folder import RunFolder
 from experiments.settings import parse
 from experiments.tracking.tracker import Tracker, stop_helper
 from scripts import sync_wandb
@@ -38,21 +41,30 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbSer
 
 
 @pytest.fixture
-def study(checkpoint_folder: Path, tmp_path: Path, server: WandbServer) -> Path:
-    """Two finished runs that W&B's server has never heard of; one of them without W&B's files."""
-    for strength, mode in ((0.5, "offline"), (1.0, "disabled")):
+def compute(checkpoint_folder: Path, tmp_path: Path, server: WandbServer) -> Callable[..., Path]:
+    """A tiny run: its folder."""
+
+    def run(mode: str, *, strength: float = 0.5, prompts: int = 1) -> Path:
         told = {
             "model": {"name": "checkpoint", "path": str(checkpoint_folder)},
             "feedback": {"strength": strength},
             "recompute": {"iterations": 6},
-            "prompts": {"limit": 1, "max_tokens": 8},
-            "device": {"name": "cpu"},
+            "prompts": {"limit": prompts, "max_tokens": 8},
+            "device": {"name": "cpu", "batch": 1},
             "tracking": {"mode": mode},
             "runs_dir": str(tmp_path / "runs"),
             "study": "s",
         }
-        converge(parse(told, ConvergeSettings))
-    return tmp_path / "runs" / "s"
+        return converge(parse(told, ConvergeSettings))
+
+    return run
+
+
+@pytest.fixture
+def study(compute: Callable[..., Path]) -> Path:
+    """Two finished runs that W&B's server has never heard of; one of them without W&B's files."""
+    compute("disabled", strength=1.0)
+    return compute("offline").parent
 
 
 @pytest.fixture
@@ -82,7 +94,7 @@ def test_every_finished_run_is_uploaded_once_and_a_second_call_uploads_nothing(
     (unfinished / "status.json").write_text('{"state": "failed"}')
     code, out, err = sync(str(study))
     assert (code, err) == (0, "")
-    assert out.endswith("2 uploaded, 0 were there already, 1 left out (not finished)\n")
+    assert out.endswith("2 uploaded, 0 were there already, 1 left out (not finished, or damaged)\n")
     assert sorted(server.runs) == [folder.name for folder in folders]
     for folder in folders:
         run = server.runs[folder.name]
@@ -94,7 +106,7 @@ def test_every_finished_run_is_uploaded_once_and_a_second_call_uploads_nothing(
     asked = len(server.operations)
     code, out, err = sync(str(study))
     assert (code, err) == (0, "")
-    assert out == "0 uploaded, 2 were there already, 1 left out (not finished)\n"
+    assert out == "0 uploaded, 2 were there already, 1 left out (not finished, or damaged)\n"
     assert len(server.operations) == asked, "the server is not even asked"
 
 
@@ -108,6 +120,57 @@ def test_a_run_whose_files_of_wandb_are_lost_adds_nothing_to_what_the_server_has
     code, out, _ = sync(str(study))
     assert (code, out.splitlines()[-1][:10]) == (0, "2 uploaded")
     assert {name: run.history for name, run in server.runs.items()} == before
+
+
+def test_what_a_run_broken_off_online_lacks_arrives_when_it_is_uploaded_later(
+    compute: Callable[..., Path], sync: Sync, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = RunFolder.keep
+
+    def broken(self: RunFolder, first: int, *rest: Any) -> None:
+        if first == 2:
+            raise KeyboardInterrupt
+        keep(self, first, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "keep", broken)
+        with pytest.raises(KeyboardInterrupt):
+            compute("online", prompts=3)
+    folder = compute("offline", prompts=3)
+    assert sync(str(folder))[0] == 0
+    history = server.runs[folder.name].history
+    whole = [row for row in history if "iteration" in row and "settled_share" not in row]
+    assert [row["nll"] for row in whole] == [row["nll"] for row in history_rows(folder)]
+    assert {"page", "token_trajectories_table"} <= set(history[-1])
+
+
+def test_a_damaged_run_is_left_out_and_the_others_are_uploaded(
+    study: Path, sync: Sync, server: WandbServer
+) -> None:
+    first, second = run_folders(study)
+    (first / "trajectory.parquet").write_bytes(b"")
+    code, out, err = sync(str(study))
+    assert (code, list(server.runs)) == (0, [second.name])
+    assert err == f"warning: {first.name} is left out: unreadable trajectory.parquet\n"
+    assert out.endswith("1 uploaded, 0 were there already, 1 left out (not finished, or damaged)\n")
+
+
+def test_a_run_has_its_own_name_on_the_server_wherever_it_is_called_from(
+    compute: Callable[..., Path], sync: Sync, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = compute("disabled")
+    monkeypatch.chdir(folder)
+    assert sync(".")[0] == 0
+    assert list(server.runs) == [folder.name]
+
+
+def test_what_cannot_be_uploaded_is_one_sentence(study: Path, sync: Sync) -> None:
+    said = "error: project must be 1 to 128 characters other than / \\ # ? % :, got 'a/b'\n"
+    assert sync(str(study), "--project", "a/b") == (1, "", said)
+    contest = Path(__file__).parents[1] / "fixtures" / "ca8ee83" / "old_contest"
+    code, out, err = sync(str(contest))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "only convergence runs are uploaded here: wandb sync " in err
 
 
 @pytest.mark.slow
@@ -131,7 +194,7 @@ def test_a_dead_server_is_one_sentence_and_the_same_command_carries_on(
     code, out, _ = sync(str(study))
     assert (code, out.splitlines()[-1]) == (
         0,
-        "1 uploaded, 1 were there already, 0 left out (not finished)",
+        "1 uploaded, 1 were there already, 0 left out (not finished, or damaged)",
     )
 
 
