@@ -34,8 +34,11 @@ def main() -> None:
         model, encoding = checkpoint.model, checkpoint.tokenizer
         block, lines = model.config.block_size, options.documents == "line"
         corpus = read_corpus("--texts", texts, encoding, block_size=block, lines=lines)
+        if corpus.size < 2:  # the first token is not predicted
+            raise ValueError(f"--texts must have some text, got none in {options.texts}")
     except ValueError as error:  # of the texts, the model or its tokenizer
-        raise Failure(error) from None
+        said = str(error).replace("corpus.documents=line", "--documents line")
+        raise Failure(said) from None
     profile = depth_profile(model, corpus.windows(), depth=0, full=model.gate is not None)
 
     def stated(nll: float) -> str:
@@ -44,7 +47,8 @@ def main() -> None:
 
     names = ", ".join(path.name for path in sorted(Path(options.texts).glob("*.txt")))
     plain = stated(profile.nll[0])
-    print(f"{options.model} on {names}: {plain}, {corpus.characters:,} characters")
+    counted = f"{corpus.characters:,} character{'s' * (corpus.characters != 1)}"
+    print(f"{options.model} on {names}: {plain}, {counted}")
     if profile.nll_full is not None:
         full = stated(profile.nll_full)
         print(f"with hidden states fed back, at the depth of generation: {full}")

@@ -75,11 +75,14 @@ def read_novels(package: Path | None) -> dict[str, str]:
             subprocess.run(["apt-get", "download", PACKAGE], cwd=scratch, check=True)
             package = next(Path(scratch).glob(f"{PACKAGE}*.deb"))
         subprocess.run(["dpkg-deb", "-x", package, scratch], check=True)
-        database = next(Path(scratch).rglob("janeaustenr/data/Rdata.rdb")).read_bytes()
-    vectors = read_character_vectors(database)
-    novels = {TITLES[lines[0].strip()]: "\n".join(lines) + "\n" for lines in vectors}
+        places = Path(scratch).rglob("janeaustenr/data/Rdata.rdb")
+        database = b"".join(place.read_bytes() for place in places)
+    novels = {}
+    for lines in read_character_vectors(database):
+        if name := TITLES.get("".join(lines[:1]).strip()):
+            novels[name] = "\n".join(lines) + "\n"
     if missing := set(TITLES.values()) - set(novels):
-        raise ValueError(f"the package lacks {', '.join(sorted(missing))}")
+        raise ValueError(f"{package} is no {PACKAGE}: it lacks {', '.join(sorted(missing))}")
     return novels
 
 

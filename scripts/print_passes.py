@@ -39,6 +39,9 @@ def main() -> int:
     except SourceError as error:
         print(error, file=sys.stderr)
         return 2
+    if trajectory.empty:
+        print("There is no trajectory in these sources.", file=sys.stderr)
+        return 2
     for prompt_id in runs.prompt_ids:
         of_prompt = trajectory[trajectory["prompt_id"] == prompt_id]
         for run, frame in of_prompt.groupby("run", observed=True, sort=False):

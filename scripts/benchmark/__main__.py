@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], metavar="KEY", help="some rows")
     options = parser.parse_args()
     measures = import_module(f"scripts.benchmark.{options.name}").ROWS
+    there = [key for keys in measures for key in keys]
+    if unknown := set(options.only).difference(there):
+        parser.error(f"--only: {options.name} has {', '.join(there)}, not {min(unknown)}")
     machine = hardware()
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
     done = []

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from scripts._command import Failure
 from scripts.benchmark.rows import Measures, Row, in_turns, ratio
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.feedback import Feedback
@@ -17,8 +18,11 @@ PROMPT = 16  # tokens
 
 def as_transformers(model: GPT) -> Any:
     """The same weights as transformers' GPT-2."""
-    import transformers
-
+    try:
+        import transformers
+    except ImportError:
+        wanted = "the benchmark of generation needs transformers"
+        raise Failure(f"{wanted}: pip install 'stateful_gpt[hugging_face]'") from None
     config = model.config
     peer = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(

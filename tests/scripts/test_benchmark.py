@@ -93,6 +93,26 @@ def test_only_the_rows_asked_for_are_measured_and_the_last_line_is_json(
     assert (found["a"], found["quick"], found["rows"][0]["note"]) == (2.0, True, "x")
 
 
+def test_a_row_that_is_not_there_is_refused_by_naming_those_that_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "generation", "--only", "nonsense"])
+    assert main() == 2
+    out, err = capsys.readouterr()
+    said = "--only: generation has generate_bundled, generate_gpt2, not nonsense"
+    assert (out, err.splitlines()[-1]) == ("", f"python -m scripts.benchmark: error: {said}")
+
+
+def test_without_transformers_the_benchmark_of_generation_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr(sys, "argv", ["x", "generation", "--quick"])
+    assert main() == 1
+    said = "the benchmark of generation needs transformers: pip install"
+    assert capsys.readouterr().err == f"benchmark: {said} 'stateful_gpt[hugging_face]'\n"
+
+
 def test_every_row_of_every_saved_run_is_read_and_counted(tmp_path: Path) -> None:
     load.write_runs(tmp_path, runs=3, iterations=2)
     found = load.measure(tmp_path)

@@ -73,3 +73,19 @@ def test_no_texts_or_no_model_is_one_sentence(
         err = capsys.readouterr().err
         assert word in err
         assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("documents", ["file", "line"])
+def test_blank_texts_are_one_sentence_in_the_words_of_this_command(
+    documents: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "a.txt").touch()
+    words = ["held_out_loss", "--texts", str(tmp_path), "--documents", documents]
+    monkeypatch.setattr(sys, "argv", words)
+    assert held_out_loss.main() == 1
+    err = capsys.readouterr().err
+    assert err.startswith("held_out_loss: --texts must have ")
+    assert (err.count("\n"), "corpus." in err) == (1, False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.prepare_corpus import read_character_vectors
+from scripts.prepare_corpus import read_character_vectors, read_novels
 
 ROOT = Path(__file__).parents[2]
 STRING, CHARACTERS, INTEGERS = 16, 9, 13  # R's serialisation codes
@@ -68,3 +68,18 @@ def test_a_file_that_is_no_package_is_one_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("prepare_corpus: ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("held", [None, ["Another novel"]])
+def test_another_package_is_one_sentence(tmp_path: Path, held: list[str] | None) -> None:
+    (tmp_path / "DEBIAN").mkdir()
+    about = "Package: other\nVersion: 1\nArchitecture: all\nMaintainer: a\nDescription: b\n"
+    (tmp_path / "DEBIAN" / "control").write_text(about)
+    if held is not None:
+        database = tmp_path / "janeaustenr" / "data" / "Rdata.rdb"
+        database.parent.mkdir(parents=True)
+        database.write_bytes(lazy_load(serialised(held)))
+    package = tmp_path / "other.deb"
+    subprocess.run(["dpkg-deb", "-b", tmp_path, package], check=True, capture_output=True)
+    with pytest.raises(ValueError, match=r"other\.deb is no r-cran-janeaustenr: it lacks emma, "):
+        read_novels(package)

@@ -33,12 +33,16 @@ def test_passes_are_printed_until_all_are_within_tolerance(tolerance: float, las
         )
 
 
-def test_a_place_without_runs_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+CONTEST = str(Path(__file__).parents[1] / "fixtures" / "ca8ee83" / "old_contest")
+
+
+@pytest.mark.parametrize(("source", "said"), [("nowhere", "nowhere"), (CONTEST, "no trajectory")])
+def test_a_place_without_trajectories_is_one_sentence(
+    source: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["print_passes", str(tmp_path / "nowhere")])
+    monkeypatch.setattr(sys, "argv", ["print_passes", source])
     assert print_passes.main() == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1
-    assert "nowhere" in err
+    assert said in err
