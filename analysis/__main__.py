@@ -22,8 +22,8 @@ from analysis.table import csv_tables, text_tables
 from analysis.text import printable, some
 
 SOURCE = (
-    "a run folder, a study folder, a trained model, an offline W&B run (its folder or .wandb "
-    "file), or wandb:ENTITY/PROJECT[/GROUP]"
+    "a run folder, a study folder, a trained model, or of convergence runs also an offline W&B run "
+    "(its folder or .wandb file) or wandb:ENTITY/PROJECT[/GROUP]"
 )
 
 
