@@ -243,7 +243,6 @@ def test_special_tokens_may_lie_beyond_the_embeddings_but_no_others(folder: Path
 def test_a_gpt2_is_never_read_with_words_that_are_not_its_own(tmp_path: Path) -> None:
     tiny("gpt2", dtype=torch.float32, vocab_size=50257).save_pretrained(tmp_path)
     with_tokenizer(tmp_path, special=["<end>"])
-    own = fingerprint(tmp_path)
     for damaged in (False, True):
         with pytest.raises(CheckpointError, match=r"model=hugging_face reads it.*tokenizer=gpt2"):
             load_checkpoint(tmp_path)
@@ -256,9 +255,18 @@ def test_a_gpt2_is_never_read_with_words_that_are_not_its_own(tmp_path: Path) ->
     words = {"model": {"vocab": {"Ġthe": 262, "Ġgazed": 50255}}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(words))
     assert isinstance(load_model(tmp_path).model, GPT)
-    plain = fingerprint(tmp_path)
-    (tmp_path / "tokenizer.json").unlink()
-    assert fingerprint(tmp_path) == plain != own  # as downloaded without its words
+
+
+def test_words_that_were_downloaded_to_look_at_change_no_id(tmp_path: Path) -> None:
+    cached, local = tmp_path / "snapshots" / "abc", tmp_path / "local"
+    for folder in (cached, local):
+        tiny("gpt2", dtype=torch.float32, vocab_size=50257).save_pretrained(folder)
+        before = fingerprint(folder)
+        words = {"model": {"vocab": {"Ġthe": 262, "Ġgazed": 50255}}}
+        (folder / "tokenizer.json").write_text(json.dumps(words))
+        assert (fingerprint(folder) == before) == (folder == cached)
+        with_tokenizer(folder, special=["<end>"])
+        assert fingerprint(folder) != before
 
 
 def test_a_gpt2_in_several_files_is_read_by_transformers(tmp_path: Path) -> None:
