@@ -120,6 +120,7 @@ def test_the_fixed_point_is_that_of_the_full_recompute(
     strength=STRENGTHS,
     iterations=st.integers(1, 17),
 )
+@example(seed=0, length=3, kind=FeedbackKind.LOG_PROB, strength=0.0, iterations=1)
 def test_reading_to_the_end_is_the_full_recompute_pass_by_pass(
     make_gpt: Make,
     make_tokens: Tokens,
@@ -141,9 +142,10 @@ def test_reading_to_the_end_is_the_full_recompute_pass_by_pass(
             [[Outcome.ITERATION_LIMIT]],
         )
         last = theirs.passes[0][-1]
-        assert last.step_max is not None
-        # 16 roundings of a logit of order 100 are 4e-13, and its logsumexp moves along
-        assert last.step_max[0] <= 1e-11
+        if feedback.active:  # else the first pass is known to be the last
+            assert last.step_max is not None
+            # 16 roundings of a logit of order 100 are 4e-13, and its logsumexp moves along
+            assert last.step_max[0] <= 1e-11
         full = replace(full, outcomes=result.outcomes)
     assert_same(result, full)
     assert len(ours.passes[0]) == len(theirs.passes[0]) == iterations
