@@ -60,4 +60,6 @@ def _jobs(runs: Runs) -> Iterator[tuple[str, Callable[[], Figure], pd.DataFrame]
     if len(runs.contests.rows):
         for target, rows in runs.contests.rows.groupby("target"):
             chosen = runs.contests.where(runs.contests.rows["target"] == target)
-            yield f"recurrence_{target}", partial(contests, chosen), rows
+            # a saved word must not choose a folder
+            name = "".join(one if one.isalnum() else "_" for one in str(target))
+            yield f"recurrence_{name}", partial(contests, chosen), rows

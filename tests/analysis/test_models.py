@@ -307,6 +307,14 @@ def test_a_figure_is_drawn_for_each_target(contest: Save, tmp_path: Path) -> Non
     assert stems == {"recurrence_half", "recurrence_state"}
 
 
+def test_a_target_names_a_file_but_never_its_folder(contest: Save, tmp_path: Path) -> None:
+    study = contest("a", best=1.0, target="x/../../../away")
+    out = tmp_path / "out" / "deep"
+    assert main(["figures", str(study), "--out", str(out)]) == 0
+    assert {path.stem for path in out.iterdir()} == {"recurrence_x__________away"}
+    assert {path.name for path in tmp_path.iterdir()} == {"study", "out"}
+
+
 def test_contests_that_are_not_finished_and_whole_are_left_out_aloud(
     contest: Save, capsys: pytest.CaptureFixture[str]
 ) -> None:
