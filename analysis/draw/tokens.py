@@ -62,8 +62,8 @@ def tokens(runs: Runs) -> Figure:
     if facet is not None:  # the text that the plain model reads, or wrote with the same seeds
         seeds = facet.reindex(columns=[*SEEDS]).astype(str)
         plain = facet.index[(seeds == seeds.loc[run]).all(axis=1) & ~fed(facet)]
-        if len(plain):
-            before = last[last["run"] == plain[0]]
+        read = last[last["run"].isin(plain[:1])]
+        before = before if read.empty else read
     cut = ""
     if len(rows.columns) > MOST_TOKENS:
         cut = f" Of {len(rows.columns)} tokens, the {MOST_TOKENS} in a row that change most."
@@ -99,6 +99,8 @@ def _by_strength(last: pd.DataFrame, facet: pd.DataFrame) -> pd.DataFrame:
     strength = last["run"].map(facet["strength"]).rename("strength")
     wide = last[same].pivot_table(index=strength, columns="position", values="change")
     wide = style.evenly(wide.iloc[::-1], MOST_ROWS).dropna(axis=1, how="all")
+    if wide.empty:
+        raise style.NotDrawn("the runs read texts of one name that have no token in common")
     return wide.rename(index=lambda value: strength_text(facet["kind"].iloc[0], value))
 
 

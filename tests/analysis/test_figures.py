@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from analysis import load
 from analysis.draw.settling import settling
 from analysis.draw.strength import headline, regimes
+from analysis.draw.style import NotDrawn
 from analysis.draw.tokens import tokens
 
 MakeRun = Callable[..., Path]
@@ -156,6 +157,24 @@ def test_the_text_before_is_that_of_the_same_seed(make_run: MakeRun, tmp_path: P
     before, after = ([text.get_text() for text in axes.texts] for axes in figure.axes[1:3])
     assert before == after
     assert before[-1].strip() == "seed1"
+
+
+def test_a_text_that_the_plain_run_did_not_read_is_drawn(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(tmp_path / "s" / "plain", prompts={"other": "one two"}, feedback__strength=0.0)
+    for strength in (0.5, 1.0):
+        make_run(tmp_path / "s" / f"r{strength}", prompts=ONE, feedback__strength=strength)
+    before, after = tokens(load(str(tmp_path / "s"))).axes[1:3]
+    for axes in (before, after):
+        assert "".join(text.get_text() for text in axes.texts) == ONE["p"]
+
+
+def test_texts_of_one_name_without_a_token_in_common_are_not_drawn(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for strength, text in ((0.5, "one two three"), (1.0, "four five six")):
+        make_run(tmp_path / "s" / f"r{strength}", prompts={"p": text}, feedback__strength=strength)
+    with pytest.raises(NotDrawn, match="no token in common"):
+        tokens(load(str(tmp_path / "s")))
 
 
 def test_a_range_is_that_of_the_texts_whatever_the_seeds(make_run: MakeRun, tmp_path: Path) -> None:
