@@ -104,8 +104,9 @@ def _headline(runs: Runs, tolerance: str) -> str:
     within = f"settle to {tolerance} within {most:.0f} pass{'es' if most > 1 else ''}"
     if needed.isna().any():
         return f"{needed.notna().sum()} of {len(needed)} times estimates {within}"
-    # T - 1 of the longest text, where the theorem bounds every run
+    # T - 1 of the longest text, or of its window, where the theorem bounds every run
     length = (runs.prompts["prompt_tokens"] + runs.prompts["generated_tokens"].fillna(0)).max()
+    length = np.minimum(length, runs.iterations["settled_prefix"].max())
     bounded = runs.runs["ends_by_theorem"].all() and length > 1
     return f"All {within}" + (f"; {length - 1:.0f} are guaranteed" if bounded else "")
 

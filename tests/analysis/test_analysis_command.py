@@ -172,6 +172,18 @@ def test_the_headline_says_what_the_runs_needed_and_what_is_guaranteed(study: Pa
     assert f"within {most:.0f} passes" in " ".join(title.split())
 
 
+def test_what_is_guaranteed_is_that_of_a_window_not_of_all_that_was_written(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for strength in (0.1, 0.2):
+        run = make_run(tmp_path / "s" / f"r{strength}", prompts=ONE, feedback__strength=strength)
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        summary["prompts"][0]["generated_tokens"] = 5  # beyond a window of six tokens
+        (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    title = headline(load(str(tmp_path / "s"))).get_suptitle()
+    assert "5 are guaranteed" in " ".join(title.split())
+
+
 def test_a_readers_own_settings_of_matplotlib_change_no_figure(study: Path) -> None:
     runs = load(str(study)).only(run_ids=[], prompt_ids=["list"])
     chosen = [draw for draw, fits in FIGURES.values() if fits(runs)]
