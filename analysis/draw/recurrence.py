@@ -15,6 +15,7 @@ from analysis.runs import Runs, last_step
 
 MOST_LINES = 7
 MOST_DEPTHS = 32  # beyond them, movements are rounding
+LEAST_KL = 1e-12  # nats: what is less is drawn as that
 GREY = "#b5b5b5"
 DASHED = (0, (4, 1.5))
 EQUAL = 0.15  # compute that differs by less counts as equal
@@ -41,7 +42,8 @@ def recurrence(runs: Runs) -> Figure:
     caption = (
         "Depth n: n passes that are fed hidden states after one without. Left: loss less that of "
         f"the plain pass; lines: median, shaded: {style.spread_words(frame)}. Right: how far a "
-        "pass moves the predictions. Circle: the deepest pass that was trained."
+        f"pass moves the predictions; what is below {LEAST_KL:g} nats is drawn there. Circle: the "
+        "deepest pass that was trained."
         + (f" {left_out} more settings are not shown; --run chooses." if left_out else "")
     )
     figure, grid = style.sheet(title, caption, size=(10.0, 4.8), shape=(1, 2))
@@ -51,7 +53,7 @@ def recurrence(runs: Runs) -> Figure:
             index="iteration", columns=["run", "prompt_id"], values=["nll", "kl_step"]
         )
         wide = wide.set_axis(wide.index - 1).ffill()  # a text that ended early stays where it ended
-        moved = wide["kl_step"].iloc[1:].clip(lower=1e-12)
+        moved = wide["kl_step"].iloc[1:].clip(lower=LEAST_KL)
         passes = runs.saved[same.index[0]].summary.get("trained_passes")
         deepest = passes - 1 if isinstance(passes, int) else None
         first = same.iloc[0]  # of its seeds: they have one line

@@ -53,11 +53,13 @@ def settling(runs: Runs) -> Figure:
         most = "Half of the texts are" if style.texts_of(runs.prompts) > 1 else "The text is"
         title = f"{most} exact but for rounding after {passes} passes"
     grew = "max_new_tokens" in shown and (shown["max_new_tokens"] > 0).any()
+    of_a_sign = shown.groupby(["variant", np.sign(shown["strength"])])["strength"].nunique().max()
+    thinned = f" Of {of_a_sign} strengths, {MOST_CURVES}." if of_a_sign > MOST_CURVES else ""
     caption = (
         f"Lines: median, shaded: {style.spread_words(runs.prompts)}, of the worst token of a text. "
         f"Grey: no more than rounding (16 units in the last place of {USUAL:g} nats); "
         "lines stop there."
-        f"{' Of a text that grew: its last step.' if grew else ''}{note}"
+        f"{' Of a text that grew: its last step.' if grew else ''}{thinned}{note}"
     )
     shape = (len(groups), len(signs))
     size = (max(1.6 + 4.4 * len(signs), 7.4), 1.6 + (PANEL + 0.8) * len(groups))

@@ -51,12 +51,12 @@ def tokens(runs: Runs) -> Figure:
     after = last[last["run"] == run]
     if facet is None:
         origin = "the first pass"
-        what = f"since the first pass, after each later one ({label})"
+        what = f"since the first pass, after later ones ({label})"
         rows = _by_pass(runs, run, prompt_id)
     else:
         origin = "the plain model"
         variant = facet["variant"].iloc[0]
-        what = f"from {origin}, at each strength{f' ({variant})' if variant else ''}"
+        what = f"from {origin}, by strength{f' ({variant})' if variant else ''}"
         rows = _by_strength(last, facet)
     before = after.assign(last=after["plain"])
     if facet is not None:  # the text that the plain model reads, or wrote with the same seeds
@@ -178,7 +178,7 @@ def generation(runs: Runs) -> Figure:
         title = f"No estimate of a token changes by {SEEN:g} nats as the text grows"
     caption = (
         "Change of a token's log-probability after a step's last pass since its first one; warm: "
-        "more expected than then, blue: less; grey: not yet written. "
+        "more expected than then, blue: less; grey: not yet written, or dropped. "
         f"{runs.runs['label'][run]}: of {len(moved)} runs and texts, what changes most."
         + (f" The last {MOST_TOKENS} of {count} tokens." if count > MOST_TOKENS else "")
     )
@@ -186,7 +186,7 @@ def generation(runs: Runs) -> Figure:
     axes = grid[0, 0]
     written = shown.drop_duplicates("position", keep="last").set_index("position")["token"]
     _heat_map(axes, change, written)
-    places = np.unique(np.linspace(0, len(change) - 1, 8).round().astype(int))
-    axes.set_yticks(places, change.index[places])
+    every = -(-len(change) // 9)
+    axes.set_yticks(range(0, len(change), every), change.index[::every])
     axes.set_ylabel("Generation step (tokens written)")
     return figure

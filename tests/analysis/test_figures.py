@@ -13,7 +13,7 @@ from analysis import load
 from analysis.draw.settling import settling
 from analysis.draw.strength import headline, regimes
 from analysis.draw.style import NotDrawn
-from analysis.draw.tokens import tokens
+from analysis.draw.tokens import generation, tokens
 
 MakeRun = Callable[..., Path]
 STRENGTHS = (-1.0, -0.5, -0.25, -0.2, -0.1, 0.0, 0.1, 0.5, 1.0, 2.0)  # one more than README's
@@ -194,6 +194,29 @@ def test_a_range_is_that_of_the_texts_whatever_the_seeds(make_run: MakeRun, tmp_
     assert "the range over 3 texts" in " ".join(figure.get_supxlabel().split())
     (bar, _) = figure.axes[0].collections
     assert bar.get_segments()[0][:, 1].tolist() == pytest.approx([0.1, 0.4])
+
+
+def test_a_caption_says_that_not_every_strength_has_a_line(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for number in range(1, 8):
+        make_run(tmp_path / "s" / f"r{number}", prompts=ONE, feedback__strength=number / 8)
+    runs = load(str(tmp_path / "s"))
+    figure = settling(runs)
+    assert len(figure.axes[0].lines) == 6
+    assert "Of 7 strengths, 6." in " ".join(figure.get_supxlabel().split())
+    few = settling(runs.where(runs.runs.index[:6]))
+    assert "strengths" not in few.get_supxlabel()
+
+
+def test_grown_texts_mark_every_step_or_every_second(make_run: MakeRun, tmp_path: Path) -> None:
+    for steps, marked in ((8, range(9)), (9, range(0, 10, 2))):
+        text = {"p": " ".join("abcdefghijkl")}
+        make_run(tmp_path / f"{steps}", prompts=text, steps=steps, feedback__strength=0.5)
+        figure = generation(load(str(tmp_path / f"{steps}")))
+        names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert names == [str(step) for step in marked]
+        assert "not yet written, or dropped" in " ".join(figure.get_supxlabel().split())
 
 
 def test_a_side_of_zero_that_was_not_run_says_so(make_run: MakeRun, tmp_path: Path) -> None:

@@ -180,7 +180,9 @@ def test_runs_that_feed_hidden_states_back_are_drawn_by_depth(
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "trained_passes": 3}))
     runs = load(str(run))
-    loss, movement = recurrence(runs).axes[:2]
+    figure = recurrence(runs)
+    assert "below 1e-12 nats is drawn there" in " ".join(figure.get_supxlabel().split())
+    loss, movement = figure.axes[:2]
     rows = runs.iterations.pivot(index="iteration", columns="prompt_id", values="nll")
     change = (rows - rows.iloc[0]).median(axis=1)
     assert loss.lines[0].get_ydata()[:5] == pytest.approx(change.to_numpy()[:5])
