@@ -122,6 +122,8 @@ def test_keys_of_the_page_work_while_a_token_has_the_focus(shown: Shown) -> None
     after = shown.state()
     assert before != after
     assert shown.run("return document.getElementById('strength-b').value") == "5"
+    shown.press(Keys.ARROW_RIGHT)  # the same tokens: it is still the one with the focus
+    assert shown.run("return document.activeElement.dataset.position") == "5"
 
 
 def test_the_link_is_right_after_many_looks(shown: Shown) -> None:
@@ -162,7 +164,7 @@ def test_arrow_keys_move_pass_strength_and_token(shown: Shown) -> None:
     assert shown.find("#side-b label").text == "β = 1"
     shown.find("#tokens-a .token").click()
     shown.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
-    focused = shown.run("return document.activeElement.dataset.index")
+    focused = shown.run("return document.activeElement.dataset.position")
     assert focused == "2"
     assert "token 2" in shown.find("#readout").text
     shown.press(Keys.ARROW_UP)
@@ -334,6 +336,27 @@ def test_a_single_run_is_one_text_alone(browser: Any, study: Path, tmp_path: Pat
     assert not shown.find("#strength-a").is_displayed()
     assert len(shown.tokens("a")) == LENGTH
     assert shown.console() == []
+
+
+def test_a_chosen_token_stays_the_same_while_the_window_slides(
+    browser: Any, tmp_path: Path
+) -> None:
+    words = " ".join("abcdefgh")
+    run = write_run(tmp_path / "s" / "g", prompts={"p": words}, steps=3, feedback__strength=0.5)
+    rows = pd.read_parquet(run / "trajectory.parquet")
+    slid = rows[rows["position"] >= rows["step"]]  # a window of five tokens
+    slid.to_parquet(run / "trajectory.parquet")
+    path = tmp_path / "slid.html"
+    path.write_text(build(load(str(tmp_path / "s"))), encoding="utf-8")
+    shown = Shown(browser, path, "#step=1&token=4")
+    assert [word.strip() for word in shown.tokens("a")] == list("bcdef")
+    for step in ("1", "3", "0"):
+        shown.choose("step", step)
+        assert shown.find(".token[aria-selected='true']").text.strip() == "e"
+        assert "“ e” token 4," in shown.find("#readout").text
+    shown.find("#tokens-a .token").click()  # a
+    shown.choose("step", "1")
+    assert "token=" not in shown.run("return location.hash"), "it has left the window"
 
 
 def test_generation_steps_can_be_chosen(browser: Any, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ let pathOf = null; // of which token
 const LABELS = 74; // pixels at the right for the names of the curves
 
 function drawCurve() {
-  const token = view.hover ?? view.token;
+  const position = view.hover ?? view.token;
+  const token = position === null ? null : tokenAt(position);
   const all = family();
-  const [, text] = all.find(([run]) => run === view.a) ?? all[0];
+  const text = textOf(view.a, view.prompt, view.step);
   // a text that was written otherwise has another token there
   const lines = all.filter(([, other]) => token === null || other.tokens[token] === text.tokens[token]);
   const measure = ([, text], pass) =>

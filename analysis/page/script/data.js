@@ -47,6 +47,11 @@ function textOf(run, prompt, step) {
   return run.texts.find((text) => text.prompt === prompt && text.step === step);
 }
 
+/** Which of a text's tokens, here and at every strength, has this position. */
+function tokenAt(position) {
+  return position - textOf(view.a, view.prompt, view.step).first;
+}
+
 /** The estimates after a pass: after the last one that is kept nothing moves. */
 function rowAt(text, pass) {
   return text.values[Math.max(0, text.passes.findLastIndex((kept) => kept <= pass))];

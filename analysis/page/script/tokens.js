@@ -34,8 +34,9 @@ function makeSide(name) {
     slider.setAttribute("aria-valuetext", strengthName(run));
     box.setAttribute("aria-label", `Tokens at ${strengthName(run)}`);
     const text = textOf(run, view.prompt, view.step);
-    if (text?.tokens !== drawn?.tokens) fill(box, text);
-    drawn = text;
+    const words = JSON.stringify([text?.first, text?.tokens]);
+    if (words !== drawn) fill(box, text); // else what has the focus keeps it
+    drawn = words;
     about.textContent = text ? meanSentence(text) : "This run kept no such text.";
     if (text) paint(box, text);
   });
@@ -45,7 +46,7 @@ function fill(box, text) {
   const tokens = (text?.tokens ?? []).map((token, index) => {
     const element = make("span", { className: "token", tabIndex: -1 }, visible(token));
     element.setAttribute("role", "option");
-    element.dataset.index = index;
+    element.dataset.position = text.first + index;
     return element;
   });
   // a line of the text is a line here
@@ -55,21 +56,23 @@ function fill(box, text) {
 }
 
 function paint(box, text) {
-  const focusable = view.token ?? 0;
+  const focusable = view.token ?? text.first;
   const pointed = view.hover ?? view.token;
   box.querySelectorAll(".token").forEach((element, token) => {
     const value = shownValue(view.colour, text, view.pass, token);
+    const position = text.first + token;
     [element.style.backgroundColor, element.style.color] = colours(view.colour, value);
     element.classList.toggle("unsettled", view.colour === "settles" && value === null);
-    element.classList.toggle("pointed", token === pointed);
-    element.setAttribute("aria-selected", token === view.token);
-    element.tabIndex = token === focusable ? 0 : -1;
+    element.classList.toggle("pointed", position === pointed);
+    element.setAttribute("aria-selected", position === view.token);
+    element.tabIndex = position === focusable ? 0 : -1;
   });
 }
 
+/** The position of the token that an event is about, or null. */
 function tokenIn(event) {
   const element = event.target.closest?.(".token");
-  return element ? Number(element.dataset.index) : null;
+  return element ? Number(element.dataset.position) : null;
 }
 
 function point(token) {
@@ -84,8 +87,8 @@ function walk(event, box) {
   if (event.key in passes) show({ pass: view.pass + passes[event.key] });
   else if (event.key === "Escape") show({ token: null });
   else if (event.key in steps) {
-    const tokens = box.querySelectorAll(".token");
-    const next = tokenIn(event) + steps[event.key];
+    const tokens = [...box.querySelectorAll(".token")];
+    const next = tokens.indexOf(event.target) + steps[event.key];
     tokens[Math.min(Math.max(0, next), tokens.length - 1)].focus({ focusVisible: true });
   } else return;
   event.preventDefault();
@@ -104,13 +107,14 @@ function meanSentence(text) {
 
 /** One token in words, on both sides. */
 function drawReadout() {
-  const token = view.hover ?? view.token;
+  const position = view.hover ?? view.token;
   const readout = document.getElementById("readout");
   readout.setAttribute("aria-live", view.hover === null && !playing() ? "polite" : "off");
-  if (token === null) {
+  if (position === null) {
     readout.textContent = "Point at a token, or choose one, to see its path below.";
     return;
   }
+  const token = tokenAt(position);
   const sides = [view.a, view.b]
     .filter(Boolean)
     .map((run) => [run, textOf(run, view.prompt, view.step)])
@@ -128,10 +132,9 @@ function drawReadout() {
       settles ? `, settles at pass ${settles}` : ", still moving at the end",
     ].join("");
   });
-  const [, text] = sides[0] ?? [];
-  const name = make("bdi", {}, text ? `“${visible(text.tokens[token])}”` : "");
+  const name = make("bdi", {}, `“${visible(sides[0][1].tokens[token])}”`);
   const lines = words.map((line) => make("span", {}, line));
-  readout.replaceChildren(name, ` token ${token + (text?.first ?? 0)}, pass ${view.pass}`, ...lines);
+  readout.replaceChildren(name, ` token ${position}, pass ${view.pass}`, ...lines);
 }
 
 function percent(probability) {

@@ -4,7 +4,7 @@ const view = {
   a: null, b: null, // the runs on the left and on the right; b null: one alone
   prompt: 0, step: 0, pass: 1,
   colour: "change",
-  token: null, // the one chosen, by its index in the text
+  token: null, // the one chosen, by its position: a window that slides has others first
   hover: null, // the one pointed at, for as long as it is
 };
 
@@ -29,9 +29,10 @@ function settleView() {
   const steps = stepsOf();
   view.step = steps.reduce((best, step) => (closer(step, best, view.step) ? step : best));
   view.pass = Math.min(Math.max(1, view.pass), lastPass());
-  const length = textOf(view.a, view.prompt, view.step).tokens.length;
-  if (view.token !== null && view.token >= length) view.token = null;
-  if (view.hover !== null && view.hover >= length) view.hover = null;
+  const { first, tokens } = textOf(view.a, view.prompt, view.step);
+  for (const name of ["token", "hover"]) {
+    if (!(view[name] >= first && view[name] < first + tokens.length)) view[name] = null;
+  }
 }
 
 /** Beyond every pass and step: the last one there is. */
