@@ -172,6 +172,21 @@ def test_arrow_keys_move_pass_strength_and_token(shown: Shown) -> None:
     assert shown.run("return document.querySelectorAll('#tokens-a [tabindex=\"0\"]').length") == 1
 
 
+def test_coming_to_the_tokens_by_tab_chooses_none(shown: Shown) -> None:
+    from selenium.webdriver import Keys
+
+    chosen = "return document.querySelectorAll('#touch [aria-selected=\"true\"]').length"
+    shown.run("document.getElementById('strength-a').focus()")
+    shown.press(Keys.TAB)
+    assert shown.run("return document.activeElement.dataset.position") == "0"
+    assert shown.run(chosen) == 0
+    shown.press(Keys.ENTER)
+    assert shown.run(chosen) == 2, "the same on both sides"
+    assert "token 0" in shown.find("#readout").text
+    shown.press(Keys.ESCAPE, Keys.ARROW_RIGHT)
+    assert "token 1" in shown.find("#readout").text
+
+
 def test_play_goes_through_the_passes_and_pauses(shown: Shown) -> None:
     shown.run(
         "window.running = new Set(); const start = setInterval, end = clearInterval;"

@@ -16,10 +16,6 @@ function makeSide(name) {
     const token = tokenIn(event);
     if (token !== null) show({ token: token === view.token ? null : token });
   });
-  box.addEventListener("focusin", (event) => {
-    // a click chooses by itself
-    if (event.target.matches(":focus-visible")) show({ token: tokenIn(event), hover: null });
-  });
   box.addEventListener("keydown", (event) => walk(event, box));
   let drawn = null;
   sketches.push(() => {
@@ -79,9 +75,9 @@ function point(token) {
   if (token !== view.hover) show({ hover: token });
 }
 
-/** Arrow keys among the tokens; up and down are the pass. */
+/** Keys among the tokens choose one, as coming there by Tab does not; up and down are the pass. */
 function walk(event, box) {
-  const steps = { ArrowRight: 1, ArrowLeft: -1 };
+  const steps = { ArrowRight: 1, ArrowLeft: -1, Enter: 0 };
   const passes = { ArrowDown: 1, ArrowUp: -1 };
   if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
   if (event.key in passes) show({ pass: view.pass + passes[event.key] });
@@ -89,7 +85,9 @@ function walk(event, box) {
   else if (event.key in steps) {
     const tokens = [...box.querySelectorAll(".token")];
     const next = tokens.indexOf(event.target) + steps[event.key];
-    tokens[Math.min(Math.max(0, next), tokens.length - 1)].focus({ focusVisible: true });
+    const token = tokens[Math.min(Math.max(0, next), tokens.length - 1)];
+    token.focus({ focusVisible: true });
+    show({ token: Number(token.dataset.position), hover: null });
   } else return;
   event.preventDefault();
   event.stopPropagation();
