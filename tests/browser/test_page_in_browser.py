@@ -220,6 +220,14 @@ def test_the_table_sorts_and_shows_a_run(shown: Shown) -> None:
     assert shown.find("#side-b label").text == strengths[::-1][3]
 
 
+def test_every_measure_is_explained_in_sight(shown: Shown) -> None:
+    heads = shown.browser.find_elements("css selector", "#runs th[scope=col]")
+    meanings = shown.browser.find_elements("css selector", "#columns dt")
+    assert [one.text for one in meanings] == [one.text for one in heads]
+    said = shown.find("#columns").text
+    assert "effect\nHow different the predictions became" in said
+
+
 def test_the_first_view_moves_and_a_column_without_a_value_is_not_there(
     browser: Any, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ const order = { column: null, down: false };
 function columns() {
   const strength = ["strength", "How much the estimates count", (row) => row.runs[0].strength, false];
   const settings = study.settings.map((name, index) => [
-    name, `Setting ${name}`, (row) => row.runs[0].settings[index], false,
+    name, "", (row) => row.runs[0].settings[index], false,
   ]).filter((_, index) => !study.seeds[index]);
   const count = ["runs", "Runs of one setting: what follows is their mean", (row) => row.count, true];
   const measures = study.columns.map(({ key, name, about }, index) => [
@@ -19,8 +19,10 @@ function columns() {
 function makeTable() {
   const table = document.getElementById("runs");
   const head = make("tr");
+  const meanings = document.getElementById("columns");
   columns().forEach(([name, about, , counts], column) => {
-    const button = make("button", { type: "button", title: about }, name);
+    if (about) meanings.append(make("dt", {}, name), make("dd", {}, about));
+    const button = make("button", { type: "button" }, name);
     button.addEventListener("click", () => {
       order.down = order.column === column && !order.down;
       order.column = column;
