@@ -19,7 +19,7 @@ const dark = window.matchMedia("(prefers-color-scheme: dark)");
 // what a token's colour can say: [its value, the ends of the scale, words for both ends]
 const MODES = {
   change: { name: "Change from the plain model", unit: "nats", ends: ["easier", "harder"] },
-  surprise: { name: "Surprise (log-probability)", unit: "nats", ends: ["expected", "surprising"] },
+  surprise: { name: "Surprise (−log of its probability)", unit: "nats", ends: ["expected", "surprising"] },
   settles: { name: "Pass at which it settles", unit: "", ends: ["at once", "late"] },
 };
 let most = { change: 1, surprise: 10, settles: 1 }; // where the scales end
