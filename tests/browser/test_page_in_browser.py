@@ -24,7 +24,7 @@ pytestmark = pytest.mark.browser
 HOSTILE = {
     "</script><script>window.hacked=1</script>": "</script><script>window.hacked=1</script> "
     "<img src=x onerror=window.hacked=1> <!-- <script> ‮ gnp.exe‬ \x00\x1b[31m &lt;b&gt; "
-    "javascript:window.hacked=1"
+    "javascript:window.hacked=1 \U000e0041"
 }
 
 
@@ -346,6 +346,7 @@ def test_hostile_prompts_are_inert(browser: Any, tmp_path: Path) -> None:
     text = "".join(shown.tokens("a"))
     assert text.startswith("</script><script>window.hacked=1</script> <img src=x onerror=")
     assert "⟨202E⟩ gnp.exe⟨202C⟩ ␀␛[31m &lt;b&gt;" in text
+    assert text.endswith("⟨E0041⟩"), "a letter that no one sees"
     assert shown.find("#title").text == "<img src=x onerror=window.hacked=1>"
     assert shown.console() == []
     assert shown.requests() == [path.as_uri()]

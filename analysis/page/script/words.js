@@ -25,8 +25,7 @@ function strengthName(run) {
 }
 
 // what would be invisible, end the line, or turn the text around
-const HIDDEN =
-  /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb\ud800-\udfff]/gu;
+const HIDDEN = /[\p{C}\p{Zl}\p{Zp}\p{Variation_Selector}]/gu;
 
 /** A token with every hidden character made visible. */
 function visible(token) {
