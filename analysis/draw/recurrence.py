@@ -63,10 +63,7 @@ def recurrence(runs: Runs) -> Figure:
             (loss, wide["nll"] - wide["nll"].iloc[0]),
             (movement, moved.set_axis(moved.index - 1).dropna(how="all")),
         ):
-            rows = [
-                style.middle(row.dropna(), style.texts_of(frame)) for _, row in values.iterrows()
-            ]
-            ends = pd.DataFrame(rows, values.index, ["median", "low", "high"])
+            ends = style.spread(pd.DataFrame(values).T, style.texts_of(frame))
             style.band(axes, ends, colour, deepest, label=label)
     loss.axhline(0.0, color=style.INK, linewidth=1.0)
     loss.set_ylabel("Loss above the plain pass (nats/token)")

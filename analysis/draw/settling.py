@@ -125,9 +125,8 @@ def _curves(runs: Runs, shown: pd.DataFrame, measure: str) -> pd.DataFrame:
     # a text that ended early stays where it ended
     filled = wide.ffill().replace(np.inf, np.nan)
     by_group = filled.T.groupby(filled.columns.get_level_values("run").map(shown["group"].get))
-    low, high = style.quantiles(style.texts_of(frame))
-    curves = by_group.quantile(np.array([low, 0.5, high])).stack().unstack(level=1)
-    curves = curves.set_axis(["low", "median", "high"], axis=1)
-    curves = curves.dropna().rename_axis(["group", "iteration"]).reset_index()
+    parts = {group: style.spread(part, style.texts_of(frame)) for group, part in by_group}
+    curves: pd.DataFrame = pd.concat(parts).dropna()
+    curves = curves.rename_axis(["group", "iteration"]).reset_index()
     ran = frame["iteration"].groupby(frame["run"].map(shown["group"].get)).max()
     return curves[curves["iteration"] <= curves["group"].map(ran)]

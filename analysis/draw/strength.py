@@ -66,15 +66,16 @@ def headline(runs: Runs) -> Figure:
             prompts = runs.prompts[runs.prompts["run"].isin(same.index)]
             needed = prompts["iterations_to_tolerance"]
             if needed.notna().any():
-                style.whisker(top, strength, style.middle(needed.dropna(), texts), shade[strength])
+                ends = style.spread(needed.to_frame(), texts).iloc[0]
+                style.whisker(top, strength, ends, shade[strength])
             if needed.isna().any():
                 allowed = same["iterations_allowed"].astype(float)  # of a step, where a text grows
                 most = min(prompts["iterations"][needed.isna()].max(), allowed.max())
                 top.plot(strength, most, "^", color=shade[strength], markersize=8)
             interval = intervals.get(same["group"].iloc[0])
             if interval is not None:
-                ends = (interval.mean, interval.low, interval.high)
-                style.whisker(bottom, strength, ends, shade[strength])
+                between = (interval.mean, interval.low, interval.high)
+                style.whisker(bottom, strength, between, shade[strength])
             else:
                 change = (same["nll"] - same["nll_plain"]).mean()
                 bottom.plot(strength, change, "o", color=shade[strength], fillstyle="none")
@@ -151,7 +152,8 @@ def regimes(runs: Runs) -> Figure:
             name, line, _ = MEASURES[measure]
             known = chosen[np.isfinite(chosen[measure])]
             for strength, same in known.groupby("strength"):
-                style.whisker(axes, strength, style.middle(same[measure], texts), shade[strength])
+                ends = style.spread(same[[measure]], texts).iloc[0]
+                style.whisker(axes, strength, ends, shade[strength])
             axes.axhline(line, color=style.INK, linewidth=1.0)
             axes.set_ylabel(name)
             style.strength_axis(axes, group)

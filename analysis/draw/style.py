@@ -246,15 +246,11 @@ def evenly(rows: pd.DataFrame, most: int) -> pd.DataFrame:
     return rows.iloc[places]
 
 
-def quantiles(count: int) -> tuple[float, float]:
-    """The range of a few values, the middle 80 % of more."""
-    return (0.0, 1.0) if count <= FEW else (0.1, 0.9)
-
-
-def middle(values: pd.Series, texts: int) -> tuple[float, float, float]:
-    """Median, and the values at both `quantiles` of so many texts."""
-    low, high = values.quantile(list(quantiles(texts)))
-    return float(values.median()), float(low), float(high)
+def spread(values: pd.DataFrame, texts: int) -> pd.DataFrame:
+    """(columns, 3): median and range of each, or the middle 80 % of so many texts."""
+    low, high = (0.0, 1.0) if texts <= FEW else (0.1, 0.9)
+    ends = values.quantile([0.5, low, high])
+    return ends.set_axis(["median", "low", "high"]).T
 
 
 def texts_of(prompts: pd.DataFrame) -> int:
