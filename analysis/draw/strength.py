@@ -11,8 +11,7 @@ from analysis.intervals import paired
 from analysis.runs import Runs, last_step
 from analysis.text import number
 
-PANEL = 4.2  # inches
-PANELS = 3  # side by side
+PANELS = 6  # side by side
 # name, a line that divides two regimes, and what it means
 MEASURES = {
     "rate": (
@@ -33,11 +32,10 @@ LOSS = "Loss above plain model\n(nats/token)"
 @style.house_style()
 def headline(runs: Runs) -> Figure:
     """Passes until settled, and the change of the loss with paired intervals, by strength."""
-    groups, note = style.facets(runs, least=2, most=2 * PANELS)
+    groups, note = style.facets(runs, least=2, most=PANELS)
     if not groups:
         raise style.NotDrawn("it needs two runs that differ in strength")
-    columns = min(len(groups), PANELS)
-    rows = -(-len(groups) // columns)  # of pairs
+    panel = 4.2 if len(groups) <= 3 else 2.8  # inches
     shown = pd.concat(groups.values())
     intervals = paired(runs.estimates, shown["group"])
     texts = style.texts_of(runs.prompts)
@@ -54,13 +52,9 @@ def headline(runs: Runs) -> Figure:
         + f". Above 0 is worse.{note}"
     )
     title = _headline(runs.where(shown.index), tolerance)
-    size = (max(2.2 + PANEL * columns, 7.4), 1.0 + 5.6 * rows)
-    figure, grid = style.sheet(title, caption, size, shape=(2 * rows, columns))
-    pairs = [pair for row in range(rows) for pair in grid[2 * row : 2 * row + 2].T]
-    for top, bottom in pairs[1:]:
-        top.sharey(pairs[0][0])
-        bottom.sharey(pairs[0][1])
-    for (top, bottom), (variant, group) in zip(pairs, groups.items(), strict=False):
+    size = (max(2.2 + panel * len(groups), 7.4), 6.6)
+    figure, grid = style.sheet(title, caption, size, shape=(2, len(groups)), sharey="row")
+    for (top, bottom), (variant, group) in zip(grid.T, groups.items(), strict=True):
         shade = style.colours(group["strength"])
         for strength, same in group.groupby("strength"):
             prompts = runs.prompts[runs.prompts["run"].isin(same.index)]
@@ -80,20 +74,15 @@ def headline(runs: Runs) -> Figure:
                 change = (same["nll"] - same["nll_plain"]).mean()
                 bottom.plot(strength, change, "o", color=shade[strength], fillstyle="none")
         if len(groups) > 1:
-            style.panel_title(top, variant, PANEL - 0.4)
+            style.panel_title(top, variant, panel - 0.4)
         for axes in (top, bottom):
             style.strength_axis(axes, group)
         bottom.axhline(0.0, color=style.INK, linewidth=1.0)
         top.set_xlabel("")
-    top = pairs[0][0]
-    top.set_ylim(0, top.get_ylim()[1] * 1.05)
+    top, bottom = grid[:, 0]
+    top.set(ylim=(0, top.get_ylim()[1] * 1.05), ylabel=f"Passes to {tolerance}")
     top.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    for place, pair in enumerate(pairs):
-        for axes, name in zip(pair, (f"Passes to {tolerance}", LOSS), strict=True):
-            if place % columns == 0:
-                axes.set_ylabel(name)
-            axes.tick_params(labelleft=place % columns == 0)
-            axes.set_visible(place < len(groups))
+    bottom.set_ylabel(LOSS)
     return figure
 
 
