@@ -89,7 +89,7 @@ def texts_of(
 
 
 def thinned(texts: Sequence[Text]) -> Iterator[tuple[list[Text], list[str]]]:
-    """The texts, then ever fewer of them, each time with a sentence per thing given up."""
+    """The texts, sorted, then ever fewer of them, each time with a sentence per thing given up."""
     kept, said = list(texts), dict[str, str]()
     yield kept, []
     # whole runs last: with them go strengths that a reader would compare
@@ -107,26 +107,15 @@ def _thin(texts: list[Text], what: str, most: int) -> list[Text]:
     """At most so many passes and steps of each text, prompts of each run, or runs."""
     if what == "passes":
         return [_fewer_passes(text, most) for text in texts]
-    if what == "prompts":
-        first: dict[int, dict[str, None]] = {}
-        for text in texts:
-            first.setdefault(text.run, {})[text.prompt] = None
-        kept = {run: list(prompts)[:most] for run, prompts in first.items()}
-        return [text for text in texts if text.prompt in kept[text.run]]
-    if what == "runs":
-        runs = _spread([text.run for text in texts], most)
-        return [text for text in texts if text.run in runs]
-    steps: dict[tuple[int, str], list[int]] = {}
-    for text in texts:
-        steps.setdefault((text.run, text.prompt), []).append(text.step)
-    return [text for text in texts if text.step in _spread(steps[text.run, text.prompt], most)]
-
-
-def _spread(items: list[int], most: int) -> set[int]:
-    """Last and first, and others evenly between."""
-    unique = sorted({*items})
-    places = np.linspace(len(unique) - 1, 0, min(most, len(unique))).round().astype(int)
-    return {unique[place] for place in places}
+    depth = ("runs", "prompts", "steps").index(what) + 1
+    paths = [(text.run, text.prompt, text.step)[:depth] for text in texts]
+    kept: set[tuple[object, ...]] = set()
+    for _, same in itertools.groupby(dict.fromkeys(paths), key=lambda path: path[:-1]):
+        choices = list(same)
+        places = np.linspace(len(choices) - 1, 0, min(most, len(choices))).round().astype(int)
+        # of prompts the first, else last and first, and others evenly between
+        kept |= {*choices[:most]} if what == "prompts" else {choices[place] for place in places}
+    return [text for text, path in zip(texts, paths, strict=True) if path in kept]
 
 
 def _fewer_passes(text: Text, most: int) -> Text:
