@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.draw import style
 from analysis.intervals import paired
 from analysis.runs import Runs, last_step
-from analysis.text import number
+from analysis.text import number, some
 
 PANELS = 6  # side by side
 # name, a line that divides two regimes, and what it means
@@ -116,17 +116,13 @@ def regimes(runs: Runs) -> Figure:
     predictable = bool(prompts["predicted"].notna().any())
     dots = " Passes predicted: by the first error and the rate; a dot a text, coloured by strength."
     growing = prompts[prompts["lyapunov"] > 0]
-    where = "at every strength shown" if note else "at every strength"
-    title = f"Small changes die out along the text {where}"
+    title = f"Small changes die out along the text at every strength{' shown' if note else ''}"
     if "lyapunov" not in measures:
         title = "How fast the passes contract"
     elif len(growing):
         share = f"{len(growing)} of {prompts['lyapunov'].count()} cases"
-        strengths = sorted(set(growing["strength"]))
-        where = ", ".join(map(number, strengths)) if len(strengths) < 5 else f"{len(strengths)}"
-        noun = "strengths" if len(strengths) > 1 else "strength"
-        place = f"{where} {noun}" if len(strengths) > 4 else f"{noun} {where}"
-        title = f"Small changes grow along the text in {share}, at {place}"
+        where = some([number(strength) for strength in sorted(set(growing["strength"]))], 4)
+        title = f"Small changes grow along the text in {share}, at strength {where}"
     caption = (
         f"{' '.join(MEASURES[name][2] for name in measures)} Dots, bars: median and "
         f"{style.spread_words(prompts)}.{dots if predictable else ''}{note}"
