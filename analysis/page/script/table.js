@@ -1,80 +1,72 @@
 // A row a setting, its runs pooled; it sorts by any column, and its button shows a run beside the other.
 
-const DIGITS = { rate: 3, lyapunov: 3, nll: 3, change: 3, half: 3, kl_effect: 3 };
 const order = { column: null, down: false };
-
-/** [heading, explanation, value of a row, whether a number, digits, its key] by column. */
-function columns() {
-  const strength = ["strength", "How much the estimates count", (row) => row.runs[0].strength, false];
-  const settings = study.settings.map((name, index) => [
-    name, "", (row) => row.runs[0].settings[index], false,
-  ]).filter((_, index) => !study.seeds[index]);
-  const count = ["runs", "Runs of one setting: what follows is their mean", (row) => row.count, true];
-  const measures = study.columns.map(({ key, name, about }, index) => [
-    name, about, (row) => row.measures[index], key !== "outcome", DIGITS[key], key,
-  ]).filter(([, , value]) => rows.some((row) => value(row) !== null));
-  return [strength, ...settings, ...(rows.length < runs.length ? [count] : []), ...measures];
-}
+const counted = { name: "runs", about: "Runs of one setting: what follows is their mean", value: (row) => row.count };
+// heading, meaning, the value of a row, whether it is words, and how many digits a number has
+const columns = [
+  { name: "strength", about: "How much the estimates count", value: (row) => row.runs[0].strength, words: true },
+  ...study.settings
+    .map((name, index) => ({ name, value: (row) => row.runs[0].settings[index], words: true }))
+    .filter((_, index) => !study.seeds[index]),
+  ...(rows.length < runs.length ? [counted] : []),
+  ...study.columns
+    .map((column, index) => ({
+      ...column,
+      value: (row) => row.measures[index],
+      words: column.key === "outcome",
+      digits: column.key === "iterations_to_tolerance" ? undefined : 3,
+    }))
+    .filter(({ value }) => rows.some((row) => value(row) !== null)),
+];
 
 function makeTable() {
-  const table = document.getElementById("runs");
-  const head = make("tr");
+  const head = document.querySelector("#runs thead tr");
   const meanings = document.getElementById("columns");
-  columns().forEach(([name, about, , counts], column) => {
-    if (about) meanings.append(make("dt", {}, name), make("dd", {}, about));
-    const button = make("button", { type: "button" }, name);
+  for (const column of columns) {
+    if (column.about) meanings.append(make("dt", {}, column.name), make("dd", {}, column.about));
+    const button = make("button", { type: "button" }, column.name);
     button.addEventListener("click", () => {
       order.down = order.column === column && !order.down;
       order.column = column;
       fillTable();
     });
-    const cell = make("th", { scope: "col", className: counts ? "number" : "" });
-    cell.append(button);
-    head.append(cell);
-  });
-  const top = make("thead");
-  top.append(head);
-  table.replaceChildren(top, make("tbody"));
+    head.append(make("th", { scope: "col", className: column.words ? "" : "number" }));
+    head.lastChild.append(button);
+  }
   fillTable();
 }
 
 function fillTable() {
   const table = document.getElementById("runs");
-  const all = columns();
   const sorted = [...rows];
-  if (order.column !== null) {
-    const value = all[order.column][2];
+  if (order.column) {
+    const { value } = order.column;
     sorted.sort((one, other) => compare(value(one), value(other), order.down));
   }
-  table.querySelectorAll("th[scope=col]").forEach((cell, column) => {
+  table.querySelectorAll("th[scope=col]").forEach((cell, index) => {
     const way = order.down ? "descending" : "ascending";
-    cell.setAttribute("aria-sort", column === order.column ? way : "none");
+    cell.setAttribute("aria-sort", columns[index] === order.column ? way : "none");
   });
-  table.tBodies[0].replaceChildren(...sorted.map((row) => tableRow(row, all)));
+  table.tBodies[0].replaceChildren(...sorted.map(tableRow));
   if (view.a) markRows();
 }
 
-function tableRow(data, all) {
+function tableRow(data) {
+  const able = data.runs.filter((run) => run.texts.length);
+  const ids = data.runs.map((run) => run.id).join(", ");
+  const title = able.length ? `Show ${ids}` : `This page keeps no text of ${ids}`;
+  const button = make("button", { type: "button", title, disabled: !able.length }, strengthName(data.runs[0]));
+  button.addEventListener("click", () => choose(able));
   const row = make("tr");
   row.dataset.row = data.runs[0].row;
-  all.forEach(([, , value, counts, digits, key], column) => {
-    const shown = value(data);
-    const text = typeof shown === "number" ? number(shown, digits, key === "change") : shown;
-    const cell = make(column ? "td" : "th", { className: counts ? "number" : "" });
-    if (column) cell.textContent = text === null || text === "" ? "–" : key === "outcome" ? text.replaceAll("_", " ") : text;
-    else {
-      const able = data.runs.filter((run) => run.texts.length);
-      cell.scope = "row";
-      const name = strengthName(data.runs[0]);
-      const ids = data.runs.map((run) => run.id).join(", ");
-      const title = able.length ? `Show ${ids}` : `This page keeps no text of ${ids}`;
-      const button = make("button", { type: "button", title }, name);
-      button.disabled = !able.length;
-      button.addEventListener("click", () => choose(able));
-      cell.append(button);
-    }
-    row.append(cell);
-  });
+  row.append(make("th", { scope: "row" }));
+  row.lastChild.append(button);
+  for (const { key, value, digits, words } of columns.slice(1)) {
+    const found = value(data);
+    const shown = typeof found === "number" ? number(found, digits, key === "change") : found || "–";
+    const text = key === "outcome" ? shown.replaceAll("_", " ") : shown;
+    row.append(make("td", { className: words ? "" : "number" }, text));
+  }
   return row;
 }
 
