@@ -65,7 +65,7 @@ CHANGE = LinearSegmentedColormap.from_list(
 # Okabe and Ito, without the yellow that is lost on white: for what has no strength
 DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
 MOST_FACETS = 4
-CLOSE = 0.36  # inches: of strengths that are nearer to each other, one is marked lower
+LETTER, GAP = 0.085, 0.04  # inches: of names of strengths that would touch one stands lower
 FEW = 8  # of so many texts the whole range is shown, of more the middle 80 %
 
 
@@ -186,16 +186,17 @@ def strength_axis(axes: Axes, group: pd.DataFrame) -> None:
     places = scale.transform(strengths)
     reach = np.ptp(places) or 1.0
     axes.set_xlim(*scale.inverted().transform(places[[0, -1]] + [-0.05 * reach, 0.05 * reach]))
-    gap = reach * CLOSE * axes.figure.dpi / axes.bbox.width
+    inches = axes.bbox.width / axes.figure.dpi / reach
+    names = [number(strength) for strength in strengths]
     rows: list[list[int]] = [[], [], []]  # what does not fit beside another goes below it
     for one in np.lexsort((-np.abs(strengths), strengths != 0)):  # zero, then the strongest first
         for row in rows:
-            if all(abs(places[one] - places[other]) > gap for other in row):
+            widths = [(len(names[one]) + len(names[other])) / 2 * LETTER for other in row]
+            if (np.abs(places[one] - places[row]) * inches > np.add(widths, GAP)).all():
                 row.append(one)
                 break
-    marked = [(strengths[one], below) for below, row in enumerate(rows) for one in row]
-    names = ["\n" * below + number(strength) for strength, below in marked]
-    axes.set_xticks([strength for strength, _ in marked], names)
+    marked = [(one, "\n" * below + names[one]) for below, row in enumerate(rows) for one in row]
+    axes.set_xticks([strengths[one] for one, _ in marked], [name for _, name in marked])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"Feedback strength {symbol(group)}")
 

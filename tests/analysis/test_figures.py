@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,20 @@ def test_every_strength_is_named_and_no_name_touches_another(ten: Path) -> None:
             rows = [name.get_text().count("\n") for name in names]
             same = [other for n, other in enumerate(boxes) if rows[n] == rows[place]]
             assert sum(box.x0 < other.x1 and other.x0 < box.x1 for other in same) == 1
+
+
+def test_long_names_of_many_strengths_do_not_touch(make_run: MakeRun, tmp_path: Path) -> None:
+    for eighths in range(-12, 13):
+        strength = eighths / 8
+        make_run(tmp_path / "s" / f"r{strength}", prompts=ONE, feedback__strength=strength)
+    figure = headline(load(str(tmp_path / "s")))
+    renderer = drawn(figure).get_renderer()
+    names = [name for name in figure.axes[1].get_xticklabels() if name.get_text()]
+    assert len(names) > 9
+    for row in range(3):
+        same = [name for name in names if name.get_text().count("\n") == row]
+        boxes = sorted((name.get_window_extent(renderer) for name in same), key=lambda box: box.x0)
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_a_measure_that_no_run_recorded_has_no_panel(ten: Path) -> None:
