@@ -3,7 +3,7 @@
 let plot = null;
 let plotted = ""; // whose curves `plot` shows
 let pathOf = null; // of which token
-const LABELS = 74; // pixels at the right for the names of the curves
+const LABELS = 88; // pixels at the right for the names of the curves
 
 function drawCurve() {
   const position = view.hover ?? view.token;
