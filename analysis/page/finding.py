@@ -62,21 +62,18 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
         return f"{none} does the model clearly predict worse or better."
     if not clear:
         (change,) = changes.values()
-        by = f"{change.mean:+.{_digits(change)}f}".replace("-", "−") + _spread(change)
-        return f"The model predicts neither clearly worse nor better: by {by}."
+        return f"The model predicts neither clearly worse nor better: by {_by(change, sign='+')}."
     parts = []
     for word, sign in (("worse", 1), ("better", -1)):
-        group = {row: abs(one.mean) for row, one in clear.items() if one.mean * sign > 0}
+        group = [row for row, one in clear.items() if one.mean * sign > 0]
         if group:
-            row = max(group, key=lambda one: group[one])
+            row = max(group, key=lambda one: abs(clear[one].mean))
             kind, strength = str(rows["kind"].at[row]), float(str(rows["strength"].at[row]))
             named = f"{kind}, " if rows["kind"].nunique() > 1 else ""
             where = f" in {len(group)} of {len(changes)} {noun}" if len(changes) > 1 else ""
-            most, one = "up to " if len(group) > 1 else "", clear[row]
-            parts.append(
-                f"{word}{where}, by {most}{group[row]:.{_digits(one)}f}{_spread(one)} "
-                f"({named}{strength_text(kind, strength)})"
-            )
+            most = "up to " if len(group) > 1 else ""
+            setting = f"{named}{strength_text(kind, strength)}"
+            parts.append(f"{word}{where}, by {most}{_by(clear[row])} ({setting})")
     if len(changes) > len(clear):
         parts.append(f"neither clearly in {len(changes) - len(clear)}")
     if unknown := int(fed(rows).sum()) - len(changes):
@@ -84,9 +81,8 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
     return f"With feedback the model predicts {', '.join(parts)}."
 
 
-def _digits(change: Interval) -> int:
-    return 2 if change.half >= 0.01 else 4
-
-
-def _spread(change: Interval) -> str:
-    return f" ± {change.half:.{_digits(change)}f} nats a token"
+def _by(change: Interval, sign: str = "") -> str:
+    digits = 2 if change.half >= 0.01 else 4
+    mean = change.mean if sign else abs(change.mean)
+    text = f"{mean:{sign}.{digits}f} ± {change.half:.{digits}f} nats a token"
+    return text.replace("-", "−")
