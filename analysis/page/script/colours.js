@@ -16,7 +16,7 @@ const DIVERGING = {
 const NICE = [0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 8, 10, 15, 20];
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
-// what a token's colour can say: [its value, the ends of the scale, words for both ends]
+// what a token's colour can say, its unit, and words for both ends of the scale
 const MODES = {
   change: { name: "Change from the plain model", unit: "nats", ends: ["easier", "harder"] },
   surprise: { name: "Surprise (−log of its probability)", unit: "nats", ends: ["expected", "surprising"] },
