@@ -4,7 +4,8 @@
     python -m experiments.converge -m feedback.strength=-1,0,1 recompute.iterations=32
 
 One run is one configuration and one folder, ``<runs_dir>/<study>/<run_id>/``. A finished run is
-not computed again; a failed or killed one carries on with its first unfinished prompt.
+not computed again; a failed or killed one carries on with its first batch of prompts that is not
+done.
 """
 
 import sys
