@@ -241,12 +241,15 @@ def history_rows(folder: Path) -> list[dict[str, Any]]:
     import pandas as pd  # half a second, for which only runs that W&B is told of wait
 
     frame = _last_step(pq.read_table(folder / run_files.ITERATIONS))
-    frame = frame.set_index(["iteration", "prompt_id"])[list(AGGREGATES)]
-    filled = frame.unstack("prompt_id").sort_index().ffill()
-    rows = pd.DataFrame(
-        {measure: getattr(filled[measure], how)(axis=1) for measure, how in AGGREGATES.items()}
-    )
-    plain: Any = rows.reset_index().astype(object)
+    passes = pd.RangeIndex(1, frame["iteration"].max() + 1, name="iteration")
+    texts = [text.set_index("iteration") for _, text in frame.groupby("prompt_id")]
+    # what is missing where a text diverged stays missing
+    filled = [text.reindex(passes, method="ffill") for text in texts]
+    rows = {
+        measure: getattr(pd.concat([text[measure] for text in filled], axis=1), how)(axis=1)
+        for measure, how in AGGREGATES.items()
+    }
+    plain: Any = pd.DataFrame(rows).reset_index().astype(object)
     return [with_logarithms(row) for row in plain.where(plain.notna(), None).to_dict("records")]
 
 

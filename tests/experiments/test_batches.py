@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.converge import run as runner
-from experiments.converge.publish import Live
+from experiments.converge.publish import Live, history_rows
 from stateful_gpt.generate import Sampling
 
 Compute = Callable[..., Path]
@@ -196,6 +196,16 @@ def test_a_text_that_diverges_leaves_one_that_is_final(compute: Compute, texts: 
     folder = compute(*texts, *words, "feedback.kind=logit", "feedback.strength=1e308")
     ends = [(prompt["outcome"], prompt["iterations"]) for prompt in summary(folder)["prompts"]]
     assert ends == [("diverged", 2), ("settled", 12)]  # of one token, and all passes asked for
+
+
+def test_of_a_text_that_diverged_no_later_row_tells_what_was_before(
+    compute: Compute, texts: list[str]
+) -> None:
+    words = ("feedback.kind=logit", "feedback.strength=1e308", EVERY, "prompts.limit=2")
+    folder = compute(*texts, *words, "recompute.iterations=4")
+    losses = [row["nll"] for row in history_rows(folder)]
+    plain = [p["nll_plain"] for p in summary(folder)["prompts"] if p["nll_plain"] is not None]
+    assert losses == [pytest.approx(np.mean(plain)), None, None, None]
 
 
 def test_any_batch_lets_a_text_end_early(
