@@ -122,12 +122,14 @@ def compare(old: pd.DataFrame, new: pd.DataFrame, dtype: str) -> tuple[bool, str
     if before.dtype != after.dtype or not old[what].equals(new[what]):
         return False, ": its tokens, passes or precision are others"
     count = f"{len(old)} estimates of {old['prompt_id'].nunique()} prompts"
-    # as whole numbers, 0 and -0 differ, and what is no number equals itself
+    # as whole numbers, 0 and -0 differ
     bits = f"u{before.itemsize}"
     same = before.view(bits) == after.view(bits)
     if same.all():
         return True, f" bit for bit: {count}"
-    apart = np.where(same, 0.0, np.nan_to_num(np.abs(before - after), nan=np.inf))
+    # processors write what is no number with other bits
+    neither = np.isnan(before) & np.isnan(after)
+    apart = np.where(same | neither, 0.0, np.nan_to_num(np.abs(before - after), nan=np.inf))
     where = ", ".join(f"{key.removesuffix('_id')} {cut(old[key][apart.argmax()])}" for key in KEYS)
     said = f"{(~same).sum()} of them differ, by at most {apart.max():.2g} nats ({where})"
     about = f"{BOUNDS[dtype]:g} nats, the bound for {dtype}"

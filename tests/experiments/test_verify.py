@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -92,6 +94,21 @@ def test_a_difference_is_measured_and_one_beyond_the_bound_is_not_reproduced(
     code, out, err = ask(tmp_path / "runs", "--seed", "1")
     assert out.count("\n") == 1
     assert err.startswith("Of 2 runs, ")
+
+
+def test_what_diverged_is_reproduced_whatever_bits_a_processor_gives_what_is_no_number() -> None:
+    frames = [
+        pd.DataFrame(
+            {key: ["a", "a"] if key == "prompt_id" else [0, 1] for key in verify.KEYS}
+            | {"token_id": [5, 6], "log_prob": np.array([-1.0, value], dtype=np.float32)}
+        )
+        for value in (np.nan, -np.nan, -2.0)
+    ]
+    reproduced, said = verify.compare(*frames[:2], "float32")
+    assert reproduced
+    assert "1 of them differ, by at most 0 nats" in said
+    assert verify.compare(frames[0], frames[0], "float32")[1].startswith(" bit for bit")
+    assert not verify.compare(frames[0], frames[2], "float32")[0]
 
 
 def test_what_a_run_needs_and_is_gone_or_changed_is_one_sentence(
