@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from experiments.converge.records import Measures
+from experiments.converge.records import MEASURES, Measures
 from experiments.converge.settings import ConvergeSettings, TrackingSettings
 from experiments.runs import folder as run_files
 from experiments.runs.files import write_json
@@ -32,18 +32,10 @@ RUN_FOLDER = "run_folder"  # in the files of a W&B run: a copy of the run's own
 MOST_TOKENS = 25  # curves that can still be told apart; W&B draws 100 at most
 MOST_POINTS = 200  # of a curve; W&B shows tables of at most 10,000 rows
 
-# how the measures of several prompts (and steps) become one history row an iteration
-AGGREGATES = {
-    "step_max": "max",
-    "step_rms": "mean",
-    "settled_prefix": "mean",
-    "oracle_error_max": "max",
-    "nll": "mean",
-    "kl_step": "mean",
-    "kl_effect": "mean",
-    "hidden_step_norm": "mean",
-}
-LOG10 = ("step_max", "oracle_error_max")  # logged as log10 too: W&B's axes are linear at first
+# logged as log10 too: W&B's axes are linear at first
+LOG10 = ("step_max", "oracle_error_max")
+# how the measures of several prompts become one history row an iteration
+AGGREGATES = {name: "max" if name in LOG10 else "mean" for name in MEASURES}
 
 
 def open_tracker(
