@@ -77,13 +77,13 @@ def assert_close(one: pd.DataFrame, other: pd.DataFrame) -> None:
             assert one[name].equals(other[name]), name
 
 
-def assert_same_run(folders: list[Path]) -> None:
+def assert_same_run(folders: list[Path], *, but: tuple[str, ...] = ()) -> None:
     assert len({folder.name for folder in folders}) == 1, "a batch is no part of a run's name"
     one, *others = folders
     for other in others:
         for name in TABLES:
             assert_close(table(one, name), table(other, name))
-        assert_close_prompts(summary(one)["prompts"], summary(other)["prompts"])
+        assert_close_prompts(summary(one)["prompts"], summary(other)["prompts"], but=but)
 
 
 def assert_close_prompts(
@@ -133,7 +133,14 @@ def test_any_batch_gives_the_same_run(in_batches: Callable[..., list[Path]], nam
 def test_any_batch_gives_the_same_run_of_hidden_states(
     in_batches: Callable[..., list[Path]], stateful_folder: Path, name: str
 ) -> None:
-    assert_same_run(in_batches(EVERY, f"model.path={stateful_folder}", *STATEFUL[name]))
+    folders = in_batches(EVERY, f"model.path={stateful_folder}", *STATEFUL[name])
+    if "feedback.shift=0" not in STATEFUL[name]:
+        assert_same_run(folders)
+        return
+    # without a theorem, rest is a pass that says to the last bit what it was fed: rounding decides
+    assert_same_run(folders, but=("outcome",))
+    outcomes = {p["outcome"] for folder in folders for p in summary(folder)["prompts"]}
+    assert outcomes <= {"settled", "iteration_limit"}
 
 
 def test_any_batch_comes_to_rest_at_the_same_place(in_batches: Callable[..., list[Path]]) -> None:
