@@ -62,7 +62,7 @@ class Recorder:
         self._steps: list[Step] = []  # of each row of the window
         self._rows: list[int] = []  # of the window, those that the tensors below hold
         self._hidden = torch.empty(0)  # (R, T, C) after the pass before
-        self._moved: Tensor | None = None  # (R, T) how far it moved hidden states
+        self._moved = torch.empty(0)  # (R, T) how far the last pass moved hidden states
 
     def watch(self, window: Window) -> Watcher:
         """Called before each recompute: solves it exactly, then watches its passes.
@@ -80,7 +80,7 @@ class Recorder:
             else:
                 self._final = self._fixed_point(window, last)
         batch, length = window.tokens.shape
-        self._rows, self._moved = list(range(batch)), None
+        self._rows = list(range(batch))
         self._hidden = torch.zeros(
             batch, length, self._model.width, dtype=self._model.dtype, device=self._model.device
         )
@@ -95,7 +95,8 @@ class Recorder:
         if not window.plain_first:
             hidden = self._model.read(window.tokens)
             log_probs = score_tokens(self._model, hidden, window.tokens).log_probs
-            plain_nll = self._nll(log_probs, window.lengths).tolist()
+            count = torch.tensor(window.lengths, device=log_probs.device)
+            plain_nll = self._nll(log_probs, count).tolist()
             if self._predictions is not None:
                 self._predictions.set_plain(hidden, begin=0)
         solved, tokens = self._final is not None, window.tokens.cpu()
@@ -146,17 +147,15 @@ class Recorder:
         rows, log_probs = iteration.span.rows, iteration.log_probs  # (R, T)
         self._keep(rows, log_probs.size(1))  # nothing was scored where nothing is evaluated
         seen = [self._steps[row] for row in rows]
-        lengths = [len(step.tokens) for step in seen]
-        count = torch.tensor(lengths, device=log_probs.device)
+        count = torch.tensor([len(step.tokens) for step in seen], device=log_probs.device)
         missing = torch.full_like(count, torch.nan, dtype=torch.float64)
         columns = dict.fromkeys(MEASURES, missing)
         evaluated = iteration.span.end > iteration.span.begin
-        columns["nll"] = self._nll(log_probs, lengths)
+        columns["nll"] = self._nll(log_probs, count)
         if iteration.step_max is not None and iteration.step_rms is not None:
             columns["step_max"], columns["step_rms"] = iteration.step_max, iteration.step_rms
-            moved = self._moved if evaluated else None
             columns["hidden_step_norm"] = (
-                torch.zeros_like(missing) if moved is None else self._mean(moved, count)
+                self._mean(self._moved, count) if evaluated else torch.zeros_like(missing)
             )
         if self._final is not None:
             error = (log_probs - self._final[rows, : log_probs.size(1)]).abs()
@@ -190,11 +189,9 @@ class Recorder:
         total = values.double().masked_fill(self._padding(values, count), 0.0).sum(dim=1)
         return total / count
 
-    def _nll(self, log_probs: Tensor, lengths: list[int]) -> Tensor:
+    def _nll(self, log_probs: Tensor, count: Tensor) -> Tensor:
         """(R,) nats per predicted token; NaN of a text of one token."""
-        predicted = torch.tensor(lengths, device=log_probs.device) - 1
-        values = log_probs.double().masked_fill(self._padding(log_probs, predicted + 1), 0.0)
-        return -values[:, 1:].sum(dim=1) / predicted
+        return -self._mean(log_probs[:, 1:], count - 1)
 
     def _fixed_point(self, window: Window, last: Window | None) -> Tensor:
         """(B, T). While no window has slid, only new tokens have to be read."""
