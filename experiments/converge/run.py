@@ -193,10 +193,9 @@ def generator(settings: ConvergeSettings, prompt: int, device: torch.device) -> 
 
 def _feedback(settings: ConvergeSettings, model: LanguageModel) -> Feedback:
     chosen = settings.feedback
-    n_layer = model.n_layer
-    if chosen.layers != "all" and max(chosen.layers) >= n_layer:
+    if chosen.layers != "all" and max(chosen.layers) >= model.n_layer:
         raise ConfigError(
-            f"feedback.layers must be from 0 to {n_layer - 1} for this model, got"
+            f"feedback.layers must be from 0 to {model.n_layer - 1} for this model, got"
             f" {list(chosen.layers)}"
         )
     feedback = Feedback.of_kind(
@@ -204,7 +203,7 @@ def _feedback(settings: ConvergeSettings, model: LanguageModel) -> Feedback:
         chosen.strength,
         layers=None if chosen.layers == "all" else frozenset(chosen.layers),
         hidden_strength=chosen.hidden_strength,
-        shift=0 if chosen.shift == 0 else 1,
+        shift=chosen.shift,
     )
     if feedback.of_hidden and not model.takes_hidden_states:
         raise ConfigError(
