@@ -106,7 +106,6 @@ def _upload(folder: Path, asked: dict[str, str]) -> dict[str, Any]:
             Path(place),
             tracking=parse({**config["tracking"], **asked, "mode": "online"}, TrackingSettings),
             warn=problems.append,
-            study=folder.parent,
             patience=PATIENCE,
         )
         publish(tracker, folder, read_json(folder / SUMMARY))

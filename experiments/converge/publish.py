@@ -44,16 +44,16 @@ def open_tracker(
     folder: Path,
     *,
     tracking: TrackingSettings,
-    study: Path,
     warn: Callable[[str], object] = warn,
     patience: float | None = None,
 ) -> Tracker:
-    """A tracker for the run with this configuration; ``folder`` is where W&B keeps its files.
+    """A tracker for the run with this configuration; ``folder`` is where W&B keeps its files: the
+    run's own, in its study, unless ``patience`` is given.
 
     Raises:
         KeyError, TypeError: the configuration is not that of a convergence run.
     """
-    name = name_of(config)
+    name, study = name_of(config), folder.parent
     measures = (*AGGREGATES, *(f"{measure}_log10" for measure in LOG10), "settled_share")
     tracker = Tracker(
         tracking,

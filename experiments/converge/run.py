@@ -109,11 +109,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
         device=device,
         origin={"model": checkpoint.source},
         open_tracker=lambda: open_tracker(
-            folder.config,
-            folder.id,
-            folder.path,
-            tracking=settings.tracking,
-            study=folder.path.parent,
+            folder.config, folder.id, folder.path, tracking=settings.tracking
         ),
         compute=compute_run,
         shorten="prompts.max_tokens or device.batch",
