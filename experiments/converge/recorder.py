@@ -100,13 +100,11 @@ class Recorder:
             if self._predictions is not None:
                 self._predictions.set_plain(hidden, begin=0)
         solved, tokens = self._final is not None, window.tokens.cpu()
-        described = zip(window.starts, window.lengths, tokens, plain_nll, strict=True)
-        self._steps = [
-            Step(window.step, start, ids[:count], solved, plain)
-            for start, count, ids, plain in described
-        ]
-        for row, step in zip(window.rows, self._steps, strict=True):
-            self.records.texts[row].append(step)
+        self._steps = []
+        for i, row in enumerate(window.rows):
+            ids = tokens[i, : window.lengths[i]]
+            self._steps.append(Step(window.step, window.starts[i], ids, solved, plain_nll[i]))
+            self.records.texts[row].append(self._steps[-1])
         return Watcher(self._observe, self._score)
 
     def exponents(self) -> list[float | None]:
@@ -149,14 +147,13 @@ class Recorder:
         seen = [self._steps[row] for row in rows]
         count = torch.tensor([len(step.tokens) for step in seen], device=log_probs.device)
         missing = torch.full_like(count, torch.nan, dtype=torch.float64)
+        still = torch.zeros_like(missing)
         columns = dict.fromkeys(MEASURES, missing)
         evaluated = iteration.span.end > iteration.span.begin
         columns["nll"] = self._nll(log_probs, count)
         if iteration.step_max is not None and iteration.step_rms is not None:
             columns["step_max"], columns["step_rms"] = iteration.step_max, iteration.step_rms
-            columns["hidden_step_norm"] = (
-                self._mean(self._moved, count) if evaluated else torch.zeros_like(missing)
-            )
+            columns["hidden_step_norm"] = self._mean(self._moved, count) if evaluated else still
         if self._final is not None:
             error = (log_probs - self._final[rows, : log_probs.size(1)]).abs()
             error = error.masked_fill(self._padding(error, count), 0.0)
@@ -165,11 +162,10 @@ class Recorder:
             columns["settled_prefix"] = torch.where(
                 away.any(dim=1), away.long().argmax(dim=1), count
             )
-        if self._predictions is not None:
-            columns["kl_effect"] = self._mean(self._predictions.kl_effect, count)
+        if (predictions := self._predictions) is not None:
+            columns["kl_effect"] = self._mean(predictions.kl_effect, count)
             if iteration.number > 1:
-                kl_step = self._mean(self._predictions.kl_step, count)
-                columns["kl_step"] = kl_step if evaluated else torch.zeros_like(kl_step)
+                columns["kl_step"] = self._mean(predictions.kl_step, count) if evaluated else still
         table = torch.stack([column.double() for column in columns.values()], dim=1).tolist()
         each = zip(seen, log_probs.cpu(), table, iteration.ran, strict=True)
         for step, values, measured, own in each:
