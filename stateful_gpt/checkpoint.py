@@ -37,6 +37,7 @@ from stateful_gpt.weights import (
     CONFIG,
     FORMAT,
     NANOGPT_TOKENIZER,
+    SHARDS,
     TOKENIZER,
     WEIGHTS,
     build_model,
@@ -45,7 +46,6 @@ from stateful_gpt.weights import (
 )
 
 NANOGPT_WEIGHTS = "ckpt.pt"
-SHARDS = f"{WEIGHTS}.index.json"  # of weights in several files
 BUNDLED = ("bundled", "bundled_stateful")
 # names that stand for a folder of transformers, and the command that makes it
 PREPARED = {"smollm2": (Path("data/models/smollm2"), "python -m scripts.prepare_smollm2")}
@@ -170,7 +170,7 @@ def locate(source: str | Path, library: Library = "stateful_gpt") -> Path:
         raise CheckpointError(
             f"there is no model file or folder {cut(repr(name))} ({cut(error)})"
         ) from None
-    return _download(name, (CONFIG, WEIGHTS, *TOKENIZER_FILES), extra="hub")
+    return _download(name, (CONFIG, WEIGHTS, SHARDS, *TOKENIZER_FILES), extra="hub")
 
 
 def _locate_of_transformers(name: str, path: Path) -> Path:

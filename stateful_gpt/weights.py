@@ -34,6 +34,7 @@ from stateful_gpt.untrusted import (
 
 FORMAT = "stateful_gpt.model/1"
 WEIGHTS = "model.safetensors"
+SHARDS = f"{WEIGHTS}.index.json"  # of weights in several files
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 NANOGPT_TOKENIZER = "meta.pkl"
@@ -81,6 +82,10 @@ def read_folder(folder: Path) -> Stored:
         raise CheckpointError(
             f"{file} describes neither a model of this project (format {FORMAT!r})"
             f" nor a GPT-2 (model_type 'gpt2'){hint}"
+        )
+    if (folder / SHARDS).exists() and not weights.exists():
+        raise CheckpointError(
+            f"{folder} has its weights in several files: model=hugging_face reads them"
         )
     if not weights.exists():
         raise CheckpointError(

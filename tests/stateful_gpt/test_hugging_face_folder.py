@@ -273,6 +273,8 @@ def test_a_gpt2_in_several_files_is_read_by_transformers(tmp_path: Path) -> None
     model = tiny("gpt2", dtype=torch.float32, vocab_size=BYTES)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert isinstance(load_model(tmp_path, tokenizer="byte").model, HuggingFaceModel)
+    with pytest.raises(CheckpointError, match="in several files: model=hugging_face reads them"):
+        load_checkpoint(tmp_path, tokenizer="byte")
 
 
 def test_a_model_of_256_bytes_needs_no_end_token(tmp_path: Path) -> None:
