@@ -27,6 +27,8 @@ from stateful_gpt.tokenizer import (
     BytePairs,
     Characters,
     Tokenizer,
+    byte_tokenizer,
+    gpt2_tokenizer,
     has_other_words,
     load_tokenizer,
     save_tokenizer,
@@ -260,14 +262,17 @@ def save_checkpoint(
 ) -> None:
     """Write a model as this project's folder: weights in ``dtype``, settings and tokenizer.
 
-    ``tokenizer`` is an encoding, which is saved too, or the name ``gpt2`` or ``byte``.
+    ``tokenizer`` is ``gpt2``, ``byte`` or an encoding; any but those two is saved too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     if model.tied:
         del state["lm_head.weight"]
+    shipped = (gpt2_tokenizer(), byte_tokenizer(ends=True), byte_tokenizer(ends=False))
     if isinstance(tokenizer, str):
         tokenizer_name = tokenizer
+    elif tokenizer in shipped:  # a trained one may have such a name, too
+        tokenizer_name = tokenizer.name
     else:
         assert isinstance(tokenizer, (BytePairs, Characters)), "others have no file of ours"
         tokenizer_name = TOKENIZER

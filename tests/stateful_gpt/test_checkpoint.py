@@ -158,11 +158,22 @@ def test_half_precision_storage_is_within_its_rounding(make_gpt: Make, tmp_path:
 
 
 def test_a_trained_tokenizer_travels_with_its_model(make_gpt: Make, tmp_path: Path) -> None:
-    encoding = train_bpe(["the ship and the sea and the shore " * 20], vocab_size=270, name="sea")
-    save_checkpoint(make_gpt(1, vocab_size=270), tmp_path / "m", tokenizer=encoding)
-    loaded = load_checkpoint(tmp_path / "m").tokenizer
-    assert loaded.ranks == encoding.ranks
-    assert loaded.n_vocab == encoding.n_vocab
+    for name in ("sea", "byte"):  # which one of this project's is called, too
+        encoding = train_bpe(["the ship and the sea and so on " * 20], vocab_size=270, name=name)
+        save_checkpoint(make_gpt(1, vocab_size=270), tmp_path / name, tokenizer=encoding)
+        loaded = load_checkpoint(tmp_path / name).tokenizer
+        assert loaded.ranks == encoding.ranks
+        assert loaded.n_vocab == encoding.n_vocab
+
+
+@pytest.mark.parametrize("ids", [256, 257])
+def test_the_tokenizer_of_bytes_is_saved_by_its_name(
+    make_gpt: Make, tmp_path: Path, ids: int
+) -> None:
+    encoding = load_tokenizer("byte", vocab_size=ids)
+    save_checkpoint(make_gpt(1, vocab_size=ids), tmp_path / "m", tokenizer=encoding)
+    assert not (tmp_path / "m" / "tokenizer.json").exists()
+    assert load_checkpoint(tmp_path / "m").tokenizer is encoding
 
 
 def test_a_fingerprint_is_of_the_content(make_gpt: Make, tmp_path: Path) -> None:
