@@ -124,7 +124,7 @@ def _train(
         save_checkpoint(
             model,
             output,
-            tokenizer=encoding.name if encoding.name in ("gpt2", "byte") else encoding,
+            tokenizer=encoding,
             dtype=torch.float16,
             trained_passes=settings.training.passes if stateful else None,
         )

@@ -124,6 +124,15 @@ def test_it_learns_and_the_folder_is_a_model_whose_card_states_its_loss(
         assert len(tokens) < 0.6 * len(held_out), "words became tokens"
 
 
+def test_a_folder_called_byte_keeps_the_tokenizer_that_it_trained(
+    train: Train, tmp_path: Path
+) -> None:
+    folder = tmp_path / "byte"
+    words = ("training.steps=1", "tokenizer=bpe", "architecture.vocab_size=300")
+    assert train(*words, f"output={folder}")[0] == 0
+    assert len(load_checkpoint(folder).tokenizer.encode_ordinary("the dog")) < 7
+
+
 def test_a_finished_training_is_not_touched_again(train: Train, tmp_path: Path) -> None:
     train()
     folder = tmp_path / "out"
