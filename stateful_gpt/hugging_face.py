@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from stateful_gpt.console import cut
+from stateful_gpt.console import cut, exhausted
 from stateful_gpt.language_model import PLAIN, Cache, Modulation
 from stateful_gpt.untrusted import CheckpointError
 
@@ -124,7 +124,14 @@ class HuggingFaceModel:
         reading, failure = _Reading(PLAIN), None
         try:
             hidden = self._read(ids, reading)
-        except Exception as error:  # of any kind: code that was written for another attention
+            cache = self.new_cache(batch=1, capacity=CHECKED_TOKENS)
+            by_cache = torch.empty_like(hidden)
+            for start, end in ((0, 3), (3, 5), (4, 6)):
+                cache.length = start
+                by_cache[:, start:end] = self._read(ids[:, start:end], _Reading(PLAIN), cache)
+        except Exception as error:  # of any kind: code written for another attention or cache
+            if exhausted(error):
+                raise
             failure = named(error)
         for layer in range(self.n_layer):
             if layer not in reading.asked:
@@ -144,10 +151,6 @@ class HuggingFaceModel:
                 f"the outputs of this {type(self._model).__name__} are not finite: its weights are"
                 f" damaged, or too large for {self.dtype}"
             )
-        cache, by_cache = self.new_cache(batch=1, capacity=CHECKED_TOKENS), torch.empty_like(hidden)
-        for start, end in ((0, 3), (3, 5), (4, 6)):
-            cache.length = start
-            by_cache[:, start:end] = self._read(ids[:, start:end], _Reading(PLAIN), cache)
         close = expected.abs().max().clamp_min(1.0) * torch.finfo(self.dtype).eps ** 0.5
         ways = {
             "hidden states handed to its head": hidden,

@@ -15,7 +15,7 @@ from stateful_gpt.hugging_face import Float64, HuggingFaceModel
 from stateful_gpt.language_model import LanguageModel, Modulation
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import RecomputeConfig
-from tests.tiny_transformers import REFUSED, VOCAB, refused, supported, tiny
+from tests.tiny_transformers import GROUPED, REFUSED, VOCAB, refused, supported, tiny
 
 EXACT = 1e-10  # float64: rounding of a few layers, far below any mistake
 B, T = 2, 12
@@ -201,6 +201,17 @@ def test_a_model_that_says_something_else_with_a_cache_is_refused() -> None:
 
     model.model.layers[0].register_forward_hook(count)
     with pytest.raises(CheckpointError, match=r"LlamaForCausalLM.*keys and values kept"):
+        HuggingFaceModel(model)
+
+
+def test_a_model_that_keeps_more_than_keys_and_values_is_refused() -> None:
+    import transformers
+
+    sizes = {"d_ssm": 32, "n_heads": 4, "d_head": 8, "d_state": 4}
+    mamba = {f"mamba_{name}": size for name, size in sizes.items()}
+    config = transformers.FalconH1Config(**GROUPED, **mamba)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(CheckpointError, match="FalconH1ForCausalLM cannot be"):
         HuggingFaceModel(model)
 
 
