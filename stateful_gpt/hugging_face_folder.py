@@ -10,7 +10,7 @@ import torch
 
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
-from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer
+from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer, shown
 from stateful_gpt.untrusted import CheckpointError
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
@@ -129,10 +129,14 @@ class HuggingFaceTokenizer:
         self._special = {i for i, token in added.items() if token.special}
         decoder = str(backend.decoder)
         self._byte_level, self._spaced = "ByteLevel" in decoder, "▁" in decoder
+        vocabulary = backend.get_vocab()
+        # bytes that it would leave out of a text, where no id stands for what is unknown
+        silent = self._byte_level and getattr(backend.model, "unk_token", None) is None
+        self._without_id = {b for c, b in _BYTES.items() if silent and c not in vocabulary}
         space = " " if self._spaced else "▁"  # runs of spaces may be added tokens, as in Gemma
         self._added = {i: str(t.content).replace("▁", space).encode() for i, t in added.items()}
         self.name = name
-        self.n_vocab = max(backend.get_vocab().values()) + 1  # there may be holes below it
+        self.n_vocab = max(vocabulary.values()) + 1  # there may be holes below it
         self.start_tokens = self._start()
         self.end_tokens = tuple(end_tokens)
 
@@ -141,10 +145,9 @@ class HuggingFaceTokenizer:
         words = (word for word, i in self._backend.get_vocab().items() if i not in self._special)
         for text in ("a", *words):
             with suppress(TokenizerError):  # some vocabularies have no "a"
-                if alone := self._ids(text):
-                    ids, count = self._ids(text, add_special_tokens=True), len(alone)
-                    starts = (ids[:at] for at in range(len(ids)) if ids[at : at + count] == alone)
-                    return tuple(next(starts, ()))
+                alone, ids = self._ids(text), self._ids(text, add_special_tokens=True)
+                starts = (ids[:at] for at in range(len(ids)) if ids[at : at + len(alone)] == alone)
+                return tuple(next(starts, ()))
         return ()
 
     @property
@@ -159,12 +162,28 @@ class HuggingFaceTokenizer:
 
     def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            encoded = self._backend.encode(text, add_special_tokens=add_special_tokens)
         except Exception as error:  # tokenizers raises no other kind
             raise TokenizerError(
                 f"the tokenizer {cut(repr(self.name))} cannot encode the text: {cut(error)}"
             ) from None
+        if left_out := self._left_out(text, encoded.offsets):
+            raise TokenizerError(
+                f"the tokenizer {cut(repr(self.name))} has no id for the character"
+                f" {shown(left_out)} at position {text.index(left_out)}"
+            )
+        ids: list[int] = encoded.ids
         return ids
+
+    def _left_out(self, text: str, spans: list[tuple[int, int]]) -> str | None:
+        """The first character that no id stands for; white space may have none."""
+        reached = 0
+        for begin, end in (*spans, (len(text), len(text))):
+            if gap := text[reached:begin].strip():
+                return gap[0]
+            reached = max(reached, end)
+        parts = (c for c in text if not self._without_id.isdisjoint(c.encode()))
+        return next(parts, None) if self._without_id else None
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of one id; KeyError where there is none."""

@@ -117,15 +117,19 @@ class Characters:
         except KeyError as error:
             unknown: str = error.args[0]
             raise TokenizerError(
-                f"the character {ascii(unknown) if not unknown.isprintable() else repr(unknown)} at"
-                f" position {text.index(unknown)} is none of the {self.n_vocab} characters of"
-                f" {self.name}"
+                f"the character {shown(unknown)} at position {text.index(unknown)} is none of the"
+                f" {self.n_vocab} characters of {self.name}"
             ) from None
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         if not 0 <= token < self.n_vocab:
             raise KeyError(token)
         return self.characters[token].encode()
+
+
+def shown(character: str) -> str:
+    """For an error sentence, in quotes."""
+    return repr(character) if character.isprintable() else ascii(character)
 
 
 def load_tokenizer(name: str | Path, *, vocab_size: int | None = None) -> Tokenizer:

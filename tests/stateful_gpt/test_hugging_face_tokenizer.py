@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -130,6 +132,38 @@ def test_a_text_that_has_no_ids_is_one_sentence() -> None:
     encoding = HuggingFaceTokenizer(backend, name="bases", end_tokens=[])
     with pytest.raises(TokenizerError, match=r"^the tokenizer 'bases' cannot encode the text: "):
         encoding.encode_ordinary("N")
+
+
+def test_no_letter_is_left_out_silently() -> None:
+    encoding = HuggingFaceTokenizer(
+        bases(partial(models.BPE, merges=[])), name="bases", end_tokens=[]
+    )
+    with pytest.raises(TokenizerError, match=r"^the tokenizer 'bases' .* 'N' at position 2$"):
+        encoding.encode_ordinary("CANNAT")
+    with pytest.raises(TokenizerError, match=r"'\\x07' at position 4$"):
+        encoding.encode_ordinary("CAT \a")
+    assert encoding.encode_ordinary("C AT") == encoding.encode_ordinary("CAT")
+
+
+def test_no_byte_is_left_out_silently() -> None:
+    known = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - {"©"})  # of "é" the second half
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(known)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    encoding = HuggingFaceTokenizer(backend, name="half", end_tokens=[])
+    assert decode(encoding, encoding.encode_ordinary(TEXT)) == TEXT
+    with pytest.raises(TokenizerError, match="no id for the character 'é' at position 1"):
+        encoding.encode_ordinary("né")
+
+
+@given(text=st.text(max_size=30))
+def test_what_a_tokenizer_writes_in_another_way_is_not_left_out(text: str) -> None:
+    for normalizer in (normalizers.NFKC(), normalizers.NFD(), normalizers.Lowercase()):
+        backend = byte_level()
+        backend.normalizer = normalizer
+        encoding = HuggingFaceTokenizer(backend, name="bytes", end_tokens=[])
+        written = normalizer.normalize_str(text)
+        assert decode(encoding, encoding.encode_ordinary(text)) == written
 
 
 def test_runs_of_spaces_that_were_added_are_spaces() -> None:
