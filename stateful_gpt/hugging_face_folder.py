@@ -1,19 +1,23 @@
 """A folder of transformers: its model and its tokenizer, and that they belong together."""
 
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
 from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer, shown
-from stateful_gpt.untrusted import CheckpointError
+from stateful_gpt.untrusted import CheckpointError, machine_memory
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
+# without a network, and without code that lies in a folder
+_SAFELY: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+_ATTENTION = "eager"  # a model's settings may name one that is code from the hub
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # as SentencePiece spells one
 
 
@@ -52,18 +56,19 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
             " read)"
         )
     wide = dtype == torch.float64
-    model, found = _load(
-        "AutoModelForCausalLM",
-        folder,
-        # float64 by way of float32: what is computed when a model is made is the same then
-        dtype=torch.float32 if wide else dtype,
-        use_safetensors=True,
-        attn_implementation="eager",  # the settings may name one that is code from the hub
-        ignore_mismatched_sizes=True,  # they are refused below
-        output_loading_info=True,
-    )
-    from transformers import __version__ as version
-
+    with _loading(folder, "causal model") as transformers:
+        _check_sizes(transformers, folder, dtype)
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            # float64 by way of float32: what is computed when a model is made is the same then
+            dtype=torch.float32 if wide else dtype,
+            use_safetensors=True,
+            attn_implementation=_ATTENTION,
+            ignore_mismatched_sizes=True,  # they are refused below
+            output_loading_info=True,
+            **_SAFELY,
+        )
+    version: str = transformers.__version__
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None)
     if rotary and int(version.split(".")[0]) < 5:
         raise CheckpointError(
@@ -86,7 +91,8 @@ def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
         if model.config.model_type == "gpt2":
             return load_tokenizer("gpt2")
         raise CheckpointError(f"{folder} has no tokenizer: name one (gpt2, byte or a file)")
-    found = _load("AutoTokenizer", folder, use_fast=True)
+    with _loading(folder, "tokenizer") as transformers:
+        found = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, **_SAFELY)
     if not hasattr(found, "backend_tokenizer"):
         raise CheckpointError(f"the tokenizer in {folder} has no fast form (tokenizer.json)")
     ends: set[int] = set()
@@ -96,22 +102,48 @@ def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
     return HuggingFaceTokenizer(found.backend_tokenizer, name=folder.name, end_tokens=sorted(ends))
 
 
-def _load(kind: str, folder: Path, **options: Any) -> Any:
-    """What transformers makes of a folder, without a network and without code that lies in it."""
+def _check_sizes(transformers: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Refuse sizes that the files belie, or that no memory holds, before anything is made."""
+    files = list(folder.glob("*.safetensors"))
+    headers: list[Any] = [safe_open(file, "pt") for file in files]
+    tensors = sum(len(header.keys()) for header in headers)
+    config = transformers.AutoConfig.from_pretrained(folder, **_SAFELY)
+    layers = config.get_text_config().num_hidden_layers
+    if layers > tensors:
+        raise CheckpointError(
+            f"{folder}: the sizes it states take {layers:,} layers; it has {tensors:,} weights"
+        )
+    with torch.device("meta"):
+        made = transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation=_ATTENTION, trust_remote_code=False
+        )
+    weights, stored = made.num_parameters(), sum(file.stat().st_size for file in files)
+    if weights > 2 * stored:  # of the shortest formats one takes half a byte
+        raise CheckpointError(
+            f"{folder}: the sizes it states take {weights:,} weights; it has {stored:,} bytes"
+        )
+    wanted, memory = weights * dtype.itemsize, machine_memory()
+    if wanted > memory:
+        raise CheckpointError(
+            f"{folder}: it needs {wanted:,} bytes of memory, and the machine has {memory:,}"
+        )
+
+
+@contextmanager
+def _loading(folder: Path, what: str) -> Iterator[Any]:
+    """Transformers, silenced; what it raises about a folder becomes one sentence."""
     try:
         import transformers
     except ImportError:
         raise CheckpointError(
             "models of Hugging Face need transformers: pip install 'stateful_gpt[hugging_face]'"
         ) from None
-    options |= {"trust_remote_code": False, "local_files_only": True}
     with quiet():
         try:
-            return getattr(transformers, kind).from_pretrained(folder, **options)
+            yield transformers
         except Exception as error:  # of many kinds, most of them of transformers' own
-            if exhausted(error):
+            if isinstance(error, CheckpointError) or exhausted(error):
                 raise
-            what = "causal model" if kind == "AutoModelForCausalLM" else "tokenizer"
             raise CheckpointError(
                 f"{folder} is not a {what} that transformers loads: {named(error)}"
             ) from None

@@ -174,6 +174,21 @@ def test_weights_that_are_missing_or_too_many_are_refused(
     assert message.endswith(f"is {kind}")
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "vocab_size", "intermediate_size"])
+def test_sizes_that_the_files_belie_are_refused_before_they_are_made(
+    folder: Path, key: str
+) -> None:
+    edit(folder / "config.json", **{key: 10**10})
+    assert "the sizes it states take" in refusal(folder)
+
+
+def test_a_model_larger_than_the_machine_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stateful_gpt.hugging_face_folder.machine_memory", lambda: 50_000)
+    assert "bytes of memory, and the machine has 50,000" in refusal(folder)
+
+
 def test_damaged_weights_are_refused(folder: Path) -> None:
     shard = next(folder.glob("model-*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:100])
