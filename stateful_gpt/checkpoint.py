@@ -248,7 +248,7 @@ def fingerprint(source: str | Path, *, library: Library | None = None) -> str:
 @cache
 def _hash(file: Path, size: int, changed: int) -> str:
     """Of gigabytes, so it is computed once while size and time of change stay what they are."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return f"{size} {hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 

@@ -325,6 +325,12 @@ def test_the_fingerprint_is_that_of_what_is_loaded(folder: Path) -> None:
     assert fingerprint(folder) != changed
 
 
+def test_a_fingerprint_waits_for_no_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "more.json")
+    with pytest.raises(CheckpointError, match=r"more.json cannot be read: it is not a regular"):
+        fingerprint(folder)
+
+
 def test_a_hub_name_carries_its_revision(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
