@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -89,9 +89,6 @@ def load_model(
     folder = locate(source, "transformers")
     model, encoding = read_hugging_face(folder, tokenizer, dtype=dtype, device=device)
     return Checkpoint(model, encoding, _with_revision(source, folder))
-
-
-load_hugging_face = partial(load_model, library="transformers")
 
 
 def load_checkpoint(

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from stateful_gpt.checkpoint import (
     CheckpointError,
     fingerprint,
     load_checkpoint,
-    load_hugging_face,
     load_model,
 )
 from stateful_gpt.feedback import Feedback
@@ -30,6 +30,8 @@ from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.trajectory import trajectory
 from tests.tiny_transformers import tiny
+
+load_hugging_face = partial(load_model, library="transformers")
 
 BYTES = 257  # ids of the project's byte tokenizer
 
