@@ -152,42 +152,34 @@ def library_of(source: str | Path) -> Library:
 
 def locate(source: str | Path, library: Library = "stateful_gpt") -> Path:
     """Where the files of ``source`` lie; a hub name is downloaded (or found in its local cache)."""
-    name, path = str(source), Path(source)
-    if library == "transformers":
-        return _locate_of_transformers(name, path)
-    if name in BUNDLED:
+    name, path, ours = str(source), Path(source), library == "stateful_gpt"
+    if ours and name in BUNDLED:
         with resources.as_file(resources.files("stateful_gpt") / "assets" / name) as path:
             if not (path / WEIGHTS).exists():
                 raise CheckpointError(f"the model {name} is not part of this installation")
             return path
+    if not ours and name in PREPARED:
+        path = PREPARED[name][0]
     try:
-        if path.is_dir() and not (path / CONFIG).exists() and (path / NANOGPT_WEIGHTS).exists():
-            return path / NANOGPT_WEIGHTS
-        if path.exists():
-            return path
-    except (OSError, ValueError) as error:  # a name that no file system takes
-        raise CheckpointError(
-            f"there is no model file or folder {cut(repr(name))} ({cut(error)})"
-        ) from None
-    return _download(name, (CONFIG, WEIGHTS, SHARDS, *TOKENIZER_FILES), extra="hub")
-
-
-def _locate_of_transformers(name: str, path: Path) -> Path:
-    _, command = PREPARED.get(path.name, (None, None))
-    path, _ = PREPARED.get(name, (path, None))
-    try:
-        exists = path.exists()
+        exists, has_settings = path.exists(), (path / CONFIG).is_file()
     except OSError as error:  # a name that no file system takes
         raise CheckpointError(
-            f"there is no model folder {cut(repr(name))} ({error.strerror})"
+            f"there is no model file or folder {cut(repr(name))} ({error.strerror})"
         ) from None
-    if exists and not (path / CONFIG).is_file():
+    if exists and not ours and not has_settings:
         raise CheckpointError(
             f"{path} must be a folder with config.json and safetensors: it has no config.json"
         )
-    if not exists and command is not None:
-        raise CheckpointError(f"there is no model folder {path}: make it with {command}")
-    return path if exists else _download(name, FILES, extra="hugging_face")
+    if not exists and not ours and path.name in PREPARED:
+        raise CheckpointError(
+            f"there is no model folder {path}: make it with {PREPARED[path.name][1]}"
+        )
+    if exists:
+        of_nanogpt = path / NANOGPT_WEIGHTS
+        return of_nanogpt if ours and not has_settings and of_nanogpt.exists() else path
+    if ours:
+        return _download(name, (CONFIG, WEIGHTS, SHARDS, *TOKENIZER_FILES), extra="hub")
+    return _download(name, FILES, extra="hugging_face")
 
 
 def _download(name: str, files: Sequence[str], *, extra: str) -> Path:

@@ -210,7 +210,7 @@ def test_a_missing_extra_is_one_sentence(folder: Path, monkeypatch: pytest.Monke
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     assert "python -m scripts.prepare_smollm2" in refusal(tmp_path / "smollm2")
     assert "there is no model file or folder" in refusal(tmp_path / "elsewhere")
-    assert "there is no model folder" in refusal(Path("x" * 5000))
+    assert "there is no model file or folder" in refusal(Path("x" * 5000))
     assert "has no config.json" in refusal(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
