@@ -153,6 +153,8 @@ class HuggingFaceTokenizer:
     """What this project asks of a tokenizer, of a ``tokenizers.Tokenizer``, which it takes over."""
 
     def __init__(self, backend: Any, *, name: str, end_tokens: Sequence[int]) -> None:
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
         backend.encode_special_tokens = True  # one that is spelled out in a text is text
         backend.no_truncation()
         backend.no_padding()
@@ -161,10 +163,12 @@ class HuggingFaceTokenizer:
         self._special = {i for i, token in added.items() if token.special}
         decoder = str(backend.decoder)
         self._byte_level, self._spaced = "ByteLevel" in decoder, "▁" in decoder
+        # of the characters of a byte-level vocabulary, as GPT-2 has them
+        self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
         vocabulary = backend.get_vocab()
         # bytes that it would leave out of a text, where no id stands for what is unknown
         silent = self._byte_level and getattr(backend.model, "unk_token", None) is None
-        self._without_id = {b for c, b in _BYTES.items() if silent and c not in vocabulary}
+        self._without_id = {b for c, b in self._bytes.items() if silent and c not in vocabulary}
         space = " " if self._spaced else "▁"  # runs of spaces may be added tokens, as in Gemma
         self._added = {i: str(t.content).replace("▁", space).encode() for i, t in added.items()}
         self.name = name
@@ -224,21 +228,10 @@ class HuggingFaceTokenizer:
         text = self._backend.id_to_token(token) if 0 <= token < self.n_vocab else None
         if text is None:
             raise KeyError(token)
-        if self._byte_level and all(character in _BYTES for character in text):
-            return bytes(_BYTES[character] for character in text)
+        if self._byte_level and all(character in self._bytes for character in text):
+            return bytes(self._bytes[character] for character in text)
         if self._spaced:
             if byte := _BYTE.fullmatch(text):
                 return bytes([int(byte[1], 16)])
             text = text.replace("▁", " ")
         return str(text).encode()
-
-
-def _byte_characters() -> dict[str, int]:
-    """The bytes that the characters of a byte-level vocabulary stand for, as GPT-2 has them."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    codes = [*printable, *range(256, 256 + len(rest))]
-    return dict(zip(map(chr, codes), [*printable, *rest], strict=True))
-
-
-_BYTES = _byte_characters()
