@@ -144,7 +144,7 @@ def _require(file: Path, key: str, value: object, holds: bool, allowed: str) -> 
         raise CheckpointError(f"{file}: {key} must be {allowed}, got {cut(repr(value))}")
 
 
-def _config(file: Path, **settings: Any) -> GPTConfig:
+def _config(file: Path, /, **settings: Any) -> GPTConfig:
     try:
         return GPTConfig(**settings)
     except (ValueError, TypeError) as error:

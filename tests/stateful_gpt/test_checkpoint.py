@@ -586,6 +586,7 @@ FOLDER_DAMAGES: dict[str, Callable[[Path], object]] = {
     "no architecture": lambda f: change_settings(f, architecture=None),
     "architecture a list": lambda f: change_settings(f, architecture=[1]),
     "an unknown setting": lambda f: change_architecture(f, n_experts=4),
+    "a setting called file": lambda f: change_architecture(f, file="x"),
     "layers a text": lambda f: change_architecture(f, n_layer="2"),
     "no layers": lambda f: change_architecture(f, n_layer=0),
     "one layer more": lambda f: change_architecture(f, n_layer=3),
