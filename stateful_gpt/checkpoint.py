@@ -199,7 +199,8 @@ def _download(name: str, files: Sequence[str], *, extra: str) -> Path:
     except Exception as error:  # the hub's client raises many kinds, most of them its own
         raise CheckpointError(
             f"{missing}, and it could not be downloaded from the hub ({type(error).__name__}):"
-            " check the name and the network, or give a local folder"
+            " check the name, the network and, if the model is gated, your login, or give a local"
+            " folder"
         ) from None
 
 

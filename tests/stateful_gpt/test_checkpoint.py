@@ -692,7 +692,7 @@ def test_a_hub_name_without_a_network_says_what_to_do(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     message = refusal(name)
     assert "could not be downloaded" in message
-    assert "local folder" in message
+    assert "your login, or give a local folder" in message
 
 
 def test_a_tokenizer_that_does_not_fit_or_exist_is_one_sentence(checkpoint_folder: Path) -> None:
