@@ -223,7 +223,7 @@ def build_model(stored: Stored, *, dtype: torch.dtype) -> GPT:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Makes modules without drawing initial weights for them."""
+    """No initial weights; the meta device would do, but takes seconds to import a compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
