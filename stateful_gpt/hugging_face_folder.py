@@ -153,6 +153,7 @@ class HuggingFaceTokenizer:
     """What this project asks of a tokenizer, of a ``tokenizers.Tokenizer``, which it takes over."""
 
     def __init__(self, backend: Any, *, name: str, end_tokens: Sequence[int]) -> None:
+        from tokenizers.models import BPE
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
         backend.encode_special_tokens = True  # one that is spelled out in a text is text
@@ -166,9 +167,10 @@ class HuggingFaceTokenizer:
         # of the characters of a byte-level vocabulary, as GPT-2 has them
         self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
         vocabulary = backend.get_vocab()
-        # bytes that it would leave out of a text, where no id stands for what is unknown
-        silent = self._byte_level and getattr(backend.model, "unk_token", None) is None
-        self._without_id = {b for c, b in self._bytes.items() if silent and c not in vocabulary}
+        # the one kind that leaves out what it has no id for, and says nothing
+        model, lacks = backend.model, self._bytes.keys() - vocabulary.keys()
+        self._silent = isinstance(model, BPE) and not (model.unk_token or model.byte_fallback)
+        self._lacking = {self._bytes[character] for character in lacks}
         space = " " if self._spaced else "▁"  # runs of spaces may be added tokens, as in Gemma
         self._added = {i: str(t.content).replace("▁", space).encode() for i, t in added.items()}
         self.name = name
@@ -181,9 +183,10 @@ class HuggingFaceTokenizer:
         words = (word for word, i in self._backend.get_vocab().items() if i not in self._special)
         for text in ("a", *words):
             with suppress(TokenizerError):  # some vocabularies have no "a"
-                alone, ids = self._ids(text), self._ids(text, add_special_tokens=True)
-                starts = (ids[:at] for at in range(len(ids)) if ids[at : at + len(alone)] == alone)
-                return tuple(next(starts, ()))
+                if alone := self._ids(text):
+                    ids, count = self._ids(text, add_special_tokens=True), len(alone)
+                    starts = (ids[:at] for at in range(len(ids)) if ids[at : at + count] == alone)
+                    return tuple(next(starts, ()))
         return ()
 
     @property
@@ -198,28 +201,34 @@ class HuggingFaceTokenizer:
 
     def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         try:
-            encoded = self._backend.encode(text, add_special_tokens=add_special_tokens)
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except Exception as error:  # tokenizers raises no other kind
             raise TokenizerError(
                 f"the tokenizer {cut(repr(self.name))} cannot encode the text: {cut(error)}"
             ) from None
-        if left_out := self._left_out(text, encoded.offsets):
+        if left_out := self._left_out(text):
             raise TokenizerError(
                 f"the tokenizer {cut(repr(self.name))} has no id for the character"
-                f" {shown(left_out)} at position {text.index(left_out)}"
+                f" {shown(left_out)}"
             )
-        ids: list[int] = encoded.ids
         return ids
 
-    def _left_out(self, text: str, spans: list[tuple[int, int]]) -> str | None:
+    def _left_out(self, text: str) -> str | None:
         """The first character that no id stands for; white space may have none."""
+        if not self._silent or (self._byte_level and not self._lacking):
+            return None
+        if self._backend.normalizer is not None:  # spans are exact only of what it leaves as it is
+            text = self._backend.normalizer.normalize_str(text)
+        if self._byte_level:
+            return next((c for c in text if not self._lacking.isdisjoint(c.encode())), None)
         reached = 0
+        spans = self._backend.encode(text, add_special_tokens=False).offsets
         for begin, end in (*spans, (len(text), len(text))):
-            if gap := text[reached:begin].strip():
-                return gap[0]
+            if gap := text[reached:begin].strip():  # spans behind one are shifted: it tells no name
+                words = self._backend.get_vocab()
+                return str(next((c for c in text if not c.isspace() and c not in words), gap[0]))
             reached = max(reached, end)
-        parts = (c for c in text if not self._without_id.isdisjoint(c.encode()))
-        return next(parts, None) if self._without_id else None
+        return None
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of one id; KeyError where there is none."""

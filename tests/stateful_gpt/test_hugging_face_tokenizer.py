@@ -134,15 +134,24 @@ def test_a_text_that_has_no_ids_is_one_sentence() -> None:
         encoding.encode_ordinary("N")
 
 
-def test_no_letter_is_left_out_silently() -> None:
-    encoding = HuggingFaceTokenizer(
-        bases(partial(models.BPE, merges=[])), name="bases", end_tokens=[]
-    )
-    with pytest.raises(TokenizerError, match=r"^the tokenizer 'bases' .* 'N' at position 2$"):
+@pytest.mark.parametrize("whole", [False, True])
+def test_no_letter_is_left_out_silently(whole: bool) -> None:
+    backend = bases(partial(models.BPE, merges=[]))
+    if whole:
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    encoding = HuggingFaceTokenizer(backend, name="bases", end_tokens=[])
+    with pytest.raises(TokenizerError, match=r"^the tokenizer 'bases' .* 'N'$"):
         encoding.encode_ordinary("CANNAT")
-    with pytest.raises(TokenizerError, match=r"'\\x07' at position 4$"):
+    with pytest.raises(TokenizerError, match=r"character '\\x07'$"):
         encoding.encode_ordinary("CAT \a")
     assert encoding.encode_ordinary("C AT") == encoding.encode_ordinary("CAT")
+
+
+def test_a_character_that_stands_for_the_unknown_is_an_id() -> None:
+    vocabulary = {word: i for i, word in enumerate(["<unk>", *"ACGT"])}
+    backend = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
+    encoding = HuggingFaceTokenizer(backend, name="bases", end_tokens=[])
+    assert encoding.encode_ordinary("CAN") == [2, 1, 0]
 
 
 def test_no_byte_is_left_out_silently() -> None:
@@ -152,7 +161,7 @@ def test_no_byte_is_left_out_silently() -> None:
     backend.decoder = decoders.ByteLevel()
     encoding = HuggingFaceTokenizer(backend, name="half", end_tokens=[])
     assert decode(encoding, encoding.encode_ordinary(TEXT)) == TEXT
-    with pytest.raises(TokenizerError, match="no id for the character 'é' at position 1"):
+    with pytest.raises(TokenizerError, match=r"no id for the character 'é'$"):
         encoding.encode_ordinary("né")
 
 
