@@ -6,6 +6,7 @@ Hydra loads this file in every program of its environment: it imports nothing he
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,16 +50,18 @@ class Remaining(Sweeper):
         Composing takes as long as a short run: cells that differ in plain values share it.
         """
         loader = self._context.config_loader
-        parser = OverridesParser.create(config_loader=loader)
+        # each asked once: both take long, and cells have most words in common
+        parse = functools.cache(OverridesParser.create(config_loader=loader).parse_override)
+        options = functools.cache(loader.get_group_options)
         composed: dict[tuple[str, ...], DictConfig] = {}
         jobs = []
         for words in grid:
             plain = {
                 word: override
-                for word, override in zip(words, parser.parse_overrides(words), strict=True)
+                for word, override in zip(words, map(parse, words), strict=True)
                 if override.type is OverrideType.CHANGE
                 and not isinstance(override.value(), dict)  # would be merged with another cell's
-                and not loader.get_group_options(override.key_or_group)
+                and not options(override.key_or_group)
             }
             choices = tuple(plain[word].key_or_group if word in plain else word for word in words)
             if choices not in composed:

@@ -78,3 +78,22 @@ def test_a_finished_run_is_looked_through_once_a_sweep(
     assert code == 0
     assert "3 runs: 3 finished" in out
     assert len(looked) == len(set(looked)) == 2, "the third has just been written"
+
+
+def test_a_larger_sweep_asks_hydra_no_more_of_its_groups(
+    converge: Converge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    options = ConfigLoaderImpl.get_group_options
+
+    def counted(self: Any, group: str, *words: Any) -> list[str]:
+        asked.append(group)
+        return options(self, group, *words)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "get_group_options", counted)
+    counts = []
+    for values in ("0,1", "range(0,20)"):
+        asked.clear()
+        assert converge(f"feedback.strength={values}", "-m", "--dry-run")[0] == 0
+        counts.append(len(asked))
+    assert counts[0] == counts[1] > 0, "each time takes longer than all else of a cell"
