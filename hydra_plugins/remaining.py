@@ -65,9 +65,14 @@ class Remaining(Sweeper):
             }
             choices = tuple(plain[word].key_or_group if word in plain else word for word in words)
             if choices not in composed:
-                composed[choices] = loader.load_sweep_config(self._config, words)
-                with read_write(composed[choices]), open_dict(composed[choices]):
-                    del composed[choices]["hydra"]  # a job sees none of Hydra's own settings
+                composed[choices] = found = loader.load_sweep_config(self._config, words)
+                if found.hydra.sweeper.params != self._config.hydra.sweeper.params:
+                    raise HydraException(
+                        f"experiment={found.hydra.runtime.choices['experiment']} varies settings by"
+                        " itself: it needs a sweep of its own"
+                    )
+                with read_write(found), open_dict(found):
+                    del found["hydra"]  # a job sees none of Hydra's own settings
             config = copy.deepcopy(composed[choices])
             for override in plain.values():
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=True)

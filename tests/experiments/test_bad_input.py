@@ -175,6 +175,7 @@ def test_an_impossible_setting_is_one_sentence(
         "feedback.strength=range(0,0)",
         "feedback.strength=range(0,1,0)",
         "feedback.strength=range(0,1,0.0)",
+        "experiment=kinds,strength_sweep",
     ],
     ids=lambda value: value[:60],
 )
