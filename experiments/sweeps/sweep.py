@@ -228,6 +228,8 @@ def sweep(
         except KeyboardInterrupt:
             print("error: interrupted; the same command carries on", file=sys.stderr)
             code = 130
+        except ConfigError:
+            raise
         except Exception as error:  # a worker was killed, a cluster is gone
             reason = f"the launcher broke off ({short(error)[:200]})"
             print(f"error: {reason}; the same command carries on", file=sys.stderr)

@@ -424,6 +424,21 @@ def test_forks_of_a_killed_sweep_end_with_the_run_at_hand(sweep: Sweep, tmp_path
     assert 1 <= len(finished(tmp_path / "runs" / "s")) <= 2
 
 
+@needs["submitit_local"]
+def test_where_submitit_has_no_place_for_its_files_a_setting_is_asked_for(
+    in_process: Callable[..., tuple[int, str, str]],
+    settings: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    words = ("hydra/launcher=submitit_local", "feedback.strength=0,1")
+    code, _, err = in_process("converge", "-m", *settings, *words)
+    assert code == 2
+    assert re.fullmatch(r"error: hydra\.launcher\.submitit_folder must be given, .*\n", err)
+
+
 # --- what is asked of launchers -----------------------------------------------------------------
 
 
