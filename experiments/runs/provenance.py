@@ -45,7 +45,7 @@ def provenance(device: "torch.device") -> dict[str, Any]:
         name = f"cuda: {torch.cuda.get_device_name(device)}"
     return {
         "commit": _commit(),
-        "dirty": None if _commit() is None else found is not None,
+        "dirty": None if (status := _status()) is None else bool(status),
         "changes": None if found is None else found.record,
         "versions": {"python": platform.python_version()} | _versions(),
         "device": name,
@@ -56,8 +56,8 @@ def provenance(device: "torch.device") -> dict[str, Any]:
 
 @lru_cache(maxsize=1)  # what a process runs is what it found when it began
 def changes() -> Changes | None:
-    """The changes in the checkout that runs; None if there are none, or no checkout."""
-    if _commit() is None or not _git("status", "--porcelain"):
+    """The changes in the checkout that runs; None if none are known of."""
+    if not _status():
         return None
     with tempfile.TemporaryDirectory() as folder:
         index = f"{folder}/index"  # of our own: git's is left alone
@@ -80,6 +80,12 @@ def changes() -> Changes | None:
         "new_files_left_out": len(new) - len(source),  # they may be data
     }
     return Changes(kept, record)
+
+
+@lru_cache(maxsize=1)
+def _status() -> bytes | None:
+    """What git says of the checkout; None outside one, or where git does not answer."""
+    return None if _commit() is None else _git("status", "--porcelain")
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable
@@ -38,6 +40,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def forget() -> None:
     """What a process finds at its start is kept for its life."""
     provenance.changes.cache_clear()
+    provenance._status.cache_clear()
     provenance._commit.cache_clear()
 
 
@@ -115,6 +118,19 @@ def test_changes_that_only_data_makes_are_told_apart_by_nothing(checkout: Path) 
     (checkout / "text.txt").write_text("x", encoding="utf-8")
     assert found()["dirty"] is True
     assert provenance.changes().patch == b""
+
+
+def test_where_git_does_not_answer_nobody_calls_the_source_clean(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fake = shutil.which("git"), tmp_path / "bin" / "git"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\n[ "$1" = status ] && exit 1\nexec {real} "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(fake.parent), prepend=os.pathsep)
+    origin = found()
+    assert origin["commit"] == git(checkout, "rev-parse", "HEAD").decode().strip()
+    assert (origin["dirty"], origin["changes"]) == (None, None)
 
 
 def test_a_folder_inside_another_repository_has_no_commit(
