@@ -73,14 +73,8 @@ def run_command(runner: Runner) -> int:
     """Run a command with the words that it was given; its exit code."""
     # β on any terminal, also from the workers of a launcher
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    before = os.environ.get("PYTHONIOENCODING")
     os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
-    try:
-        return console.run_command(runner.name, lambda: _run(runner))
-    finally:
-        os.environ.pop("PYTHONIOENCODING")
-        if before is not None:
-            os.environ["PYTHONIOENCODING"] = before
+    return console.run_command(runner.name, lambda: _run(runner))
 
 
 def _run(runner: Runner) -> int:

@@ -57,7 +57,7 @@ def in_process(
     yield call
     # the tracker and Hydra set variables for the process they think is theirs
     for name in set(os.environ) - set(environment):
-        if name.startswith(("WANDB_", "HYDRA_")):
+        if name.startswith(("WANDB_", "HYDRA_", "PYTHONIOENCODING")):
             del os.environ[name]
 
 
