@@ -44,21 +44,26 @@ def check_installed(launcher: str) -> None:
         )
 
 
-def workers(launcher: str, options: Any, *, batch: int | None, processes: int = 1) -> int | None:
+def workers(
+    launcher: str, options: Any, sweeper: Any, *, runs: int, devices: Collection[str]
+) -> int | None:
     """How many jobs run at a time on this machine; None where others decide.
 
-    ``batch`` is ``hydra.sweeper.max_batch_size``: left alone, submitit_local would start all runs
-    at the same moment. ``processes`` counts for the basic launcher.
+    With the basic launcher, as ``hydra.sweeper.processes`` says: one where a GPU computes them, and
+    where processes cannot be forked. Left alone, submitit_local would start all at the same moment.
     """
-    if batch is not None and _whole("hydra.sweeper.max_batch_size", batch) < 1:
-        raise ConfigError(f"hydra.sweeper.max_batch_size must be at least 1, got {batch}")
+    batch, forks = sweeper.max_batch_size, sweeper.processes
+    if batch is not None:
+        _count("hydra.sweeper.max_batch_size", batch)
+    forks = cores() if forks == "cores" else _count("hydra.sweeper.processes", forks, "cores or ")
     if launcher == BASIC:
-        return processes
+        alone = forks == 1 or sys.platform != "linux" or _visible_gpus(devices)
+        return 1 if alone else min(forks, runs)
     if launcher == "joblib":
-        asked = _whole("hydra.launcher.n_jobs", options.n_jobs)
-        if asked == 0:
-            raise ConfigError("hydra.launcher.n_jobs must be above 0, or -1 for all cores, got 0")
-        return max(1, asked if asked > 0 else cores() + 1 + asked)
+        asked = options.n_jobs
+        if isinstance(asked, int) and asked < 0:
+            return max(1, cores() + 1 + asked)
+        return _count("hydra.launcher.n_jobs", asked, "-1 for all cores, or ")
     if launcher == SUBMITIT_LOCAL:
         return batch or cores()
     return None
@@ -79,20 +84,8 @@ def threads(launcher: str, options: Any, *, workers: int | None) -> int | None:
         return max(1, int(asked)) if isinstance(asked, (int, float)) else 1
     if launcher == "submitit_slurm":
         asked = options.get("cpus_per_task")
-        return None if asked is None else max(1, _whole("hydra.launcher.cpus_per_task", asked))
+        return None if asked is None else _count("hydra.launcher.cpus_per_task", asked)
     return None if workers is None else max(1, cores() // workers)
-
-
-def processes(asked: Any, *, runs: int, devices: Collection[str]) -> int:
-    """How many runs the basic launcher has going at a time, by ``hydra.sweeper.processes``: one
-    where a GPU computes them, and where processes cannot be forked.
-    """
-    wanted = cores() if asked == "cores" else _whole("hydra.sweeper.processes", asked, "cores or ")
-    if wanted < 1:
-        raise ConfigError(f"hydra.sweeper.processes must be cores or at least 1, got {wanted}")
-    if wanted == 1 or sys.platform != "linux" or _visible_gpus(devices):
-        return 1
-    return min(wanted, runs)
 
 
 def gpus(launcher: str, options: Any, *, devices: Collection[str]) -> list[str]:
@@ -149,7 +142,9 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _whole(key: str, value: Any, other: str = "") -> int:
+def _count(key: str, value: Any, other: str = "") -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"{key} must be {other}a whole number, got {cut(repr(value))}")
+    if value < 1:
+        raise ConfigError(f"{key} must be {other}at least 1, got {value}")
     return value

@@ -167,11 +167,10 @@ def sweep(
     """
     settings: list[Any] = [to_settings(composed, runner.settings) for _, composed in jobs]
     launcher = str(config.hydra.runtime.choices["hydra/launcher"])
-    options, batch = config.hydra.launcher, config.hydra.sweeper.max_batch_size
+    options, sweeper = config.hydra.launcher, config.hydra.sweeper
     launchers.check_installed(launcher)
     devices = {one.device.name for one in settings}
-    forks = launchers.processes(config.hydra.sweeper.processes, runs=len(settings), devices=devices)
-    workers = launchers.workers(launcher, options, batch=batch, processes=forks)
+    workers = launchers.workers(launcher, options, sweeper, runs=len(settings), devices=devices)
     threads = launchers.threads(launcher, options, workers=workers)
     cells = cells_of(runner, settings)
     problems = {cell.problem for cell in cells}
@@ -212,7 +211,8 @@ def sweep(
             with ExitStack() as stack:
                 wait = None
                 if launcher == launchers.BASIC and not here:
-                    wait = stack.enter_context(processes.forked(runs, min(forks, len(runs))))
+                    forks = min(workers or 1, len(runs))
+                    wait = stack.enter_context(processes.forked(runs, forks))
                 stack.enter_context(_progress([cell for cell, *_ in waiting], whole, total))
                 if here:
                     for run in runs:
@@ -221,7 +221,7 @@ def sweep(
                     wait()
                 else:
                     size = workers if launcher == launchers.SUBMITIT_LOCAL else None
-                    size = size or batch or len(left) or 1
+                    size = size or sweeper.max_batch_size or len(left) or 1
                     stack.enter_context(_log_folder(launcher, options))
                     for begin in range(0, len(left), size):
                         launch(job, [words for *_, words in left[begin : begin + size]], begin)

@@ -456,7 +456,8 @@ def test_cores_are_divided_among_workers_unless_the_user_says_how_many(
 
     def divided(launcher: str, batch: int | None = None) -> tuple[int | None, int | None]:
         options = OmegaConf.load(ROOT / "conf" / "hydra" / "launcher" / f"{launcher}.yaml")
-        found = launchers.workers(launcher, options, batch=batch)
+        sweeper = OmegaConf.create({"max_batch_size": batch, "processes": 1})
+        found = launchers.workers(launcher, options, sweeper, runs=24, devices={"cpu"})
         return found, launchers.threads(launcher, options, workers=found)
 
     monkeypatch.setattr(launchers, "cores", lambda: 8)
@@ -475,24 +476,30 @@ def test_cores_are_divided_among_workers_unless_the_user_says_how_many(
 def test_runs_go_on_side_by_side_only_where_no_gpu_computes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from omegaconf import OmegaConf
+
+    def workers(processes: int | str, *, runs: int, device: str) -> int | None:
+        sweeper = OmegaConf.create({"max_batch_size": None, "processes": processes})
+        return launchers.workers("basic", None, sweeper, runs=runs, devices={device})
+
     monkeypatch.setattr(launchers, "cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert launchers.processes("cores", runs=24, devices={"auto"}) == 8
-    assert launchers.processes("cores", runs=3, devices={"cpu"}) == 3
-    assert launchers.processes(2, runs=3, devices={"cpu"}) == 2
-    assert launchers.processes(1, runs=3, devices={"auto"}) == 1
+    assert workers("cores", runs=24, device="auto") == 8
+    assert workers("cores", runs=3, device="cpu") == 3
+    assert workers(2, runs=3, device="cpu") == 2
+    assert workers(1, runs=3, device="auto") == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert launchers.processes("cores", runs=24, devices={"auto"}) == 1
-    assert launchers.processes("cores", runs=24, devices={"cpu"}) == 8
+    assert workers("cores", runs=24, device="auto") == 1
+    assert workers("cores", runs=24, device="cpu") == 8
     monkeypatch.setattr(launchers.sys, "platform", "darwin")
-    assert launchers.processes("cores", runs=24, devices={"cpu"}) == 1
+    assert workers("cores", runs=24, device="cpu") == 1
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs must be above 0"),
-        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=x"], "n_jobs must be a whole number"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "-1 for all cores, or at least 1"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=x"], "or a whole number, got 'x'"),
         (["hydra/launcher=joblib", "hydra.launcher.jobs=2"], "jobs"),
         (["hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=0"], "at least 1"),
         (["hydra/launcher=joblib", "hydra.sweeper.max_batch_size=-1"], "at least 1, got -1"),
