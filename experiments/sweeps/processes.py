@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import IO
 
@@ -42,7 +41,14 @@ def forked(jobs: Sequence[Callable[[], object]], count: int) -> Iterator[Callabl
                 processes.append(context.Process(target=_work, args=(jobs, numbers, os.getpid())))
                 processes[-1].start()
             gc.unfreeze()
-        yield partial(_wait_for, processes)
+
+        def wait() -> None:
+            for process in processes:
+                process.join()
+            if killed := [process.pid for process in processes if process.exitcode]:
+                raise RuntimeError(f"of its processes {', '.join(map(str, killed))} died")
+
+        yield wait
     except BaseException:
         begun = [process for process in processes if process.pid is not None]
         for process in begun:
@@ -50,13 +56,6 @@ def forked(jobs: Sequence[Callable[[], object]], count: int) -> Iterator[Callabl
         for process in begun:
             process.join()
         raise
-
-
-def _wait_for(processes: Sequence[BaseProcess]) -> None:
-    for process in processes:
-        process.join()
-    if killed := [process.pid for process in processes if process.exitcode]:
-        raise RuntimeError(f"of its processes {', '.join(map(str, killed))} died")
 
 
 def _work(jobs: Sequence[Callable[[], object]], numbers: IO[bytes], parent: int) -> None:
