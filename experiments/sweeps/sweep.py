@@ -101,13 +101,12 @@ class CellJob:
             place=f"run {self.done + number + 1} of {self.total}",
         )
         try:
-            try:
-                os.chdir(self.directory)
-            except OSError:
+            if not Path(self.directory).is_dir():
                 raise ConfigError(
                     f"the folder {self.directory!r}, from which the sweep was started, is not on"
                     f" {os.uname().nodename}: all machines of a sweep must see it"
-                ) from None
+                )
+            os.chdir(self.directory)
             self.runner.run(settings, asked)
         except Exception as error:
             message, trace = str(error), None

@@ -8,7 +8,10 @@ import pytest
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
+from experiments.converge.settings import ConvergeSettings
+from experiments.runs.compute_once import Asked
 from experiments.sweeps import study
+from experiments.sweeps.sweep import CellJob, Runner
 from tests.experiments.conftest import Converge
 
 
@@ -42,6 +45,24 @@ def test_each_job_has_its_own_settings_though_cells_share_their_composing(
         # alone, it is the same run
         words = (f"feedback={kind}", f"feedback.strength={strength}", f"feedback.layers={layers}")
         assert "nothing to compute" in converge(*words)[1]
+
+
+def test_a_machine_that_does_not_see_the_folder_of_a_sweep_says_so(
+    tmp_path: Path, status: Callable[[Path], dict[str, Any]]
+) -> None:
+    settings = ConvergeSettings(runs_dir=str(tmp_path), study="s")
+    runner = Runner(
+        name="converge",
+        settings=ConvergeSettings,
+        compute="experiments.converge.run:converge",
+        locate="experiments.converge.identity:locate",
+    )
+    elsewhere = str(tmp_path / "elsewhere")
+    CellJob(runner, Asked(), elsewhere, None, 0, 1, [], "").compute(settings, [], 0)
+    (folder,) = (tmp_path / "s").iterdir()
+    said = status(folder)["error"]
+    assert said.startswith(f"the folder {elsewhere!r}, from which the sweep was started, is not on")
+    assert not (folder / "traceback.txt").exists()
 
 
 def test_the_same_cell_twice_is_computed_once(
