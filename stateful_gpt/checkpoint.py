@@ -221,8 +221,7 @@ def fingerprint(source: str | Path, *, library: Library | None = None) -> str:
     path = locate(source, library)
     if library == "transformers":
         for file in sorted({f for pattern in FILES for f in path.glob(pattern)}):
-            about = file.stat()
-            named = f"{file.name} {_hash(file, about.st_size, about.st_mtime_ns)}\n"
+            named = f"{file.name} {file.stat().st_size} {_hash(file).hex()}\n"
             digest.update(named.encode())
         return digest.hexdigest()[:16]
     own = [path / name for name in sorted((WEIGHTS, CONFIG, TOKENIZER))]
@@ -230,16 +229,20 @@ def fingerprint(source: str | Path, *, library: Library | None = None) -> str:
         own.remove(path / TOKENIZER)  # GPT-2's, downloaded to see that it is
     for file in own if path.is_dir() else [path, path.with_name(NANOGPT_TOKENIZER)]:
         if file.exists():  # whatever it is called
-            with open_regular(file) as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(_hash(file))
     return digest.hexdigest()[:16]
 
 
+def _hash(file: Path) -> bytes:
+    about = file.stat()
+    return _hash_of_version(file, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
 @cache
-def _hash(file: Path, size: int, changed: int) -> str:
-    """Of gigabytes, so it is computed once while size and time of change stay what they are."""
+def _hash_of_version(file: Path, *_version: int) -> bytes:
+    """Of gigabytes, for which not every run of a sweep should wait."""
     with open_regular(file) as stream:
-        return f"{size} {hashlib.file_digest(stream, 'sha256').hexdigest()}"
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def save_checkpoint(
