@@ -14,6 +14,7 @@ import select
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -189,6 +190,21 @@ def test_from_nanogpts_files_to_a_convergence_figure_in_six_commands(
 @pytest.mark.parametrize("target", re.findall(r"^    make ([\w-]+)", README, re.MULTILINE))
 def test_a_target_is_in_the_makefile(target: str) -> None:
     assert f"\n{target}: " in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_an_environment_that_could_not_be_made_is_made_again(tmp_path: Path) -> None:
+    python = tmp_path / "python-without-ensurepip"
+    python.write_text(
+        '#!/bin/sh\n[ "$1" != -m ] && exit  # the look at the version\n'
+        f'"{sys.executable}" -m venv --without-pip .venv\n'
+        'echo "ensurepip is not available" >&2\nexit 1\n'
+    )
+    python.chmod(0o755)
+    make = ["make", "-f", str(ROOT / "Makefile"), ".venv/bin/pip", f"PYTHON={python}"]
+    for _ in range(2):
+        done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "ensurepip is not available" in done.stderr
 
 
 @pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
