@@ -24,6 +24,7 @@ from experiments.runs.folder import (
     STATUS,
     TRACKER,
     TRAJECTORY,
+    changes_of,
     read_config,
     read_status,
     run_id,
@@ -149,10 +150,9 @@ def _estimates(path: Path) -> pd.DataFrame:
 
 def _origin(status: dict[str, Any]) -> dict[str, Any]:
     """What can make two computations of a run differ, by name."""
-    changes = (status.get("changes") or {}).get("sha256", "none")
     return {
         "commit": str(status.get("commit"))[:12],
-        "uncommitted changes": changes[:12],
+        "uncommitted changes": (changes_of(status) or "none")[:12],
         **(status.get("versions") or {}),
         "device": status.get("device"),
     }

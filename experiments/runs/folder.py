@@ -260,7 +260,15 @@ def run_id(folder: Path) -> str:
 def _origin_of_part(status: dict[str, Any]) -> dict[str, Any]:
     """What of a run's origin can make one of its parts unlike another."""
     origin = {name: status.get(name) for name in ("commit", "device", "threads")}
-    return {**origin, "changes": (status.get("changes") or {}).get("sha256")}
+    return {**origin, "changes": changes_of(status)}
+
+
+def changes_of(status: dict[str, Any]) -> str | None:
+    """The checksum of what the source held beyond its commit; new files that are no source leave an
+    empty patch, and change nothing.
+    """
+    changes = status.get("changes") or {}
+    return None if changes.get("bytes") == 0 else changes.get("sha256")
 
 
 def now() -> str:

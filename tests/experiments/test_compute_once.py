@@ -153,6 +153,24 @@ def test_kept_prompts_say_where_they_came_from(
     assert "attempt with another commit, other uncommitted changes; status.json says" in err
 
 
+def test_a_new_file_that_is_no_source_is_no_change(
+    compute: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a table that was written into the checkout between two attempts."""
+    origin = compute_once.provenance(torch.device("cpu"))
+    found = [None, {"sha256": "of nothing", "bytes": 0}]
+    monkeypatch.setattr(
+        compute_once, "provenance", lambda _: {**origin, "changes": found.pop(0), "dirty": None}
+    )
+    with monkeypatch.context() as once:
+        once.setattr(RunFolder, "assemble", broken)  # with every prompt kept
+        with pytest.raises(RuntimeError, match="a bug"):
+            compute()
+    capfd.readouterr()
+    compute()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_run_is_finished_before_its_kept_prompts_go(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

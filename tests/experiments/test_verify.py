@@ -157,6 +157,9 @@ def test_other_commits_changes_and_versions_are_warned_of(
         " uncommitted changes ffffffffffff, now none; torch 1.0, now 2.0;"
         f" device {status['device']}, now another\n"
     )
+    # new files that are no source change nothing
+    edit(folder / "status.json", lambda old: old.update(changes={"sha256": "e3b0c4", "bytes": 0}))
+    assert "uncommitted changes" not in ask(folder)[2]
 
 
 def test_a_stored_configuration_is_data(
