@@ -130,10 +130,10 @@ def make_mine(forker: Forker) -> None:
     done = forker.run(["-m", *words], env=environment, cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
     assert list(Path("runs/mine").rglob("run-*.wandb")), done.stderr
-    Path("copied").mkdir()
+    Path("runs/copied").mkdir()
     for folder in Path("runs/mine").rglob("offline-run-*"):
         if folder.is_dir():
-            shutil.copytree(folder, Path("copied", folder.name))
+            shutil.copytree(folder, Path("runs/copied", folder.name))
 
 
 WALK = next(block for block in BLOCKS if "nanoGPT/" in str(block))
