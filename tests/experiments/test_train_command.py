@@ -124,13 +124,19 @@ def test_it_learns_and_the_folder_is_a_model_whose_card_states_its_loss(
         assert len(tokens) < 0.6 * len(held_out), "words became tokens"
 
 
-def test_a_folder_called_byte_keeps_the_tokenizer_that_it_trained(
-    train: Train, tmp_path: Path
+@pytest.mark.parametrize("name", ["byte", "gpt2"])
+def test_a_model_called_like_a_tokenizer_keeps_its_own(
+    train: Train, tmp_path: Path, name: str
 ) -> None:
-    folder = tmp_path / "byte"
-    words = ("training.steps=1", "tokenizer=bpe", "architecture.vocab_size=300")
-    assert train(*words, f"output={folder}")[0] == 0
-    assert len(load_checkpoint(folder).tokenizer.encode_ordinary("the dog")) < 7
+    words = ("tokenizer=bpe", "architecture.vocab_size=300", "training.steps=2")
+    code, _, err = train(*words, f"output={tmp_path / name}")
+    assert (code, err) == (0, "")
+    encoding = load_checkpoint(tmp_path / name).tokenizer
+    assert encoding.n_vocab > 257
+    assert encoding.encode_ordinary("dog") != list(b"dog"), "its words are in it"
+    tuned = (f"start_from={tmp_path / name}", f"output={tmp_path / 'tuned'}")
+    assert train(*words, *tuned)[0] == 0
+    assert load_checkpoint(tmp_path / "tuned").tokenizer.n_vocab == encoding.n_vocab
 
 
 def test_a_finished_training_is_not_touched_again(train: Train, tmp_path: Path) -> None:
