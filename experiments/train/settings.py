@@ -80,3 +80,9 @@ class TrainSettings(Settings):
                 "training.passes must be 1 without architecture.hidden_feedback=true, got"
                 f" {self.training.passes}"
             )
+        size = self.architecture.vocab_size
+        if self.tokenizer == "bpe" and self.start_from is None and size < 257:
+            yield (
+                "architecture.vocab_size must be at least 257 with tokenizer=bpe, 256 bytes and the"
+                f" end of a text, got {size}"
+            )

@@ -563,6 +563,10 @@ def test_a_document_a_line_is_read_whole_and_alone(train: Train, tmp_path: Path)
         ),
         (["corpus.documents=page"], ["corpus.documents", "'file' or 'line'", "'page'"]),
         (["corpus.documents=line"], ["corpus.train", "does not fit", "block_size=16", "15"]),
+        (
+            ["tokenizer=bpe", "architecture.vocab_size=256"],
+            ["architecture.vocab_size", "at least 257 with tokenizer=bpe", "256"],
+        ),
         (["start_from=/nowhere.pt"], ["start_from", "/nowhere.pt"]),
         (["start_from=bundled"], ["architecture.block_size", "256", "start_from=bundled", "16"]),
     ],
