@@ -344,6 +344,20 @@ def test_a_refused_training_does_not_take_its_folder(train: Train) -> None:
     assert (code, err) == (0, "")
 
 
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_training_that_diverges_is_one_sentence(train: Train, tmp_path: Path, steps: int) -> None:
+    rates = ("training.learning_rate=1e30", "training.warmup_steps=1")
+    for _ in range(2):  # the state that is kept helps nobody out
+        code, _, err = train(*rates, f"training.steps={steps}", "training.save_every_seconds=0")
+        assert code == 1
+        assert re.fullmatch(
+            r"error: the training diverged: its loss is no number at step 1; use a smaller"
+            r" training\.learning_rate or training\.matrix_learning_rate\n",
+            err,
+        )
+        assert not (tmp_path / "out" / "README.md").exists()
+
+
 def test_a_state_that_cannot_be_written_is_one_sentence(train: Train) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
