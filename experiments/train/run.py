@@ -1,5 +1,6 @@
 """Train one model, into its folder: weights, tokenizer, losses by depth, and a card."""
 
+import hashlib
 import shlex
 import shutil
 import sys
@@ -63,6 +64,11 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
     corpus = settings.corpus
     texts = [read_texts(f"corpus.{key}", getattr(corpus, key)) for key in ("train", "held_out")]
     origin = _starting_point(settings, architecture)
+    digests = [[hashlib.sha256(text.encode()).hexdigest() for text in each] for each in texts]
+    if origin is not None:
+        start = origin.model.state_dict().values()
+        digests.append([hashlib.sha256(tensor.numpy().data).hexdigest() for tensor in start])
+    sources = files.short_hash(digests)
     output = Path(settings.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -75,8 +81,14 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
                 if (lack := _lack(output, settings)) is not None:
                     if (output / CARD).exists():
                         warn(f"{output} is damaged ({lack}) and is trained again")
-                    _train(settings, architecture, origin, device, *texts)
+                    _train(settings, architecture, origin, device, *texts, sources=sources)
                     return output
+        depths = files.read_json(output / DEPTHS)
+        if depths.get("sources", sources) != sources:  # early versions did not say them
+            raise ConfigError(
+                f"output {cut(repr(str(output)))} holds a training of other texts or starting"
+                " weights: choose another folder, or remove it"
+            )
         print(f"{output} is trained already: nothing to do")
     except (MemoryError, OSError, RuntimeError) as error:
         if (whose := exhausted(error)) is not None:
@@ -96,6 +108,8 @@ def _train(
     device: torch.device,
     texts: list[str],
     held_out_texts: list[str],
+    *,
+    sources: str,
 ) -> None:
     output, stateful = Path(settings.output), architecture.hidden_feedback
     encoding: Any = origin.tokenizer if origin else _tokenizer(settings, texts)
@@ -139,6 +153,7 @@ def _train(
             "contracts": profile.broken_at is None,
             "broken_at": profile.broken_at,
             "characters_per_token": length,
+            "sources": sources,  # a hash of texts and starting weights
             "checksums": files.checksums(output, (CONFIG, HISTORY, *MODEL)),
         }
         files.write_json(output / DEPTHS, depths)

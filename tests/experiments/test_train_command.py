@@ -241,6 +241,38 @@ def test_a_training_of_other_texts_or_starting_weights_begins_anew(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("what", ["train", "held_out", "start"])
+def test_a_finished_training_of_other_texts_or_starting_weights_is_refused_and_kept(
+    train: Train, tmp_path: Path, what: str
+) -> None:
+    start = ("training.steps=1", f"output={tmp_path / 'start'}")
+    words = ("training.steps=2", f"start_from={tmp_path / 'start'}")
+    assert train(*start)[0] == train(*words)[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    if what == "start":
+        shutil.rmtree(tmp_path / what)
+        train(*start, "seed=1")
+    else:
+        (tmp_path / what / "text.txt").write_text(text(3, 500), encoding="utf-8")
+    code, _, err = train(*words)
+    assert code == 2
+    said = r"holds a training of other texts or starting weights: choose another folder, or remove"
+    assert re.fullmatch(rf"error: output '.*out' {said} it\n", err)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_finished_training_of_a_version_that_did_not_say_its_texts_is_finished(
+    in_process: Train, trained: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(trained[0], tmp_path / "out"))
+    depths = json.loads((out / "depths.json").read_text())
+    del depths["sources"]
+    (out / "depths.json").write_text(json.dumps(depths))
+    code, said, err = in_process("train", *trained[1], f"output={out}")
+    assert (code, err) == (0, "")
+    assert "nothing to do" in said
+
+
 # --- beside others ------------------------------------------------------------------------------
 
 
