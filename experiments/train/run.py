@@ -129,7 +129,7 @@ def _train(
                 f"corpus.{key} has {len(corpus.tokens)} tokens, fewer than one window of"
                 f" architecture.block_size={block}"
             )
-    tracker = _open_tracker(settings, output)
+    tracker = _open_tracker(settings, output, sources)
     try:
         torch.manual_seed(settings.seed)  # dropout draws from the global generator
         model = _model(origin, architecture, seed=settings.seed).to(device)
@@ -261,12 +261,12 @@ def _tokenizer(settings: TrainSettings, texts: list[str]) -> Tokenizer:
         raise ConfigError(message) from None
 
 
-def _open_tracker(settings: TrainSettings, output: Path) -> Tracker:
+def _open_tracker(settings: TrainSettings, output: Path, sources: str) -> Tracker:
     shutil.rmtree(output / "wandb", ignore_errors=True)  # its history is logged again, from ours
     return Tracker(
         settings.tracking,
         # two trainings of one name are two runs; one that is resumed stays the same
-        run_id=files.short_hash([str(output.resolve()), settings.deciding()]),
+        run_id=files.short_hash([str(output.resolve()), settings.deciding(), sources]),
         name=output.name,
         group="train",
         tags=["train"],
