@@ -3,7 +3,6 @@
 import hashlib
 import shlex
 import shutil
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,15 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
                 if (lack := _lack(output, settings)) is not None:
                     if (output / CARD).exists():
                         warn(f"{output} is damaged ({lack}) and is trained again")
-                    _train(settings, architecture, origin, device, *texts, sources=sources)
+                    _train(
+                        settings,
+                        architecture,
+                        origin,
+                        device,
+                        *texts,
+                        sources=sources,
+                        command=asked.command_of_this_run,
+                    )
                     return output
         depths = files.read_json(output / DEPTHS)
         if depths.get("sources", sources) != sources:  # early versions did not say them
@@ -110,6 +117,7 @@ def _train(
     held_out_texts: list[str],
     *,
     sources: str,
+    command: str | None,
 ) -> None:
     output, stateful = Path(settings.output), architecture.hidden_feedback
     encoding: Any = origin.tokenizer if origin else _tokenizer(settings, texts)
@@ -160,7 +168,7 @@ def _train(
         loss = f"**{profile.nll[0] / length:.4f} nats per character**"
         if profile.nll_full is not None:
             loss += f" in one pass, **{profile.nll_full / length:.4f}** with hidden states fed back"
-        files.write_text(output / CARD, _card(settings, training, loss=loss))
+        files.write_text(output / CARD, _card(settings, training, command, loss=loss))
         tracker.summarize({"held_out_nats_per_character": profile.nll[0] / length})
     except BaseException:
         tracker.finish(failed=True)
@@ -277,13 +285,14 @@ def _open_tracker(settings: TrainSettings, output: Path, sources: str) -> Tracke
     )
 
 
-def _card(settings: TrainSettings, training: Training, *, loss: str) -> str:
+def _card(settings: TrainSettings, training: Training, command: str | None, *, loss: str) -> str:
     """The text of a model folder's README.md: what it was trained on, how, how well it predicts."""
     model, shape, chosen = training.model, training.model.config, settings.training
     origin, corpus = provenance(model.device), settings.corpus
     measured = "python -m scripts.held_out_loss --model THIS_FOLDER"
+    measured += f" --texts {shlex.quote(corpus.held_out)}"
     if corpus.documents == "line":
-        measured += f" --texts {shlex.quote(corpus.held_out)} --documents line"
+        measured += " --documents line"
     passes = str(chosen.passes)
     for name in ("draw_passes", "through_passes", "update_every_pass"):
         passes += f", {name}" if getattr(chosen, name) else ""
@@ -300,7 +309,7 @@ def _card(settings: TrainSettings, training: Training, *, loss: str) -> str:
         "trained on": f"{read_from} ({training.corpus.size:,} tokens)",
         "held out": f"{held_out}: {loss}",
         "measured by": f"`{measured}`",
-        "recipe": f"`{shlex.join(['python', '-m', 'experiments.train', *sys.argv[1:]])}`",
+        "recipe": "unknown" if command is None else f"`{command}`",
         "seed": settings.seed,
         "steps": f"{training.step:,} of {chosen.batch_size} × {shape.block_size} tokens",
         "passes": passes,

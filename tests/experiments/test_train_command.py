@@ -22,6 +22,7 @@ from analysis.read.saved import SourceError
 from experiments.train import run as training
 from experiments.train.__main__ import main
 from experiments.train.corpus import read_corpus
+from scripts import held_out_loss
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.depth import depth_profile
 from stateful_gpt.feedback import Feedback
@@ -92,7 +93,11 @@ def train(in_process: Train, settings: list[str]) -> Train:
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe"])
 def test_it_learns_and_the_folder_is_a_model_whose_card_states_its_loss(
-    train: Train, tmp_path: Path, tokenizer: str
+    train: Train,
+    tmp_path: Path,
+    tokenizer: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     ids = {"byte": 257, "bpe": 300}[tokenizer]
     code, out, err = train(f"tokenizer={tokenizer}", f"architecture.vocab_size={ids}")
@@ -117,6 +122,12 @@ def test_it_learns_and_the_folder_is_a_model_whose_card_states_its_loss(
     assert float(stated[1]) == pytest.approx(per_character, abs=5e-5)  # four digits are written
     assert f"{per_character:.4f} nats per character" in out
     assert f"{checkpoint.model.count_parameters():,} parameters" in card
+    (measured,) = re.findall(r"measured by \| `python -m scripts\.held_out_loss (.+)` \|", card)
+    words = measured.replace("THIS_FOLDER", str(folder)).split()
+    monkeypatch.setattr(sys, "argv", ["held_out_loss", *words])
+    capfd.readouterr()
+    assert held_out_loss.main() == 0
+    assert f"{stated[1]} nats per character" in capfd.readouterr().out
     uniform = torch.tensor(float(ids)).log().item()
     assert losses[-1] < 0.75 * uniform, "it knows far more than that there are so many ids"
     if tokenizer == "bpe":
