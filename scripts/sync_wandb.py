@@ -65,7 +65,8 @@ def sync(study: Path, *, project: str | None, entity: str | None) -> None:
     wanted = {"server": server_url(), **asked}
     missing, damaged = [], 0
     for folder in finished:
-        if wanted.items() <= (read_json(folder / TRACKER / SYNCED) or {}).items():
+        known = read_json(folder / TRACKER / SYNCED)
+        if isinstance(known, dict) and wanted.items() <= known.items():
             continue
         if "contestant" in (read_config(folder) or {}):
             raise Failure(

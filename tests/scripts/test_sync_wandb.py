@@ -110,6 +110,18 @@ def test_every_finished_run_is_uploaded_once_and_a_second_call_uploads_nothing(
     assert len(server.operations) == asked, "the server is not even asked"
 
 
+@pytest.mark.parametrize("said", ["[]", "[1]", "{", "7"])
+def test_a_note_of_an_upload_that_says_nothing_is_no_note(
+    study: Path, sync: Sync, server: WandbServer, said: str
+) -> None:
+    for folder in run_folders(study):
+        (folder / "wandb").mkdir(exist_ok=True)
+        (folder / "wandb" / "synced.json").write_text(said)
+    code, out, err = sync(str(study))
+    assert (code, err, len(server.runs)) == (0, "", 2)
+    assert out.endswith("2 uploaded, 0 were there already, 0 left out (not finished, or damaged)\n")
+
+
 def test_a_run_whose_files_of_wandb_are_lost_adds_nothing_to_what_the_server_has(
     study: Path, sync: Sync, server: WandbServer
 ) -> None:
