@@ -13,8 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from analysis.read.saved import NotData
 from experiments.converge.publish import open_tracker, publish
 from experiments.converge.settings import TrackingSettings
 from experiments.runs.files import read_json, write_json
@@ -83,7 +82,7 @@ def sync(study: Path, *, project: str | None, entity: str | None) -> None:
     for number, folder in enumerate(missing):
         try:
             where = _upload(folder, asked)
-        except (OSError, KeyError, TypeError, ValueError, Failure) as error:
+        except (OSError, ConfigError, NotData, Failure) as error:
             raise Failure(
                 f"{number} of {len(missing)} runs are uploaded, {run_id(folder)} is not:"
                 f" {' '.join(str(error).split())}; the same command carries on"
@@ -98,18 +97,25 @@ def sync(study: Path, *, project: str | None, entity: str | None) -> None:
 def _upload(folder: Path, asked: dict[str, str]) -> dict[str, Any]:
     """Tell W&B of one run again; returns where it is now."""
     problems: list[str] = []
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    config: Any = read_config(folder)
     # W&B's new files are not kept: all that they would hold is in the run folder
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-        tracker = open_tracker(
-            config,
-            run_id(folder),
-            Path(place),
-            tracking=parse({**config["tracking"], **asked, "mode": "online"}, TrackingSettings),
-            warn=problems.append,
-            patience=PATIENCE,
-        )
-        publish(tracker, folder, read_json(folder / SUMMARY))
+        try:
+            tracker = open_tracker(
+                config,
+                run_id(folder),
+                Path(place),
+                tracking=parse({**config["tracking"], **asked, "mode": "online"}, TrackingSettings),
+                warn=problems.append,
+                patience=PATIENCE,
+            )
+        except (KeyError, TypeError):
+            raise Failure(f"its {CONFIG} is not that of a convergence run") from None
+        try:
+            publish(tracker, folder, read_json(folder / SUMMARY))
+        except Exception:  # a mistake of ours keeps its traceback
+            tracker.finish(failed=True)
+            raise
         where = tracker.where
         if not tracker.finish() or where is None:
             raise Failure(problems[0] if problems else "W&B did not take it")

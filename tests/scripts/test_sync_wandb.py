@@ -1,5 +1,6 @@
 """Uploading later: with the real client, to a server on the loopback that keeps what arrives."""
 
+import json
 import os
 import shutil
 import sys
@@ -165,6 +166,31 @@ def test_a_damaged_run_is_left_out_and_the_others_are_uploaded(
     assert (code, list(server.runs)) == (0, [second.name])
     assert err == f"warning: {first.name} is left out: unreadable trajectory.parquet\n"
     assert out.endswith("1 uploaded, 0 were there already, 1 left out (not finished, or damaged)\n")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(
+    study: Path, sync: Sync, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing: dict[Path, str] = {}
+    monkeypatch.setattr("analysis.page.build.page_of_run", lambda folder: nothing[folder])
+    with pytest.raises(KeyError):
+        sync(str(study))
+    assert [run.exit_code for run in server.runs.values()] == [1]
+    assert not list(study.glob("*/wandb/synced.json"))
+
+
+def test_a_configuration_of_something_else_is_one_sentence(
+    study: Path, sync: Sync, server: WandbServer
+) -> None:
+    folder = run_folders(study)[0]
+    (folder / "config.yaml").write_text("a: 1")
+    status = json.loads((folder / "status.json").read_text())
+    del status["checksums"]  # as of an early version
+    (folder / "status.json").write_text(json.dumps(status))
+    code, _, err = sync(str(study))
+    assert code == 1
+    said = f"{folder.name} is not: its config.yaml is not that of a convergence run"
+    assert err == f"error: 0 of 2 runs are uploaded, {said}; the same command carries on\n"
 
 
 def test_a_run_has_its_own_name_on_the_server_wherever_it_is_called_from(
