@@ -85,7 +85,8 @@ def read_corpus(
         return Corpus(torch.tensor(ids), sum(map(len, texts)), block_size)
     if end is None:
         raise ConfigError("corpus.documents=line needs a tokenizer with <|endoftext|>")
-    documents = [line for text in texts for line in text.splitlines() if line]
+    # splitlines would cut at form feeds, too
+    documents = [line for text in texts for line in text.split("\n") if line]
     if not documents:
         raise ConfigError(f"{key} must have a line of text to be read with corpus.documents=line")
     table = torch.full((len(documents), block_size + 1), IGNORE)

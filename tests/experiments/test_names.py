@@ -40,6 +40,13 @@ def test_every_line_is_a_text_between_two_tokens_and_padding() -> None:
     assert torch.equal(corpus.windows(), corpus.tokens)
 
 
+def test_only_the_end_of_a_line_ends_a_document() -> None:
+    text = "a\x0cb\u2028c\nd"
+    corpus = read_corpus("k", [text], byte_tokenizer(), block_size=12, lines=True)
+    assert len(corpus.tokens) == 2
+    assert corpus.characters == len(text) + 1
+
+
 def test_a_batch_is_whole_texts_and_every_text_comes() -> None:
     corpus = read_corpus("k", ["\n".join(NAMES)], byte_tokenizer(), block_size=12, lines=True)
     rows = {tuple(row.tolist()) for row in corpus.tokens}
