@@ -16,9 +16,8 @@ from torch import Tensor
 
 from experiments.runs import compute_once
 from experiments.runs.provenance import Changes
-from experiments.state_tracking import contest
-from experiments.state_tracking.contest import accuracy_by_depth
-from experiments.state_tracking.run import locate
+from experiments.state_tracking import run as contest
+from experiments.state_tracking.run import accuracy_by_depth, locate
 from experiments.state_tracking.settings import (
     ContestantSettings,
     RecipeSettings,
