@@ -19,6 +19,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from analysis import load
 from analysis.read.saved import SourceError
+from experiments.runs.files import read_json
+from experiments.tracking.tracker import stop_helper
 from experiments.train import run as training
 from experiments.train.__main__ import main
 from experiments.train.corpus import read_corpus
@@ -28,7 +30,9 @@ from stateful_gpt.depth import depth_profile
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.tokenizer import decode, load_tokenizer
+from tests.experiments.test_tracking import records, values
 from tests.forked import Forked
+from tests.wandb_server import WandbServer
 
 Called = tuple[int, str, str]
 Train = Callable[..., Called]
@@ -218,6 +222,42 @@ def test_a_killed_training_resumes_to_the_same_bits(
     assert histories[0] == histories[1]
     names = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("out", "whole")]
     assert names[0] == names[1], "what the killed attempts left half-written is gone"
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_killed_training_that_is_resumed_is_one_curve_of_wandb(
+    start: Start,
+    train: Train,
+    settings: list[str],
+    tmp_path: Path,
+    wandb_server: WandbServer,
+    mode: str,
+) -> None:
+    steps = ("training.steps=150", "training.evaluate_every=25", f"tracking.mode={mode}")
+    steps += ("training.save_every_seconds=0",)
+    process = start([sys.executable, "-m", "experiments.train", *settings, *steps])
+    out, deadline = tmp_path / "out", time.monotonic() + DEADLINE
+    while len(read_json(out / "history.json") or []) < 3 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (out / "README.md").exists(), "it was killed on its way"
+    code, _, err = train(*steps)
+    assert (code, err) == (0, "")
+    stop_helper()  # W&B's process is still writing when an offline run has ended
+    (place,) = out.glob("wandb/*run-*/*.wandb")
+    if mode == "online":
+        (run,) = wandb_server.runs.values()
+        assert run.exit_code == 0
+        history = run.history
+    else:
+        found = [r for r in records(place) if r.WhichOneof("record_type") == "history"]
+        history = [values(r.history.item) for r in found]
+        assert not wandb_server.runs
+    kept = json.loads((out / "history.json").read_text())
+    for name in ("step", "held_out_loss", "train_loss"):
+        assert [row[name] for row in history] == [row[name] for row in kept], name
 
 
 def test_a_training_killed_at_its_very_first_file_can_begin(train: Train, tmp_path: Path) -> None:
