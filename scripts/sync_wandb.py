@@ -40,17 +40,18 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="a study folder, or one run folder")
     parser.add_argument("--project", help="instead of the tracking.project that the runs have")
     parser.add_argument("--entity", help="instead of the tracking.entity that the runs have")
-    arguments = parser.parse_args()
+    told = vars(parser.parse_args())
+    study = told.pop("study")
     try:
-        sync(arguments.study, project=arguments.project, entity=arguments.entity)
+        sync(study, {key: value for key, value in told.items() if value is not None})
     except KeyboardInterrupt:
         stop_helper()
         print("error: interrupted; the same command carries on", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def sync(study: Path, *, project: str | None, entity: str | None) -> None:
-    """Upload what is missing; says what became of it.
+def sync(study: Path, asked: dict[str, str]) -> None:
+    """Upload what is missing, to the project and entity ``asked`` for; says what became of it.
 
     Raises Failure if there are no runs, the server is not there, or it failed on the way.
     """
@@ -58,8 +59,6 @@ def sync(study: Path, *, project: str | None, entity: str | None) -> None:
     if not folders:
         raise Failure(f"{study} holds no runs: give a study folder, runs/STUDY")
     finished = [folder for folder in folders if read_status(folder).get("state") == "finished"]
-    told = {"project": project, "entity": entity}
-    asked = {key: value for key, value in told.items() if value is not None}
     parse(asked, TrackingSettings)  # refused before anything is uploaded
     wanted = {"server": server_url(), **asked}
     missing, damaged = [], 0
@@ -116,9 +115,9 @@ def _upload(folder: Path, asked: dict[str, str]) -> dict[str, Any]:
         except Exception:  # a mistake of ours keeps its traceback
             tracker.finish(failed=True)
             raise
-        where = tracker.where
-        if not tracker.finish() or where is None:
+        if not tracker.finish():
             raise Failure(problems[0] if problems else "W&B did not take it")
+        where: dict[str, Any] = read_json(Path(place, TRACKER, SYNCED))
     write_json(folder / TRACKER / SYNCED, where)
     for stored in folder.glob(f"{TRACKER}/*run-*/*.wandb"):
         Path(f"{stored}.synced").touch()  # so that `wandb sync` leaves it alone, too

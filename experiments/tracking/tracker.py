@@ -90,14 +90,6 @@ class Tracker:
         return self._run is not None
 
     @property
-    def where(self) -> dict[str, Any] | None:
-        """Where the run is on W&B's server, as it is remembered beside it; None when nowhere."""
-        if self._run is None or not self.online:
-            return None
-        place = {name: getattr(self._run, name) for name in ("entity", "project", "id")}
-        return {"server": server_url(), **place}
-
-    @property
     def files(self) -> Path:
         """The folder of the files that belong to the W&B run. Only while it is active."""
         return Path(self._run.dir)
@@ -144,10 +136,10 @@ class Tracker:
         """Hand over what is left; returns whether W&B has got everything."""
 
         def end() -> None:
-            where = self.where
+            place = {name: getattr(self._run, name) for name in ("entity", "project", "id")}
             self._run.finish(exit_code=int(failed))
-            if where is not None and not failed:
-                write_json(self._folder / "wandb" / SYNCED, where)
+            if self.online and not failed:
+                write_json(self._folder / "wandb" / SYNCED, {"server": server_url(), **place})
 
         delivered = self._attempt(end, "could not finish")
         self._run = None
