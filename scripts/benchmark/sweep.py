@@ -1,8 +1,9 @@
 """The whole nine-strength study, from the command to the last file, against the naive loop.
 
 Rows: ``sweep_vs_naive`` with everything measured and W&B offline, ``sweep_bare_vs_naive`` with the
-measures off, ``overhead`` (measures, files and tracking over the passes alone), ``job_seconds``
-(a run beside its model), ``scaling_T`` and ``scaling_prompts`` (exponents of time).
+measures off, ``overhead`` (measures, and telling W&B of them, over the passes alone),
+``job_seconds`` (of a run beside all that: files and the end of W&B's run), ``scaling_T`` and
+``scaling_prompts`` (exponents of time).
 """
 
 import json
@@ -76,7 +77,9 @@ def against_the_naive_loop(*, quick: bool) -> list[Row]:
 
 
 def overhead(*, quick: bool) -> list[Row]:
-    """What the study's runs take beyond the passes, over the passes; model and start-up apart."""
+    """What computing the study takes beyond the passes, over the passes; files, start and end of a
+    run apart.
+    """
     checkpoint = load_checkpoint("bundled")
     texts = read_texts(checkpoint.tokenizer, TEXTS, TOKENS)
     passes = partial(passes_alone, checkpoint.model, texts)
