@@ -168,6 +168,8 @@ def _train(
         loss = f"**{profile.nll[0] / length:.4f} nats per character**"
         if profile.nll_full is not None:
             loss += f" in one pass, **{profile.nll_full / length:.4f}** with hidden states fed back"
+        if windows is not None and windows < len(held_out.windows()):
+            loss += f" (on {windows} windows spread over it)"
         files.write_text(output / CARD, _card(settings, training, command, loss=loss))
         tracker.summarize({"held_out_nats_per_character": profile.nll[0] / length})
     except BaseException:

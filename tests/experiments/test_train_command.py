@@ -139,6 +139,17 @@ def test_it_learns_and_the_folder_is_a_model_whose_card_states_its_loss(
         assert len(tokens) < 0.6 * len(held_out), "words became tokens"
 
 
+@pytest.mark.parametrize(("windows", "told"), [(3, True), (10_000, False)])
+def test_a_loss_on_a_part_of_the_text_is_stated_as_one(
+    train: Train, tmp_path: Path, windows: int, told: bool
+) -> None:
+    code, out, err = train("training.steps=2", f"training.final_windows={windows}")
+    assert (code, err) == (0, "")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    part = f"nats per character (on {windows} windows spread over it)"
+    assert (part in card.replace("**", ""), part in out) == (told, told)
+
+
 @pytest.mark.parametrize("name", ["byte", "gpt2"])
 def test_a_model_called_like_a_tokenizer_keeps_its_own(
     train: Train, tmp_path: Path, name: str
