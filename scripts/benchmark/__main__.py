@@ -54,8 +54,10 @@ def main() -> None:
 
 def hardware() -> dict[str, object]:
     found = provenance(torch.device("cpu"))
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "processor": found["device"],
+        **gpu,
         "load": os.getloadavg()[0],
         "torch": torch.__version__,
         **{key: found[key] for key in ("threads", "commit", "dirty")},

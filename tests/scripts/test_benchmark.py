@@ -10,7 +10,7 @@ import torch
 
 import scripts.benchmark.cuda as cuda
 from scripts.benchmark import load, naive
-from scripts.benchmark.__main__ import main
+from scripts.benchmark.__main__ import hardware, main
 from scripts.benchmark.generation import as_transformers
 from scripts.benchmark.rows import row
 from stateful_gpt.feedback import Feedback
@@ -74,6 +74,12 @@ def test_without_cuda_it_says_so_in_one_sentence(forker: Forker) -> None:
     done = forker.run(["-m", "scripts.benchmark", "cuda"])
     assert done.returncode == 1
     assert done.stderr == "benchmark cuda needs a CUDA device, and PyTorch finds none here\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_gpu_is_named_where_there_is_one() -> None:
+    assert hardware()["gpu"] == torch.cuda.get_device_name()
 
 
 def test_a_row_says_whether_it_is_met() -> None:
