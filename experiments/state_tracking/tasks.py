@@ -29,31 +29,20 @@ class Task:
     """A finite automaton, and what is asked about it."""
 
     transitions: Tensor  # (S, G), the state after each symbol in each state
-    target: str  # ``state`` or ``half``
+    answers: Tensor  # (S,), from 0, that each state calls for
 
     @property
     def symbols(self) -> int:
         return self.transitions.size(1)
 
     @property
-    def answers(self) -> int:
-        return len(self.transitions) if self.target == "state" else 2
-
-    @property
     def vocab_size(self) -> int:
-        return 1 + self.symbols + self.answers
+        return 1 + self.symbols + len(self.answers.unique())
 
     @property
     def chance(self) -> float:
         """The accuracy of always giving the most frequent answer, all states being as likely."""
-        counts = self.answer_of(torch.arange(len(self.transitions))).bincount()
-        return counts.max().item() / len(self.transitions)
-
-    def answer_of(self, states: Tensor) -> Tensor:
-        """The answers, from 0, that (...) states call for."""
-        if self.target == "state":
-            return states
-        return (states >= len(self.transitions) // 2).long()
+        return self.answers.bincount().max().item() / len(self.answers)
 
     def states_of(self, words: Tensor) -> Tensor:
         """(B, N) states after each symbol of (B, N) words; symbols count from 0."""
@@ -78,7 +67,9 @@ TASKS = {
 
 
 def make_task(name: str, target: str) -> Task:
-    return Task(torch.tensor(TASKS[name]), target)
+    states = torch.arange(SIZE)
+    answers = states if target == "state" else (states >= SIZE // 2).long()
+    return Task(torch.tensor(TASKS[name]), answers)
 
 
 def lay_out(task: Task, words: Tensor, starts: Tensor, *, length: int) -> tuple[Tensor, Tensor]:
@@ -87,7 +78,7 @@ def lay_out(task: Task, words: Tensor, starts: Tensor, *, length: int) -> tuple[
     tokens = torch.full((len(words), length), QUIET)
     tokens.scatter_(1, places, 1 + words)
     targets = torch.full((len(words), length), IGNORE)
-    targets.scatter_(1, places, 1 + task.symbols + task.answer_of(task.states_of(words)))
+    targets.scatter_(1, places, 1 + task.symbols + task.answers[task.states_of(words)])
     return tokens, targets
 
 
