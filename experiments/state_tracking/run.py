@@ -103,7 +103,7 @@ def track(settings: StateTrackingSettings, asked: Asked = ALONE) -> Path:
             measures={"loss_*": "step"},
         ),
         compute=compute,
-        shorten="task.tested_level",
+        shorten="task.tested_level or test_words",
     )
     return folder.path
 

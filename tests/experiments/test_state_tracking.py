@@ -175,6 +175,15 @@ def test_a_run_that_cannot_be_written_says_so(
     assert "Traceback" not in out
 
 
+def test_too_many_words_for_the_memory_are_named_as_what_to_make_smaller(
+    compete: Callable[..., Called],
+) -> None:
+    code, _, err = compete(f"test_words={10**17}")  # no address space holds them
+    assert code == 1
+    said = "the machine's memory does not hold the run: use a smaller task.tested_level or"
+    assert err == f"error: {said} test_words\n"
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
