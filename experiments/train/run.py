@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +209,7 @@ def _model(origin: Checkpoint[GPT] | None, architecture: GPTConfig, *, seed: int
     start = origin.model
     if architecture.hidden_feedback and start.gate is None:
         start = start.with_gate(generator=generator)
-    model = GPT(replace(start.config, dropout=architecture.dropout), tied=start.tied)
+    model = GPT(architecture, tied=start.tied)
     model.load_state_dict(start.state_dict())
     return model
 
