@@ -80,15 +80,7 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
                 if (lack := _lack(output, settings)) is not None:
                     if (output / CARD).exists():
                         warn(f"{output} is damaged ({lack}) and is trained again")
-                    _train(
-                        settings,
-                        architecture,
-                        origin,
-                        device,
-                        *texts,
-                        sources=sources,
-                        command=asked.command_of_this_run,
-                    )
+                    _train(settings, architecture, device, origin, texts, sources, asked)
                     return output
         depths = files.read_json(output / DEPTHS)
         if depths.get("sources", sources) != sources:  # early versions did not say them
@@ -111,32 +103,29 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
 def _train(
     settings: TrainSettings,
     architecture: GPTConfig,
-    origin: Checkpoint[GPT] | None,
     device: torch.device,
-    texts: list[str],
-    held_out_texts: list[str],
-    *,
+    origin: Checkpoint[GPT] | None,
+    texts: list[list[str]],
     sources: str,
-    command: str | None,
+    asked: Asked,
 ) -> None:
     output, stateful = Path(settings.output), architecture.hidden_feedback
-    encoding: Any = origin.tokenizer if origin else _tokenizer(settings, texts)
+    encoding: Any = origin.tokenizer if origin else _tokenizer(settings, texts[0])
     if encoding.n_vocab > architecture.vocab_size:
         raise ConfigError(
             f"architecture.vocab_size must be at least the tokenizer's {encoding.n_vocab} ids,"
             f" got {architecture.vocab_size}"
         )
     lines, block = settings.corpus.documents == "line", architecture.block_size
-    train = read_corpus("corpus.train", texts, encoding, block_size=block, lines=lines)
-    held_out = read_corpus(
-        "corpus.held_out", held_out_texts, encoding, block_size=block, lines=lines
-    )
-    for key, corpus in (("train", train), ("held_out", held_out)):
-        if not lines and len(corpus.tokens) <= block:
+    corpora = []
+    for key, of_key in zip(("corpus.train", "corpus.held_out"), texts, strict=True):
+        corpora.append(read_corpus(key, of_key, encoding, block_size=block, lines=lines))
+        if not lines and (count := len(corpora[-1].tokens)) <= block:
             raise ConfigError(
-                f"corpus.{key} has {len(corpus.tokens)} tokens, fewer than one window of"
+                f"{key} has {count} tokens, fewer than one window of"
                 f" architecture.block_size={block}"
             )
+    train, held_out = corpora
     tracker = _open_tracker(settings, output, sources)
     try:
         torch.manual_seed(settings.seed)  # dropout draws from the global generator
@@ -170,7 +159,7 @@ def _train(
             loss += f" in one pass, **{profile.nll_full / length:.4f}** with hidden states fed back"
         if windows is not None and windows < len(held_out.windows()):
             loss += f" (on {windows} windows spread over it)"
-        files.write_text(output / CARD, _card(settings, training, command, loss=loss))
+        files.write_text(output / CARD, _card(settings, training, asked, loss=loss))
         tracker.summarize({"held_out_nats_per_character": profile.nll[0] / length})
     except BaseException:
         tracker.finish(failed=True)
@@ -287,7 +276,7 @@ def _open_tracker(settings: TrainSettings, output: Path, sources: str) -> Tracke
     )
 
 
-def _card(settings: TrainSettings, training: Training, command: str | None, *, loss: str) -> str:
+def _card(settings: TrainSettings, training: Training, asked: Asked, *, loss: str) -> str:
     """The text of a model folder's README.md: what it was trained on, how, how well it predicts."""
     model, shape, chosen = training.model, training.model.config, settings.training
     origin, corpus = provenance(model.device), settings.corpus
@@ -311,7 +300,7 @@ def _card(settings: TrainSettings, training: Training, command: str | None, *, l
         "trained on": f"{read_from} ({training.corpus.size:,} tokens)",
         "held out": f"{held_out}: {loss}",
         "measured by": f"`{measured}`",
-        "recipe": "unknown" if command is None else f"`{command}`",
+        "recipe": f"`{asked.command_of_this_run or 'unknown'}`",
         "seed": settings.seed,
         "steps": f"{training.step:,} of {chosen.batch_size} × {shape.block_size} tokens",
         "passes": passes,
