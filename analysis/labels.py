@@ -39,8 +39,13 @@ WORDS: Mapping[str, str | Mapping[object, str]] = {
 }
 FILE = "prompts.file"  # named without folder and suffix where that tells them apart
 SEEDS = ("seed", "generation.seed")
-# settings that only repeat what the model's name has said, unless they say more
-IMPLIED_BY_MODEL = ("model.path", "model.tokenizer")
+# settings that only repeat what another has said, unless they say more
+IMPLIED_BY = {
+    "model.path": "model",
+    "model.tokenizer": "model",
+    "prompts.file": "prompts.source",
+    "recompute.window": "solver",
+}
 
 
 def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
@@ -76,19 +81,22 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
 
 
 def differing(frame: pd.DataFrame, settings: Sequence[str]) -> list[str]:
-    """The settings that rows recorded with different values, but for those the model implies."""
+    """The settings that rows recorded with different values, but for those that another implies.
+
+    A null is a value, as of a top_k that is not set; NaN is none: the setting was not recorded.
+    """
+
+    def count(values: pd.Series) -> int:
+        return len({_natural(value) for value in values if value is None or not pd.isna(value)})
 
     def implied(name: str) -> bool:
-        if name not in IMPLIED_BY_MODEL or "model" not in frame:
+        by = IMPLIED_BY.get(name)
+        if by not in frame:
             return False
-        per_model = frame.groupby(frame["model"].astype(str))[name].nunique()
-        return len(per_model) > 1 and per_model.max() <= 1
+        counts = frame.groupby(frame[by].astype(str))[name].agg(count)
+        return len(counts) > 1 and counts.max() <= 1
 
-    return [
-        name
-        for name in settings
-        if len({*map(_natural, frame[name].dropna())}) > 1 and not implied(name)
-    ]
+    return [name for name in settings if count(frame[name]) > 1 and not implied(name)]
 
 
 def spelt(name: str, value: Any) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from analysis import load
 from analysis.__main__ import main
@@ -281,3 +282,41 @@ def test_prompt_files_are_named_without_folder_where_that_tells_them_apart() -> 
     made = with_labels(frame, ["prompts.file"])
     assert set(made["variant"]) == {"prompts a/prose.jsonl", "prompts b/prose.jsonl"}
     assert made["group"].nunique() == 2, "never taken for repeats of one setting"
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "value", "words"),
+    [
+        ("top_k", "generation", 40, "top-k 40"),
+        ("limit", "prompts", 3, "prompt limit 3"),
+        ("max_tokens", "prompts", 8, "prompt tokens ≤ 8"),
+    ],
+)
+def test_a_setting_that_is_null_differs_from_one_with_a_value(
+    make_run: MakeRun, tmp_path: Path, name: str, section: str, value: int, words: str
+) -> None:
+    for run_id, chosen in (("a", None), ("b", value)):
+        make_run(tmp_path / run_id, prompts=ONE, **{f"{section}__{name}": chosen})
+    older = make_run(tmp_path / "c", prompts=ONE, **{f"{section}__{name}": value})
+    config = yaml.safe_load((older / "config.yaml").read_text(encoding="utf-8"))
+    del config[section][name]
+    (older / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert set(labels(tmp_path)) >= {"β = 0", f"β = 0, {words}"}
+    runs = load(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert list(runs.runs["group"]) == [0, 1], "never taken for repeats of one setting"
+    known = load(str(tmp_path / "b"), str(tmp_path / "c"))
+    assert list(known.runs["group"]) == [0, 0], "what was not recorded differs from nothing"
+
+
+def test_a_setting_that_follows_from_another_is_not_named_unless_it_says_more(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for name, model, tokenizer in (("a", "x", None), ("b", "y", "byte")):
+        make_run(tmp_path / name, prompts=ONE, model__name=model, model__tokenizer=tokenizer)
+    assert labels(tmp_path) == ["β = 0, model x", "β = 0, model y"]
+    make_run(tmp_path / "c", prompts=ONE, model__name="x", model__tokenizer="byte")
+    assert labels(tmp_path)[:2] == ["β = 0, model x", "β = 0, model x, model.tokenizer byte"]
+    for name, solver, window in (("full", "full", None), ("windowed", "windowed", 4)):
+        changes = {"recompute__solver": solver, "recompute__window": window}
+        make_run(tmp_path / "solvers" / name, prompts=ONE, **changes)
+    assert labels(tmp_path / "solvers") == ["β = 0, solver full", "β = 0, solver windowed"]
