@@ -138,10 +138,10 @@ def _ranks(column: pd.Series) -> pd.Series:
 
 
 def _natural(value: Any) -> tuple[tuple[int, float, str], ...]:
-    """A key that is the same for 1 and 1.0."""
+    """A key that is the same for 1 and 1.0, and another for m1 and m01."""
     if pd.isna(value):
         return ()
     if isinstance(value, Real):
         return ((0, float(value), ""),)
     parts = re.split(r"(\d+)", str(value))
-    return tuple((0, float(p), "") if p.isdigit() else (1, 0.0, p) for p in parts if p)
+    return tuple((0, float(p), p) if p.isdecimal() else (1, 0.0, p) for p in parts if p)

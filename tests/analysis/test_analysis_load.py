@@ -320,3 +320,19 @@ def test_a_setting_that_follows_from_another_is_not_named_unless_it_says_more(
         changes = {"recompute__solver": solver, "recompute__window": window}
         make_run(tmp_path / "solvers" / name, prompts=ONE, **changes)
     assert labels(tmp_path / "solvers") == ["β = 0, solver full", "β = 0, solver windowed"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("m01", "m1"),
+        ("x20261130191653123456", "x20261130191653123457"),  # no float tells them apart
+        ("x", "²"),
+    ],
+)
+def test_names_that_differ_in_the_spelling_of_a_number_are_different(
+    make_run: MakeRun, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        make_run(tmp_path / name, prompts=ONE, model__name=name)
+    assert labels(tmp_path) == [f"β = 0, model {name}" for name in names]
