@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.runs import last_step
 
-MEANS = ["tokens", "iterations_to_tolerance", "rate", "lyapunov", "nll", "nll_plain", "kl_effect"]
+MEANS = ["tokens", "iterations_to_tolerance", "rate", "lyapunov", "nll", "change", "kl_effect"]
 RESAMPLES = 2000
 LEVEL = 95.0  # %
 LEAST_TEXTS = 8  # fewer texts say too little of texts: their tokens are resampled instead
@@ -22,8 +22,8 @@ def pooled(rows: pd.DataFrame, by: Sequence[str], *, first: Sequence[str]) -> pd
     """A row for each of `by`, in the order in which they appear.
 
     Of the first row of each: the columns `first`. Over all of them: runs (how many), outcome
-    (`settled`, or `2 settled, 1 cycle`), the MEANS there are, and change: nll less the plain
-    model's (nats). Passes to tolerance are missing unless every run got there.
+    (`settled`, or `2 settled, 1 cycle`), and the MEANS there are. Passes to tolerance are missing
+    unless every run got there.
     """
     measures = [name for name in MEANS if name in rows]
     groups = rows.groupby(list(by), sort=False)
@@ -33,7 +33,6 @@ def pooled(rows: pd.DataFrame, by: Sequence[str], *, first: Sequence[str]) -> pd
     made[measures] = groups[measures].mean()
     reached = groups["iterations_to_tolerance"].count() == made["runs"]
     made["iterations_to_tolerance"] = made["iterations_to_tolerance"].where(reached)
-    made["change"] = made["nll"] - made["nll_plain"]
     return made.reset_index()
 
 

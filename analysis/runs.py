@@ -50,10 +50,12 @@ class Runs:
 
     Attributes:
         runs: index run; run_id, study, every setting, commit, dirty, the measures over all prompts
-            (nats), label, variant and group (see analysis.labels), ends_by_theorem (whether T - 1
-            passes must settle it), lacking (what was not kept), off (measures switched off).
+            (nats), change (mean over the prompts that have one), label, variant and group (see
+            analysis.labels), ends_by_theorem (whether T - 1 passes must settle it), lacking (what
+            was not kept), off (measures switched off).
         settings: the columns of `runs` that can change a result.
-        prompts: a row per run and prompt: run, PROMPT_COLUMNS and whatever else was recorded.
+        prompts: a row per run and prompt: run, PROMPT_COLUMNS, change (nll less nll_plain), and
+            whatever else was recorded.
         iterations: run, prompt_id, step, iteration, MEASURES (nats; tokens for settled_prefix).
         models: trained models.
         contests: contestants of state tracking.
@@ -164,7 +166,7 @@ class Runs:
             _check_known("prompt", prompt_ids, chosen.prompt_ids)
             prompts = chosen.prompts[chosen.prompts["prompt_id"].isin(prompt_ids)]
             iterations = chosen.iterations[chosen.iterations["prompt_id"].isin(prompt_ids)]
-            measures = [name for name in PROMPT_COLUMNS if name in chosen.runs]
+            measures = [name for name in (*PROMPT_COLUMNS, "change") if name in chosen.runs]
             runs = chosen.runs.assign(**dict.fromkeys(measures, np.nan))
             chosen = replace(chosen, runs=runs, prompts=prompts, iterations=iterations)
             chosen = chosen.where(runs.index[runs.index.isin(prompts["run"])])
@@ -191,10 +193,13 @@ def frames_of(found: Sequence[SavedRun | SavedModel], left_out: tuple[LeftOut, .
     copies = Counter((run.study, run.run_id) for run in runs)
     frame, settings = _runs([*{(run.study, run.run_id): run for run in runs}.values()])
     saved: dict[int, SavedRun] = dict(enumerate(frame.pop("saved")))
+    prompts = _prompts(saved)
+    # not of the means over prompts: one that diverged has the plain model's loss alone
+    frame["change"] = prompts.groupby("run")["change"].mean()
     return Runs(
         runs=frame,
         settings=settings,
-        prompts=_prompts(saved),
+        prompts=prompts,
         iterations=_iterations(saved),
         models=models_of(models, "training"),
         contests=models_of(models, "state_tracking"),
@@ -268,6 +273,7 @@ def _prompts(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
         for prompt in one.summary["prompts"]
     ]
     frame = _typed(pd.DataFrame(rows, columns=None if rows else ["run"]))
+    frame["change"] = frame["nll"] - frame["nll_plain"]
     return frame[["run", *frame.columns.drop("run")]]
 
 

@@ -19,7 +19,7 @@ from analysis.text import number, printable, short, visible
 MISSING = "–"
 COUNTS = ("prompt_tokens", "generated_tokens", "iterations", "iterations_to_tolerance")
 ABOUT = ["group", "study", "variant", "kind", "strength"]
-DERIVED = ["variant", "group", "ends_by_theorem", "lacking", "off"]
+DERIVED = ["variant", "group", "change", "ends_by_theorem", "lacking", "off"]
 LEFT_ALIGNED = frozenset({"prompt", "outcome"})
 LEGEND = (
     "iterations: until settled to the reporting tolerance; rate: contraction per pass; lyapunov: "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import load
@@ -89,3 +91,43 @@ def test_seeds_and_repeats_of_one_setting_are_pooled(
     half = paired(runs.estimates, runs.runs["group"])[1].half
     assert data["rows"][1]["measures"][6] == pytest.approx(half)
     assert "in 1 of 2 settings" in data["finding"] or "In none of 2 settings" in data["finding"]
+
+
+def test_the_change_over_all_prompts_is_of_those_that_have_both_losses(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(study / "run_0p5", tmp_path / "s" / "a"))
+    summary = json.loads((run / "summary.json").read_text())
+    first, diverged, last = summary["prompts"]
+    diverged |= {"nll": None, "outcome": "diverged"}
+    summary["overall"]["nll"] = (first["nll"] + last["nll"]) / 2  # as a run writes it
+    (run / "summary.json").write_text(json.dumps(summary))
+    trajectory = pd.read_parquet(run / "trajectory.parquet")
+    end = (trajectory["prompt_id"] == "rain") & (trajectory["iteration"] == 40)
+    trajectory.loc[end, "log_prob"] = np.nan
+    trajectory.to_parquet(run / "trajectory.parquet")
+    expected = np.mean([one["nll"] - one["nll_plain"] for one in (first, last)])
+    runs = load(str(tmp_path))
+    assert runs.runs["change"].item() == pytest.approx(expected)
+    (interval,) = paired(runs.estimates, runs.runs["group"]).values()
+    assert interval.mean == pytest.approx(expected)
+    assert main(["table", str(tmp_path)]) == 0
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "overall" in line]
+    assert row[-3] == f"{expected:+.4f}".replace("-", "−")
+    place = [column["key"] for column in data_of(build(runs))["columns"]].index("change")
+    assert data_of(build(runs))["rows"][0]["measures"][place] == pytest.approx(expected)
+
+
+def test_seeds_that_diverged_do_not_enter_the_change_of_a_setting(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = {0: (5.0, 3.0), 1: (None, 1.0)}  # nats: the run's and the plain model's
+    for seed, (nll, plain) in losses.items():
+        run = make_run(tmp_path / f"a{seed}", prompts=ONE, feedback__strength=0.5, seed=seed)
+        summary = json.loads((run / "summary.json").read_text())
+        for one in (summary["overall"], summary["prompts"][0]):
+            one |= {"nll": nll, "nll_plain": plain}
+        (run / "summary.json").write_text(json.dumps(summary))
+    assert main(["table", str(tmp_path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [row[-4:-2] for row in rows[1:]] == [["5.0000", "+2.0000"]] * 2
