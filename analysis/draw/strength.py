@@ -71,7 +71,7 @@ def headline(runs: Runs) -> Figure:
                 between = (interval.mean, interval.low, interval.high)
                 style.whisker(bottom, strength, between, shade[strength])
             else:
-                change = (same["nll"] - same["nll_plain"]).mean()
+                change = same["change"].mean()
                 bottom.plot(strength, change, "o", color=shade[strength], fillstyle="none")
         if len(groups) > 1:
             style.panel_title(top, variant, panel - 0.4)
