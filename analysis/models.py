@@ -85,12 +85,16 @@ def at_full_depth(contests: Models) -> pd.DataFrame:
 def at_best_rates(contests: Models) -> Models:
     """Of each contestant's models on a question, those at the learning rates that did best.
 
-    Best is the largest mean accuracy at the trained level; no level beyond it has a say.
+    Best is the largest mean accuracy at the trained level, at the lowest rates of several; no level
+    beyond it has a say.
     """
     accuracy = at_full_depth(contests).stack()
     places = contests.rows.set_index(contests.rows["trained_level"].astype(int), append=True).index
     rows = contests.rows.assign(score=accuracy.reindex(places).to_numpy())
     rates = [name for name in RATES if name in rows]
-    mean = rows.groupby([*QUESTION, "group", *rates], dropna=False)["score"].transform("mean")
-    best = mean.groupby([rows[name] for name in [*QUESTION, "group"]]).transform("max")
-    return contests.where(mean == best)
+    contestant = [*QUESTION, "group"]
+    means = rows.groupby([*contestant, *rates], dropna=False)["score"].mean().reset_index()
+    # sorted by their rates
+    best = means.sort_values("score", ascending=False, kind="stable").drop_duplicates(contestant)
+    kept = rows.reset_index().merge(best[[*contestant, *rates]])["model"]
+    return contests.where(rows.index.to_series().isin(kept))

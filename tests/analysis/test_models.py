@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from analysis import load
 from analysis.__main__ import main
 from analysis.draw.recurrence import recurrence
-from analysis.models import at_full_depth, trained
+from analysis.models import at_best_rates, at_full_depth, trained
 from analysis.table import spread
 
 ROOT = Path(__file__).parents[2]
@@ -298,6 +298,20 @@ def test_of_several_rates_each_contestant_shows_those_that_did_best_at_the_train
         ["0.01 / 0.05", "2", "0.75 ± 0.00"],
         ["0.004 / 0.02", "2", "1.00 ± 0.00"],
     ]
+
+
+def test_of_rates_that_did_equally_well_the_lowest_stand_for_a_contestant(
+    contest: Save, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        contest(f"fast{seed}", best=1.0, seed=seed)
+        study = contest(f"slow{seed}", best=1.0, seed=seed, rate=0.004)
+    assert main(["table", str(study)]) == 0
+    assert [row[1:4] for row in rows_of(capsys.readouterr().out)[2:]] == [
+        ["0.004 / 0.02", "2", "1.00 ± 0.00"]
+    ]
+    kept = at_best_rates(load(str(study)).contests).rows
+    assert set(kept["run_id"]) == {"slow0", "slow1"}
 
 
 def test_a_figure_is_drawn_for_each_target(contest: Save, tmp_path: Path) -> None:
