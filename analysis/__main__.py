@@ -94,7 +94,7 @@ def _page(runs: Runs, arguments: argparse.Namespace) -> None:
     if runs.runs.empty:
         raise SourceError("A page shows convergence runs, and there is none.")
     path = arguments.out or _default(arguments)
-    if path.is_dir() or not path.suffix:
+    if os.path.isdir(path) or not path.suffix:
         path /= "study.html"
     write_whole(path, build(runs).encode())
     print(printable(str(path)))

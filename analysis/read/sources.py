@@ -4,6 +4,7 @@ Knows where saved things lie, not what is in them. A new kind of folder is a rea
 file and one line in READERS.
 """
 
+import fnmatch
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -47,17 +48,17 @@ def _read(source: str) -> Sequence[Saved | LeftOut]:
     path = Path(source)
     if source.startswith(wandb.PREFIX):
         return wandb.read_address(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's own, at peace with a name that is too long
         # a W&B folder by itself, or all that is left of a study, is read where nothing else is
         found = list(_walk(path, TRACKER)) or list(_walk(path, None))
         if not found:
             what = "there is no run folder, no trained model and no W&B run in it"
             raise SourceError(f"{source}: {what}.")
         return found
-    if source.endswith(".wandb") and path.is_file():
+    if source.endswith(".wandb") and os.path.isfile(path):
         return [_attempt(wandb.read_log_file, path)]
     kinds = "a run folder, a study folder or a .wandb file"
-    what = f"this is a file; give {kinds}" if path.exists() else "there is no such folder"
+    what = f"this is a file; give {kinds}" if os.path.exists(path) else "there is no such folder"
     raise SourceError(f"{source}: {what}.")
 
 
@@ -68,16 +69,17 @@ def _walk(
     real = folder.resolve()
     if real in above:  # a link back
         return
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        yield LeftOut(real.name, str(real), error.strerror or "unreadable")
+        return
     for mark, reader in READERS.items():
-        if any(folder.glob(mark)):
+        if fnmatch.filter(names, mark):
             yield _attempt(reader, folder)
             return
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    except OSError:
-        return
     for name in names:
-        if not name.startswith(".") and name != skipped:
+        if os.path.isdir(folder / name) and not name.startswith(".") and name != skipped:
             yield from _walk(folder / name, skipped, above | {real})
 
 

@@ -241,16 +241,17 @@ def test_runs_left_out_are_named_in_one_line(
     assert said.err == "Left out 1 run that is not finished and whole: b (failed).\n"
 
 
-@pytest.mark.parametrize("command", ["figures", "table"])
+@pytest.mark.parametrize("command", ["figures", "table", "page"])
 def test_a_bad_source_or_path_exits_2_with_one_sentence(
     study: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    target = ["--out"] if command == "figures" else ["--csv"]
+    target = ["--csv"] if command == "table" else ["--out"]
     run = str(study / "run_0p5")
     for arguments in (
         [str(tmp_path / "absent"), *target, str(tmp_path / "x")],
         [run, *target, str(tmp_path / "file" / "below")],
+        [run, *target, str(tmp_path / ("long" * 100) / "below.html")],
         [run, "--run", "nope", *target, str(tmp_path / "x")],
     ):
         assert main([command, *arguments]) == 2

@@ -88,6 +88,7 @@ def test_folders_of_hydra_and_of_the_tracker_are_not_runs(
     ("source", "words"),
     [
         ("absent", "no such folder"),
+        ("a" * 300, "no such folder"),
         ("empty", "no run folder"),
         ("unfinished", "no finished run"),
         ("notes.txt", "this is a file"),
@@ -109,6 +110,26 @@ def test_a_source_that_is_no_good_is_one_sentence(
         load(source)
     assert "\n" not in str(caught.value)
     assert source in str(caught.value)
+
+
+def test_a_link_that_leads_nowhere_hides_no_other_folder(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(tmp_path / "s" / "good", prompts=ONE)
+    for name, target in (("loop", "loop"), ("gone", "nowhere"), ("back", "..")):
+        (tmp_path / "s" / name).symlink_to(target)
+    runs = load(str(tmp_path / "s"))
+    assert list(runs.runs["run_id"]) == ["good"]
+    assert runs.left_out == ()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="everything is open to root")
+def test_a_folder_that_may_not_be_read_is_left_out_by_name(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "s" / "good", prompts=ONE)
+    make_run(tmp_path / "s" / "closed", prompts=ONE).chmod(0)
+    [left_out] = load(str(tmp_path / "s")).left_out
+    (tmp_path / "s" / "closed").chmod(0o700)
+    assert (left_out.run_id, left_out.reason) == ("closed", "Permission denied")
 
 
 def test_lacking_and_null_measures_are_missing(make_run: MakeRun, tmp_path: Path) -> None:
