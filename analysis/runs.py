@@ -128,7 +128,7 @@ class Runs:
         if not tables:
             return pd.DataFrame(columns=["run", *TRAJECTORY_COLUMNS]), tuple(damaged)
         whole = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
-        frame = whole.to_pandas(ignore_metadata=True)
+        frame = whole.to_pandas()
         frame["log_prob"] = frame["log_prob"].mask(_begins(frame))
         if set(frame["prompt_id"].cat.categories) > set(self.prompt_ids):
             frame = frame[frame["prompt_id"].isin(self.prompt_ids)].reset_index(drop=True)

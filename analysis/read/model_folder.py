@@ -53,7 +53,7 @@ def read_contest(folder: Path) -> SavedModel:
     state_of(folder)
     settings = mapping(folder / "config.yaml")
     summary = mapping(folder / "summary.json")
-    curve = parquet(folder / CONTEST).to_pandas(ignore_metadata=True)
+    curve = parquet(folder / CONTEST).to_pandas()
     with _damage_as("not a whole state-tracking run"):
         task, passes = settings["task"], int(settings["contestant"]["passes"])
         facts = {

@@ -73,9 +73,14 @@ def state_of(folder: Path) -> dict[str, Any]:
 def check(folder: Path, checksums: Any) -> None:
     """Raises NotData unless the files are those that had these checksums; some have none."""
     for name, before in checksums.items() if isinstance(checksums, dict) else ():
-        with regular(folder / Path(name).name).open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != before:
-                raise NotData(f"{name} is not as it was written")
+        path = regular(folder / Path(name).name)
+        try:
+            with path.open("rb") as stream:
+                now = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError:
+            raise NotData(f"unreadable {path.name}") from None
+        if now != before:
+            raise NotData(f"{name} is not as it was written")
 
 
 def regular(path: Path) -> Path:
@@ -115,7 +120,9 @@ def parquet(
     Texts that are `repeated` from row to row are read as dictionaries: not an object a row.
     """
     with _opened(path, repeated) as file:
-        return file.read(columns)
+        table = file.read(columns).replace_schema_metadata()
+        table.validate(full=True)  # its texts are UTF-8
+        return table
 
 
 @contextmanager
@@ -131,7 +138,7 @@ def _opened(path: Path, repeated: Sequence[str] = ()) -> Iterator[pq.ParquetFile
 
 
 def _iterations(path: Path) -> pd.DataFrame:
-    frame: pd.DataFrame = parquet(path).to_pandas(ignore_metadata=True)
+    frame: pd.DataFrame = parquet(path).to_pandas()
     keys = {"prompt_id": str, "step": int, "iteration": int}
     _require(frame.columns, keys, path)
     try:

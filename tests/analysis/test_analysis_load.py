@@ -260,6 +260,35 @@ def test_columns_of_other_types_leave_out_the_run(
     ]
 
 
+def test_what_a_disk_does_not_give_back_leaves_out_the_run(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "good", prompts=ONE)
+    run = make_run(tmp_path / "bad", prompts=ONE)
+    status = {"state": "finished", "checksums": {"summary.json": "0" * 64}}
+    (run / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    (run / "summary.json").unlink()
+    (run / "summary.json").symlink_to("/proc/self/mem")  # a file whose beginning is an I/O error
+    left_out = load(str(tmp_path)).left_out
+    assert [(item.run_id, item.reason) for item in left_out] == [("bad", "unreadable summary.json")]
+
+
+@pytest.mark.parametrize("name", PARQUET)
+def test_text_that_is_no_utf8_leaves_out_the_run(
+    make_run: MakeRun, tmp_path: Path, name: str
+) -> None:
+    make_run(tmp_path / "good", prompts=ONE)
+    path = make_run(tmp_path / "odd", prompts=ONE) / name
+    table = pq.read_table(path)
+    place = table.column_names.index("token" if "token" in table.column_names else "prompt_id")
+    odd = pa.array([b"\xff"] * len(table), pa.binary()).view(pa.string())
+    table = table.set_column(place, table.column_names[place], odd)
+    pq.write_table(table.replace_schema_metadata({"pandas": b"\xff"}), path)
+    runs = load(str(tmp_path))
+    left_out = (*runs.damaged, *runs.left_out)
+    assert [(item.run_id, item.reason) for item in left_out] == [("odd", f"unreadable {name}")]
+
+
 @pytest.mark.parametrize("name", PARQUET)
 def test_rows_that_no_file_of_its_size_holds_are_not_read(
     make_run: MakeRun, tmp_path: Path, name: str
