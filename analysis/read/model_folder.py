@@ -88,7 +88,7 @@ def _model(
 def _damage_as(what: str) -> Iterator[None]:
     try:
         yield
-    except (*DAMAGE, KeyError, IndexError, struct.error) as error:
+    except (*DAMAGE, LookupError, AttributeError, ArithmeticError, struct.error) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise NotData(f"{what} ({reason})") from None
 

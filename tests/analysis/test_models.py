@@ -151,8 +151,10 @@ def test_plain_models_alone_are_drawn(train: Save, tmp_path: Path) -> None:
         ("depths.json", "{"),
         ("depths.json", '{"nll": [], "kl": [], "nll_full": null}'),
         ("history.json", "[]"),
+        ("history.json", '[{"tokens_read": Infinity}]'),
         ("training.yaml", "- 1"),
         ("model.safetensors", "short"),
+        ("model.safetensors", "\x02" + "\0" * 7 + "[]"),
     ],
 )
 def test_a_damaged_training_is_left_out_by_name(
