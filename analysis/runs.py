@@ -130,7 +130,7 @@ class Runs:
         whole = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
         frame = whole.to_pandas()
         frame["log_prob"] = frame["log_prob"].mask(_begins(frame))
-        if set(frame["prompt_id"].cat.categories) > set(self.prompt_ids):
+        if not set(frame["prompt_id"].cat.categories) <= set(self.prompt_ids):
             frame = frame[frame["prompt_id"].isin(self.prompt_ids)].reset_index(drop=True)
         return frame, tuple(damaged)
 

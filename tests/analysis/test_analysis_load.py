@@ -190,6 +190,21 @@ def test_unknown_ids_are_named_with_those_that_exist(study: Path) -> None:
         runs.only(run_ids=[], prompt_ids=["nope"])
 
 
+def test_only_the_chosen_prompts_are_in_a_trajectory_though_one_has_none(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "a", prompts={"p": "one two three", "q": "four five six"})
+    other = make_run(tmp_path / "b", prompts={"r": "seven eight"}, feedback__strength=0.5)
+    path = other / "trajectory.parquet"
+    content = path.read_bytes()
+    status = {"state": "finished", "checksums": {}}  # found to be damaged where it is first read
+    (other / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    path.write_bytes(content[:20] + bytes(200) + content[220:])
+    chosen = load(str(tmp_path)).only(prompt_ids=["p", "r"])
+    assert set(chosen.trajectory["prompt_id"]) == {"p"}
+    assert len(chosen.damaged) == 1
+
+
 def test_json_that_is_not_a_mapping_is_unreadable(make_run: MakeRun, tmp_path: Path) -> None:
     make_run(tmp_path / "good", prompts=ONE)
     run = make_run(tmp_path / "odd", prompts=ONE)
