@@ -110,7 +110,7 @@ def _read_run(run: Any) -> SavedRun | LeftOut:
 
 
 def _fetch(run: Any) -> Path:
-    """The folder that holds the run's files, fetched whole or not at all. Raises NotData."""
+    """The folder that holds the run's files, each fetched once and whole. Raises NotData."""
     files = {file.name: file for file in run.files(names=FILES) if file.name in FILES}
     absent = [name for name in FILES if name not in files]
     if absent:
@@ -120,20 +120,18 @@ def _fetch(run: Any) -> Path:
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "stateful_gpt")
     cache = Path(os.environ.get("STATEFUL_GPT_CACHE") or usual, "wandb")
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if folder.is_dir():
+    lost = [name for name in FILES if not (folder / name).is_file()]
+    if not lost:
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache) as name:
-        for file in files.values():
-            file.download(root=name, replace=True).close()
-            size = Path(name, file.name).stat().st_size
-            if size != file.size:
-                raise NotData(f"{file.name} is {size} bytes instead of {file.size}")
-        try:
-            os.rename(name, folder)
-        except OSError:
-            if not folder.is_dir():  # another process may have been quicker
-                raise
+    (folder / COPY).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache) as part:
+        for name in lost:
+            files[name].download(root=part, replace=True).close()
+            size = Path(part, name).stat().st_size
+            if size != files[name].size:
+                raise NotData(f"{name} is {size} bytes instead of {files[name].size}")
+        for name in lost:
+            os.replace(Path(part, name), folder / name)
     return folder
 
 

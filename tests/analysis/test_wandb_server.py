@@ -213,6 +213,13 @@ def test_a_group_of_runs_is_paged_fetched_once_and_gives_the_table_of_its_run_fo
     assert len(server.fetched) == 3 * 5, "what was fetched is kept"
     assert not list((tmp_path / "cache" / "wandb").glob(".fetching-*"))
 
+    # one of which a tidy disk has thrown away
+    for lost in sorted((tmp_path / "cache" / "wandb").glob("*/run_folder/summary.json")):
+        lost.unlink()
+    assert analysis(server.url, *words).stdout == first.stdout
+    assert sorted(server.fetched[3 * 5 :]) == [f"run{n}/run_folder/summary.json" for n in range(3)]
+    server.fetched[3 * 5 :] = []
+
     # a run from before there were copies, and one whose copy was changed on the server
     server.history["older"] = [{"iteration": 1, "nll": 4.0}, {"iteration": 2, "nll": 4.3}]
     server.files["run0"]["run_folder/summary.json"] += b"\n"
