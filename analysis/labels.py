@@ -53,7 +53,8 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
 
     Runs of one `variant` differ in strength and seed at most, those of one `group` (a number) in
     their seed at most: they are repeats of one setting. No two rows share a `label`. `settings` are
-    the columns that can change a result; run_id is unique within a study.
+    the columns that can change a result; run_id is unique within a study. A column `texts`, if
+    there is one, is what a run read: it tells groups apart, and is left out of what is returned.
     """
     strength = [name for name in settings if name == "strength"]  # models have none
     seeds = [name for name in settings if name in SEEDS]
@@ -71,7 +72,9 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
         pairs = zip(strengths, labels, strict=True)
         labels = pd.Series([", ".join(filter(None, pair)) for pair in pairs])
         made["variant"] = made["variant"].mask(made["kind"] == "none", labels)  # one of its own
-    made["group"] = pd.factorize(labels)[0]
+    # a file of prompts may have been another when the other run read it
+    same = [labels, made.pop("texts")] if "texts" in made else [labels]
+    made["group"] = made.groupby(same, sort=False).ngroup()
     labels = labels.where(labels != "", "run" if strength else made["run_id"])
     for name in differing(made, seeds):
         labels = labels + [f", {name.replace('.', ' ')} {value}" for value in made[name]]

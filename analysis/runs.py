@@ -225,12 +225,13 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
                 if value is False and key.startswith("measures.")
             ),
             "lacking": run.lacking,
+            "texts": str([(p["prompt_id"], p.get("text")) for p in run.summary["prompts"]]),
             "saved": run,
         }
         for run, one in zip(saved, chosen, strict=True)
     ]
-    columns = ["run_id", "study", *settings, "commit", "dirty", "off", "lacking", "saved"]
-    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    about = ["commit", "dirty", "off", "lacking", "texts", "saved"]
+    frame = pd.DataFrame(rows, columns=["run_id", "study", *settings, *about], dtype=object)
     frame["kind"] = frame["kind"].where(frame["kind"].notna(), "none").astype(str)
     frame["strength"] = pd.to_numeric(frame["strength"], errors="coerce").astype(float)
     frame.loc[frame["kind"] == "none", "strength"] = np.nan  # without feedback it has no meaning

@@ -131,3 +131,18 @@ def test_seeds_that_diverged_do_not_enter_the_change_of_a_setting(
     assert main(["table", str(tmp_path)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert [row[-4:-2] for row in rows[1:]] == [["5.0000", "+2.0000"]] * 2
+
+
+def test_runs_that_read_other_texts_from_a_file_of_one_name_are_not_pooled(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"prompts__source": "file", "prompts__file": "x.jsonl", "feedback__strength": 0.5}
+    for name, text in (("a", "one two three"), ("b", "one two three"), ("c", "four five")):
+        make_run(tmp_path / name, prompts={"p": text}, **changes)
+    runs = load(str(tmp_path)).runs
+    assert list(runs["group"]) == [0, 0, 1]
+    assert runs["variant"].nunique() == 1
+    assert runs["label"].nunique() == 3
+    assert main(["table", str(tmp_path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "overall" in line]
+    assert [row[:4] for row in rows] == [["0.5", "2", "overall", "3"], ["0.5", "1", "overall", "2"]]
