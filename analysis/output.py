@@ -23,13 +23,16 @@ def make_folder(folder: Path) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Replaces `path` in one move. Raises SourceError, in a sentence, if it cannot be written."""
     make_folder(path.parent)
+    real = Path(os.path.realpath(path))  # a link stays one
+    if os.path.exists(real) and not os.path.isfile(real):  # /dev/null is to stay what it is
+        raise SourceError(f"{path} cannot be written: it is no regular file.")
     with (
         _in_a_sentence(path),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part") as folder,
+        tempfile.TemporaryDirectory(dir=real.parent, prefix=".", suffix=".part") as folder,
     ):
         temporary = Path(folder, "content")
         temporary.write_bytes(content)
-        os.replace(temporary, path)
+        os.replace(temporary, real)
 
 
 @contextmanager

@@ -252,12 +252,28 @@ def test_a_bad_source_or_path_exits_2_with_one_sentence(
         [str(tmp_path / "absent"), *target, str(tmp_path / "x")],
         [run, *target, str(tmp_path / "file" / "below")],
         [run, *target, str(tmp_path / ("long" * 100) / "below.html")],
+        [run, *target, str(tmp_path / ("long" * 100))],
         [run, "--run", "nope", *target, str(tmp_path / "x")],
     ):
         assert main([command, *arguments]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert "Traceback" not in said
+
+
+def test_what_is_no_regular_file_is_never_replaced_and_a_link_is_followed(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, link, table = tmp_path / "pipe", tmp_path / "link.csv", tmp_path / "table.csv"
+    os.mkfifo(pipe)
+    run = str(study / "run_0p5")
+    assert main(["table", run, "--csv", str(pipe)]) == 2
+    assert capsys.readouterr().err.count("cannot be written: it is no regular file.\n") == 1
+    assert pipe.is_fifo()
+    link.symlink_to(table)
+    assert main(["table", run, "--csv", str(link)]) == 0
+    assert link.is_symlink()
+    assert table.read_text(encoding="utf-8").startswith("run_id,")
 
 
 def test_the_table_shows_missing_as_a_dash_and_is_sorted(
