@@ -39,6 +39,13 @@ FAMILIAR = {
 }
 SHORT_NAMES = {f"{section}.{name}": name for section, names in FAMILIAR.items() for name in names}
 SHORT_NAMES |= {"model.name": "model", "recompute.iterations": "iterations_allowed"}
+# what a setting was before there was a key for it: of runs whose early version recorded none
+FORMERLY = {
+    "hidden_strength": 0.0,
+    "generation.slide": 1,
+    "prompts.split": "text",
+    "model.library": "stateful_gpt",
+}
 STEP = ["run", "prompt_id", "step"]
 TYPES = dict.fromkeys(("prompt_id", "token"), pa.dictionary(pa.int32(), pa.string()))
 TYPES |= dict.fromkeys(("step", "iteration", "position"), pa.int32())
@@ -232,6 +239,7 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     ]
     about = ["commit", "dirty", "off", "lacking", "texts", "saved"]
     frame = pd.DataFrame(rows, columns=["run_id", "study", *settings, *about], dtype=object)
+    frame = frame.fillna({name: value for name, value in FORMERLY.items() if name in frame})
     frame["kind"] = frame["kind"].where(frame["kind"].notna(), "none").astype(str)
     frame["strength"] = pd.to_numeric(frame["strength"], errors="coerce").astype(float)
     frame.loc[frame["kind"] == "none", "strength"] = np.nan  # without feedback it has no meaning

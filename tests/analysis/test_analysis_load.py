@@ -401,3 +401,19 @@ def test_names_that_differ_in_the_spelling_of_a_number_are_different(
     for name in names:
         make_run(tmp_path / name, prompts=ONE, model__name=name)
     assert labels(tmp_path) == [f"β = 0, model {name}" for name in names]
+
+
+def test_a_run_of_an_early_version_is_no_repeat_of_one_with_a_setting_it_did_not_know(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for name, changes in (
+        ("early", {}),
+        ("usual", {"generation__slide": 1, "feedback__hidden_strength": 0.0}),
+        ("slides", {"generation__slide": 4, "feedback__hidden_strength": 0.0}),
+        ("hidden", {"generation__slide": 1, "feedback__hidden_strength": 0.5}),
+    ):
+        make_run(tmp_path / name, prompts=ONE, **changes)
+    for name, groups in (("usual", 1), ("slides", 2), ("hidden", 2)):
+        runs = load(str(tmp_path / "early"), str(tmp_path / name)).runs
+        assert runs["group"].nunique() == groups, name
+    assert "generation.slide" not in load(str(tmp_path / "early")).runs
