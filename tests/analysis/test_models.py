@@ -37,6 +37,7 @@ def train(tmp_path: Path) -> Save:
         passes: int = 1,
         steps: int = 10,
         width: int = 8,
+        characters_per_token: float = 2.0,
     ) -> Path:
         folder = tmp_path / "models" / name
         folder.mkdir(parents=True)
@@ -59,7 +60,7 @@ def train(tmp_path: Path) -> Save:
             "kl": [0.5 / 4**n for n in range(len(nll) - 1)],
             "nll_full": nll[-1] + 0.01 if stateful else None,
             "contracts": True,
-            "characters_per_token": 2.0,
+            "characters_per_token": characters_per_token,
         }
         (folder / "depths.json").write_text(json.dumps(depths))
         (folder / "history.json").write_text(json.dumps([{"tokens_read": 1000 * passes * steps}]))
@@ -102,6 +103,22 @@ def test_seeds_of_one_setting_are_put_together_where_nothing_else_differs(train:
     rows = load(*folders).models.rows
     assert rows["group"].nunique() == 1
     assert rows["label"].nunique() == 2
+
+
+def test_models_of_other_texts_are_not_put_together(
+    train: Save, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        train(f"novels-{seed}", nll=[3.0], seed=seed)
+        folder = train(f"names-{seed}", nll=[2.0], seed=seed, characters_per_token=1.5)
+    rows = load(str(folder.parent)).models.rows
+    assert rows["label"].nunique() == 4
+    assert main(["table", str(folder.parent)]) == 0
+    table = rows_of(capsys.readouterr().out)[2:]
+    assert [(row[1], row[4]) for row in table] == [
+        ("2", "3.0000 ± 0.0000"),
+        ("2", "2.0000 ± 0.0000"),
+    ]
 
 
 def test_models_of_other_width_have_other_labels(train: Save) -> None:
