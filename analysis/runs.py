@@ -4,7 +4,7 @@ Knows what the columns mean, not where the runs come from.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -192,13 +192,19 @@ def runs_of(sources: Sequence[str]) -> Runs:
 
 
 def frames_of(found: Sequence[SavedRun | SavedModel], left_out: tuple[LeftOut, ...] = ()) -> Runs:
-    """What was saved, as frames; what lies in several places counts once."""
-    models = [one for one in found if isinstance(one, SavedModel)]
-    runs = [one for one in found if isinstance(one, SavedRun)]
-    # of a run that lies in several places, the most complete counts
-    runs.sort(key=lambda run: run.lacking is None)
-    copies = Counter((run.study, run.run_id) for run in runs)
-    frame, settings = _runs([*{(run.study, run.run_id): run for run in runs}.values()])
+    """What was saved, as frames; what lies in several places counts once, as its best copy."""
+
+    def what(one: SavedRun | SavedModel) -> Hashable:
+        if isinstance(one, SavedRun):
+            return one.study, one.run_id
+        return one.run_id, repr(one.settings), one.curve.to_csv()  # a name may be given twice
+
+    copies = Counter(map(what, found))
+    # the most complete comes last
+    order = sorted(found, key=lambda one: isinstance(one, SavedRun) and one.lacking is None)
+    kept = {what(one): one for one in order}
+    models = [one for one in kept.values() if isinstance(one, SavedModel)]
+    frame, settings = _runs([one for one in kept.values() if isinstance(one, SavedRun)])
     saved: dict[int, SavedRun] = dict(enumerate(frame.pop("saved")))
     prompts = _prompts(saved)
     # not of the means over prompts: one that diverged has the plain model's loss alone
@@ -211,7 +217,7 @@ def frames_of(found: Sequence[SavedRun | SavedModel], left_out: tuple[LeftOut, .
         models=models_of(models, "training"),
         contests=models_of(models, "state_tracking"),
         left_out=left_out,
-        repeated=tuple(run_id for (_, run_id), count in copies.items() if count > 1),
+        repeated=tuple(one.run_id for key, one in kept.items() if copies[key] > 1),
         saved=saved,
     )
 

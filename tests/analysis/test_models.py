@@ -1,6 +1,7 @@
 """Trained models and contestants of state tracking: grouped by all but the seed, as saved."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -365,6 +366,23 @@ def test_contests_that_are_not_finished_and_whole_are_left_out_aloud(
     assert err.count("\n") == 1
     for reason in ("busy (running)", "torn (unreadable accuracy.parquet)", "other (not a whole"):
         assert reason in err
+
+
+def test_copies_of_a_model_count_once_and_are_named(
+    contest: Save, train: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        contest(f"c{seed}", best=1.0, seed=seed)
+        train(f"t{seed}", nll=[3.0 + seed], seed=seed)
+    shutil.copytree(tmp_path / "study", tmp_path / "backup" / "study")
+    shutil.copytree(tmp_path / "models", tmp_path / "backup" / "models")
+    train("other/t0", nll=[5.0])  # only its name is the same
+    assert main(["table", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    trained, contestants = (rows_of(part)[2] for part in out.split("cups"))
+    assert trained[1] == "3"
+    assert contestants[2] == "2"
+    assert err == "Counted once: 4 runs that lie in several places: t0, t1, c0, c1.\n"
 
 
 def test_a_contestant_knows_its_accuracy_at_the_largest_depth(contest: Save) -> None:
