@@ -176,7 +176,8 @@ def _csv(frame: pd.DataFrame) -> str:
     def safe(value: object) -> object:
         return printable(value, keep="\n\t") if isinstance(value, str) else value
 
-    return frame.drop(columns=DERIVED, errors="ignore").map(safe).to_csv(index=False)
+    kept = frame.drop(columns=DERIVED, errors="ignore").rename(columns=printable)
+    return kept.map(safe).to_csv(index=False)
 
 
 def _run_rows(runs: Runs) -> pd.DataFrame:

@@ -315,8 +315,10 @@ def test_nothing_from_a_run_can_steer_a_terminal_or_enter_a_file_unseen(
 ) -> None:
     bad = "\x1b[31m\u202e"
     run = make_run(tmp_path / "runs" / "a", study=f"s{bad}", prompts={f"p{bad}": f"one two {bad}"})
-    status = run.parent / "b"
-    make_run(status, prompts=ONE, state=f"failed{bad}")
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    summary["prompts"][0][f"more{bad}"] = 1
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    make_run(run.parent / "b", prompts=ONE, state=f"failed{bad}")
     words = [str(run.parent), "--prompt", f"p{bad}"]
     assert main(["table", *words, "--csv", str(tmp_path / "t.csv")]) == 0
     assert main(["figures", *words, "--out", str(tmp_path / "out")]) == 0
