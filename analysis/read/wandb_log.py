@@ -24,10 +24,6 @@ BLOCK = 32 * 1024
 FULL, FIRST, LAST = 1, 2, 4  # a chunk in the middle is of type 3
 
 
-class NotALog(NotData):
-    """The file is not a W&B log, or cannot be read; the text says why in a few words."""
-
-
 @dataclass
 class Log:
     """What a run told W&B. Values are what JSON has for them; a metric by its dotted name."""
@@ -41,18 +37,18 @@ class Log:
 
 
 def read_log(path: Path) -> Log:
-    """Everything up to the first damage. Raises NotALog."""
+    """Everything up to the first damage. Raises NotData."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2 as messages  # takes a second: only where used
 
     if not path.is_file():
-        raise NotALog(f"{path.name} is no regular file")
+        raise NotData(f"{path.name} is no regular file")
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise NotALog(f"{path.name} cannot be read ({error.strerror})") from None
+        raise NotData(f"{path.name} cannot be read ({error.strerror})") from None
     if not content.startswith(MAGIC):
-        raise NotALog("the file is no W&B log")
+        raise NotData("the file is no W&B log")
     log = Log()
     with suppress(DecodeError):  # the checksum is right, the content not: what came before stands
         for record in _records(content):

@@ -15,8 +15,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from analysis import load
 from analysis.__main__ import main
-from analysis.read.saved import ALL_PROMPTS, SourceError
-from analysis.read.wandb_log import BLOCK, CHUNK_HEADER, FILE_HEADER, NotALog, read_log
+from analysis.read.saved import ALL_PROMPTS, NotData, SourceError
+from analysis.read.wandb_log import BLOCK, CHUNK_HEADER, FILE_HEADER, read_log
 
 MakeRun = Callable[..., Path]
 ONE = {"p": "one two three four five six"}
@@ -165,7 +165,7 @@ def test_bytes_that_only_look_like_a_log_are_refused_or_empty(tmp_path: Path) ->
     path = tmp_path / "run-a.wandb"
     for content in (b"", b":W", b"PK\x03\x04" + bytes(100)):
         path.write_bytes(content)
-        with pytest.raises(NotALog, match="no W&B log"):
+        with pytest.raises(NotData, match="no W&B log"):
             read_log(path)
     path.write_bytes(b":W&B\xe1\xbe\x00" + bytes(3 * BLOCK))  # a file that was laid out, not filled
     assert read_log(path).run_id is None

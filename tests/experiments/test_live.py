@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from analysis.read.wandb_log import NotALog, read_log
+from analysis.read.saved import NotData
+from analysis.read.wandb_log import read_log
 from experiments.converge.publish import AGGREGATES, history_rows
 from tests.forked import Forked
 
@@ -45,7 +46,7 @@ def test_a_run_that_is_still_computing_shows_the_rows_so_far(
             for path in folder.glob("wandb/offline-run-*/*.wandb"):
                 try:
                     return [row["iteration"] for row in live_rows(read_log(path).history)]
-                except NotALog:  # it has not begun
+                except NotData:  # it has not begun
                     continue
         return []
 
