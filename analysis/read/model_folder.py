@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from analysis.read.run_folder import DAMAGE, check, flat, mapping, parquet, regular, state_of
 from analysis.read.saved import NotData, SavedModel
 
-TRAINING = "depths.json"
+SETTINGS = "training.yaml"  # the first file of a training
+TRAINING = "depths.json"  # its last
 CONTEST = "accuracy.parquet"
 # what says only where a result was kept and made
 ELSEWHERE = frozenset({"corpus", "device", "tracking", "output", "runs_dir", "study"})
@@ -25,10 +26,10 @@ OF_RECURRENCE = ("passes", "every_pass", "drawn", "through")  # they say nothing
 
 
 def read_training(folder: Path) -> SavedModel:
-    """A model folder; losses in nats per token. Raises NotData if it is damaged."""
+    """A model folder; losses in nats per token. Raises NotData if it is unfinished or damaged."""
     depths = mapping(folder / TRAINING)
     check(folder, depths.get("checksums"))
-    settings = mapping(folder / "training.yaml")
+    settings = mapping(folder / SETTINGS)
     with _damage_as("not a training that can be read"):
         history = json.loads(regular(folder / "history.json").read_text(encoding="utf-8"))
         if not depths["nll"]:

@@ -17,6 +17,7 @@ TRACKER = "wandb"  # beside or in a run folder, it repeats the run
 # what a folder holds, whole or not, if it is for this reader
 READERS: dict[str, Callable[[Path], Saved]] = {
     model_folder.TRAINING: model_folder.read_training,
+    model_folder.SETTINGS: model_folder.read_training,
     model_folder.CONTEST: model_folder.read_contest,
     **dict.fromkeys(run_folder.MARKS, run_folder.read_run),
     "*.wandb": lambda folder: wandb.read_log_file(min(folder.glob("*.wandb"))),

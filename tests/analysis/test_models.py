@@ -163,6 +163,19 @@ def test_plain_models_alone_are_drawn(train: Save, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "recurrence_trained.svg").exists()
 
 
+def test_a_training_that_is_not_finished_is_left_out_by_name(
+    train: Save, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("good", nll=[3.0])
+    folder = train("killed", nll=[3.0])
+    for path in folder.iterdir():
+        if path.name != "training.yaml":
+            path.unlink()
+    assert main(["table", str(folder.parent)]) == 0
+    err = capsys.readouterr().err
+    assert err == "Left out 1 run that is not finished and whole: killed (no depths.json).\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
