@@ -49,18 +49,19 @@ def _read(source: str) -> Sequence[Saved | LeftOut]:
     path = Path(source)
     if source.startswith(wandb.PREFIX):
         return wandb.read_address(source)
-    if os.path.isdir(path):  # unlike Path's own, at peace with a name that is too long
+    # unlike Path's own, at peace with a name that is too long, and nothing is no folder
+    if os.path.isdir(source):
         # a W&B folder by itself, or all that is left of a study, is read where nothing else is
         found = list(_walk(path, TRACKER)) or list(_walk(path, None))
         if not found:
             what = "there is no run folder, no trained model and no W&B run in it"
             raise SourceError(f"{source}: {what}.")
         return found
-    if source.endswith(".wandb") and os.path.isfile(path):
+    if source.endswith(".wandb") and os.path.isfile(source):
         return [_attempt(wandb.read_log_file, path)]
     kinds = "a run folder, a study folder or a .wandb file"
-    what = f"this is a file; give {kinds}" if os.path.exists(path) else "there is no such folder"
-    raise SourceError(f"{source}: {what}.")
+    what = f"this is a file; give {kinds}" if os.path.exists(source) else "there is no such folder"
+    raise SourceError(f"{source or repr(source)}: {what}.")
 
 
 def _walk(

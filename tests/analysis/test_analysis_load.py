@@ -88,6 +88,7 @@ def test_folders_of_hydra_and_of_the_tracker_are_not_runs(
     ("source", "words"),
     [
         ("absent", "no such folder"),
+        ("", "'': there is no such folder"),  # of a shell's variable that is not set
         ("a" * 300, "no such folder"),
         ("empty", "no run folder"),
         ("unfinished", "no finished run"),
