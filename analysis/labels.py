@@ -41,6 +41,7 @@ FILE = "prompts.file"  # named without folder and suffix where that tells them a
 SEEDS = ("seed", "generation.seed")
 # settings that only repeat what another has said, unless they say more
 IMPLIED_BY = {
+    "model.library": "model",
     "model.path": "model",
     "model.tokenizer": "model",
     "prompts.file": "prompts.source",

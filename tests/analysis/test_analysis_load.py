@@ -377,8 +377,12 @@ def test_a_setting_that_is_null_differs_from_one_with_a_value(
 def test_a_setting_that_follows_from_another_is_not_named_unless_it_says_more(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
-    for name, model, tokenizer in (("a", "x", None), ("b", "y", "byte")):
-        make_run(tmp_path / name, prompts=ONE, model__name=model, model__tokenizer=tokenizer)
+    for name, model, tokenizer, library in (
+        ("a", "x", None, "stateful_gpt"),
+        ("b", "y", "byte", "transformers"),
+    ):
+        changes = {"model__name": model, "model__tokenizer": tokenizer, "model__library": library}
+        make_run(tmp_path / name, prompts=ONE, **changes)
     assert labels(tmp_path) == ["β = 0, model x", "β = 0, model y"]
     make_run(tmp_path / "c", prompts=ONE, model__name="x", model__tokenizer="byte")
     assert labels(tmp_path)[:2] == ["β = 0, model x", "β = 0, model x, model.tokenizer byte"]
