@@ -45,6 +45,12 @@ class Sampling:
     vocab_size: int | None = None
     end_tokens: Collection[int] = ()  # any of them ends a text when drawn, itself included
 
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0 (None: greedy), got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1 (None: all), got {self.top_k}")
+
 
 @dataclass(frozen=True)
 class Window:

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, V vocabulary.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -839,3 +840,18 @@ def test_every_prompt_has_a_generator_where_there_are_several(make_gpt: Make) ->
             config=ONE_PASS,
             generators=[torch.Generator()],
         )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"temperature": 0.0}, r"temperature must be above 0 \(None: greedy\)"),
+        ({"temperature": -1.0}, r"got -1\.0"),
+        ({"temperature": math.nan}, "got nan"),
+        ({"temperature": 1.0, "top_k": 0}, r"top_k must be at least 1 \(None: all\)"),
+    ],
+)
+def test_a_sampling_that_cannot_draw_is_refused(chosen: dict[str, Any], words: str) -> None:
+    # at a temperature of 0 any token would be drawn, not the most likely one
+    with pytest.raises(ValueError, match=words):
+        Sampling(**chosen)
