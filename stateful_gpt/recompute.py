@@ -52,6 +52,8 @@ class RecomputeConfig:
     window: int | Literal["all", "auto"] | None = None
 
     def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
         whole = isinstance(self.window, int) and not isinstance(self.window, bool)
         if self.window not in (None, "all", "auto") and not (whole and int(self.window) >= 1):
             raise ValueError(

@@ -267,6 +267,11 @@ def test_a_divergence_after_the_bound_is_still_one() -> None:
     assert result.iterations == [6]
 
 
+def test_there_is_a_pass_at_least() -> None:
+    with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
+        RecomputeConfig(iterations=0)
+
+
 # --- damping ------------------------------------------------------------------------------------
 
 
