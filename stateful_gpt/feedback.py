@@ -66,6 +66,13 @@ class Feedback:
     hidden_strength: float = 0.0  # multiplies what is added to embeddings; 0 feeds none back
     shift: Literal[0, 1] = 1
 
+    def __post_init__(self) -> None:
+        # a name would act as a log_prob of full strength, whatever it says
+        if not isinstance(self.kind, FeedbackKind):
+            raise ValueError(f"kind must be a FeedbackKind, got {self.kind!r}: see of_kind")
+        if self.shift not in (0, 1):
+            raise ValueError(f"shift must be 0 or 1, got {self.shift!r}")
+
     @classmethod
     def of_kind(
         cls,

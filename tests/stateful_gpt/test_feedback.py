@@ -280,3 +280,11 @@ def test_score_targets_takes_any_leading_shape(make_gpt: Make) -> None:
     expected = (hidden @ model.lm_head.weight.T).log_softmax(dim=-1)
     wanted = expected.gather(-1, targets[..., None]).squeeze(-1)
     assert (scores.log_probs - wanted).abs().max() <= ROUNDING
+
+
+def test_a_name_is_no_kind_and_a_shift_is_of_one_token_at_most() -> None:
+    with pytest.raises(ValueError, match=r"kind must be a FeedbackKind, got 'prob'.*of_kind"):
+        Feedback(kind="prob")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="shift must be 0 or 1, got 2"):
+        Feedback(shift=2)  # type: ignore[arg-type]
+    assert Feedback.of_kind("prob", 0.5) == Feedback(FeedbackKind.PROB, 0.5)
