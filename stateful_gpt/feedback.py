@@ -107,7 +107,14 @@ class Feedback:
         return not (self.of_hidden and self.shift == 0)
 
     def blank(self, *shape: int, model: LanguageModel) -> Tensor:
-        """The state of tokens of which nothing is known, in the precision of scores."""
+        """The state of tokens of which nothing is known, in the precision of scores.
+
+        Raises:
+            ValueError: layers that the model does not have.
+        """
+        for layer in self.layers or ():
+            if not 0 <= layer < model.n_layer:
+                raise ValueError(f"layers must be from 0 to {model.n_layer - 1}, got {layer}")
         width = (model.width + self.of_tokens,) if self.of_hidden else ()
         return torch.zeros(*shape, *width, dtype=wide(model.dtype), device=model.device)
 

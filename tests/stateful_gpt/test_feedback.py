@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.model import GPT
+from stateful_gpt.oracle import left_to_right
 from stateful_gpt.scoring import (
     LOG_PROB_FLOOR,
     logit_chunks,
@@ -17,6 +18,7 @@ from stateful_gpt.scoring import (
     score_targets,
     score_tokens,
 )
+from stateful_gpt.trajectory import trajectory
 from tests.recording import one_pass
 
 # float64 through a few layers of width 16, with logits of order 10
@@ -288,3 +290,11 @@ def test_a_name_is_no_kind_and_a_shift_is_of_one_token_at_most() -> None:
     with pytest.raises(ValueError, match="shift must be 0 or 1, got 2"):
         Feedback(shift=2)  # type: ignore[arg-type]
     assert Feedback.of_kind("prob", 0.5) == Feedback(FeedbackKind.PROB, 0.5)
+
+
+@pytest.mark.parametrize("layer", [-1, 2])
+def test_a_layer_that_the_model_lacks_is_refused(make_gpt: Make, layer: int) -> None:
+    model, feedback = make_gpt(1), Feedback(layers=[0, layer])
+    for read in (trajectory, left_to_right):
+        with pytest.raises(ValueError, match=f"layers must be from 0 to 1, got {layer}"):
+            read(model, torch.tensor([[1, 2, 3]]), feedback)
