@@ -130,11 +130,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _as_options(arguments: list[str]) -> list[str]:
-    """``--max-new-tokens`` as spelled here, and ``--strength -1e-3`` as one word."""
+    """``--max-new-tokens`` as spelled here; ``--strength -1e-3``, ``--prompt -x`` as one word."""
     words: list[str] = []
     for word in arguments:
         name, equals, value = word.partition("=")
-        if words and words[-1] in ("--strength", "--hidden_strength"):
+        dashed = ("--strength", "--hidden_strength", "--prompt")  # what may begin with a dash
+        if words and words[-1] in dashed and not name.startswith("--"):
             words[-1] += f"={word}"
         elif name.startswith("--") and " " not in name:  # else it is a text, to argparse too
             words.append(f"--{name[2:].replace('-', '_')}{equals}{value}")

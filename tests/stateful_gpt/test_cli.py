@@ -145,8 +145,8 @@ def test_a_negative_strength_needs_no_equals_sign(run: Run, strength: str) -> No
     assert (code, out) == run("--max_new_tokens", "2", "--greedy", f"--strength={strength}")[:2]
 
 
-def test_a_prompt_that_begins_with_dashes_stays_as_it_is(run: Run) -> None:
-    prompt = "-- A well-known fact"
+@pytest.mark.parametrize("prompt", ["-- A well-known fact", "-40 degrees", "-hello", "-h", "-=-"])
+def test_a_prompt_that_begins_with_dashes_stays_as_it_is(run: Run, prompt: str) -> None:
     assert run("--prompt", prompt, "--max_new_tokens", "0")[:2] == (0, prompt + "\n")
 
 
@@ -399,6 +399,8 @@ def test_a_prompt_that_is_no_utf8_is_one_line(
         (["--strength=-inf"], "finite"),
         (["--strength", "1e999"], "finite"),
         (["--strength", "strong"], "strength"),
+        (["--strength", "--greedy"], "--strength: expected one argument"),
+        (["--prompt", "--greedy"], "--prompt: expected one argument"),
         (["--iterations", "0"], "at least 1"),
         (["--iterations", "-3"], "at least 1"),
         (["--iterations", "2.5"], "whole number"),
