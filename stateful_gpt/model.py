@@ -121,7 +121,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """The parts of a layer; ``GPT.forward`` says how they go together."""
+    """The parts of a layer; ``GPT.read`` says how they go together."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -229,12 +229,7 @@ class GPT(nn.Module):
     def read(
         self, tokens: Tensor, *, modulation: Modulation = PLAIN, cache: Cache | None = None
     ) -> Tensor:
-        return self.forward(tokens, modulation=modulation, cache=cache)
-
-    def forward(
-        self, tokens: Tensor, *, modulation: Modulation = PLAIN, cache: Cache | None = None
-    ) -> Tensor:
-        """``read``: hidden states (B, T, C) after the final layer norm, of (B, T) ids."""
+        """Hidden states (B, T, C) after the final layer norm, of (B, T) ids."""
         assert cache is None or isinstance(cache, KeyValueCache)
         start = cache.length if cache is not None else 0
         end = start + tokens.size(1)
@@ -263,6 +258,8 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length = end
         return self.transformer.ln_f.forward(x)
+
+    forward = read  # what calling a module asks for
 
     def count_parameters(self) -> int:
         """Number of weights; a shared one counts once."""

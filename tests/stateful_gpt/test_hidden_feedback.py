@@ -263,13 +263,13 @@ def test_until_the_text_is_cropped_a_token_costs_one_pass_of_one_token(
 ) -> None:
     model = make_gpt(13, block_size=24, hidden_feedback=True)
     sizes: list[int] = []
-    forward = model.forward
+    read = model.read
 
     def counting(tokens: Tensor, **options: object) -> Tensor:
         sizes.append(tokens.size(1))
-        return forward(tokens, **options)  # type: ignore[arg-type]
+        return read(tokens, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(model, "forward", counting)
+    monkeypatch.setattr(model, "read", counting)
     generated(model, [make_tokens(14, 1, 4)[0].tolist()], alone(), ONE_BY_ONE, new=12)
     assert sizes[-12:] == [1] * 12
 
