@@ -35,9 +35,9 @@ class TokenScores:
     logits: Tensor
 
 
-def logit_chunks(model: LanguageModel, hidden: Tensor, *, chunk: int = CHUNK) -> Iterator[Tensor]:
-    """The (n, V) logits of (N, C) hidden states, ``chunk`` rows at a time, at least in float32."""
-    for piece in hidden.split(chunk):
+def logit_chunks(model: LanguageModel, hidden: Tensor) -> Iterator[Tensor]:
+    """The (n, V) logits of (N, C) hidden states, CHUNK rows at a time, at least in float32."""
+    for piece in hidden.split(CHUNK):
         logits = model.logits(piece)
         yield logits.to(wide(logits.dtype))
 
@@ -50,15 +50,13 @@ def score_logits(logits: Tensor, targets: Tensor) -> TokenScores:
     return TokenScores(log_probs=log_probs.clamp_min(LOG_PROB_FLOOR), logits=score)
 
 
-def score_targets(
-    model: LanguageModel, hidden: Tensor, targets: Tensor, *, chunk: int = CHUNK
-) -> TokenScores:
+def score_targets(model: LanguageModel, hidden: Tensor, targets: Tensor) -> TokenScores:
     """Score targets (...) by the hidden states (..., C) that predict them."""
     if targets.numel() == 0:
         nothing = hidden.new_empty(targets.shape, dtype=wide(hidden.dtype))
         return TokenScores(log_probs=nothing, logits=nothing)
-    chunks = logit_chunks(model, hidden.flatten(0, -2), chunk=chunk)
-    wanted = targets.flatten().split(chunk)
+    chunks = logit_chunks(model, hidden.flatten(0, -2))
+    wanted = targets.flatten().split(CHUNK)
     pieces = [score_logits(logits, some) for logits, some in zip(chunks, wanted, strict=True)]
     return TokenScores(
         log_probs=torch.cat([piece.log_probs for piece in pieces]).view(targets.shape),
@@ -66,14 +64,12 @@ def score_targets(
     )
 
 
-def score_tokens(
-    model: LanguageModel, hidden: Tensor, tokens: Tensor, *, chunk: int = CHUNK
-) -> TokenScores:
+def score_tokens(model: LanguageModel, hidden: Tensor, tokens: Tensor) -> TokenScores:
     """Score every one of (B, T) tokens by the hidden state before it, of (B, T, C) of their pass.
 
     Position 0 gets probability 1 (log-probability 0, and logit 0): nothing predicts it.
     """
-    rest = score_targets(model, hidden[:, :-1], tokens[:, 1:], chunk=chunk)
+    rest = score_targets(model, hidden[:, :-1], tokens[:, 1:])
     return TokenScores(F.pad(rest.log_probs, (1, 0)), F.pad(rest.logits, (1, 0)))
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stateful_gpt import scoring
 from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
@@ -212,7 +213,9 @@ def test_scores_are_log_softmax_of_full_logits_whatever_the_chunk(
 ) -> None:
     model, tokens = make_gpt(seed), make_tokens(seed + 1, 2, length)
     hidden = model(tokens)
-    scores = score_tokens(model, hidden, tokens, chunk=chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "CHUNK", chunk)
+        scores = score_tokens(model, hidden, tokens)
     logits = hidden @ model.lm_head.weight.T
     for b in range(2):
         assert scores.log_probs[b, 0] == 0.0
@@ -226,10 +229,10 @@ def test_scores_are_log_softmax_of_full_logits_whatever_the_chunk(
 
 
 def test_never_more_logits_at_once_than_a_chunk(make_gpt: Make, make_tokens: Tokens) -> None:
-    model = make_gpt(1, block_size=64)
-    hidden = model(make_tokens(2, 1, 50))[0]
-    sizes = [tuple(logits.shape) for logits in logit_chunks(model, hidden, chunk=16)]
-    assert sizes == [(16, 23), (16, 23), (16, 23), (2, 23)]
+    model = make_gpt(1, block_size=200)
+    hidden = model(make_tokens(2, 1, 194))[0]
+    sizes = [tuple(logits.shape) for logits in logit_chunks(model, hidden)]
+    assert sizes == [(64, 23), (64, 23), (64, 23), (2, 23)]
 
 
 def test_an_impossible_token_has_the_floor_and_feeding_it_back_stays_finite(
@@ -276,9 +279,9 @@ def test_mean_kl_is_its_definition(make_gpt: Make, seed: int, count: int) -> Non
 def test_score_targets_takes_any_leading_shape(make_gpt: Make) -> None:
     model = make_gpt(1)
     generator = torch.Generator().manual_seed(1)
-    hidden = torch.randn(2, 3, 4, 16, generator=generator, dtype=torch.float64)
-    targets = torch.randint(23, (2, 3, 4), generator=generator)
-    scores = score_targets(model, hidden, targets, chunk=5)
+    hidden = torch.randn(2, 3, 20, 16, generator=generator, dtype=torch.float64)
+    targets = torch.randint(23, (2, 3, 20), generator=generator)  # two chunks
+    scores = score_targets(model, hidden, targets)
     expected = (hidden @ model.lm_head.weight.T).log_softmax(dim=-1)
     wanted = expected.gather(-1, targets[..., None]).squeeze(-1)
     assert (scores.log_probs - wanted).abs().max() <= ROUNDING
