@@ -175,7 +175,7 @@ def _run(options: argparse.Namespace) -> int:
     from stateful_gpt.checkpoint import load_model
     from stateful_gpt.device import DTYPES, choose_device
     from stateful_gpt.feedback import Feedback
-    from stateful_gpt.generate import Sampling, Start, generate
+    from stateful_gpt.generate import Sampling, Start, Window, generate
     from stateful_gpt.recompute import Outcome, RecomputeConfig
     from stateful_gpt.tokenizer import END_OF_TEXT, decode, end_token, token_bytes
 
@@ -223,11 +223,11 @@ def _run(options: argparse.Namespace) -> int:
         _tell("at --strength 0 nothing is fed back: this is the plain model")
     slide = min(options.slide or max(1, model.block_size // 4), model.block_size)
     writer = codecs.getincrementaldecoder("utf-8")("replace")
-    room, outgrown = [model.block_size - len(tokens)] * count, False  # tokens until it is full
+    outgrown = False
 
-    def say_once_if_outgrown() -> None:
+    def say_once_if_outgrown(window: Window) -> None:
         nonlocal outgrown
-        if min(room) < 0 and not outgrown:
+        if max(window.starts) > 0 and not outgrown:
             outgrown = True
             costs = "every token costs" if slide == 1 else f"one token in {slide} costs"
             if alone and sys.stdout.isatty():
@@ -238,18 +238,13 @@ def _run(options: argparse.Namespace) -> int:
             )
 
     def take(row: int, token: int) -> None:
-        if token in encoding.end_tokens:
-            return
-        room[row] -= 1
-        say_once_if_outgrown()
-        if alone:
+        if alone and token not in encoding.end_tokens:
             print(writer.decode(token_bytes(encoding, token)), end="", flush=True)
             if getattr(sys.stdout, "lost", None) is not None:
                 sys.exit(0)  # nobody is there to go on for
 
     if alone:
         print(prompt, end="", flush=True)
-    say_once_if_outgrown()
     undamped = feedback.triangular and options.damping == 1.0
     result = generate(
         model,
@@ -272,6 +267,7 @@ def _run(options: argparse.Namespace) -> int:
         ),
         slide=slide,
         generators=torch.Generator(device).manual_seed(options.seed),
+        watch=say_once_if_outgrown,
         on_token=take,
     )
     if alone:

@@ -259,7 +259,7 @@ def test_that_the_block_is_outgrown_is_said_once_and_when_it_happens(
     options = ("--slide", "1", "--samples", samples, "--temperature", "0.1", "--strength", "0.1")
     code, _, err = run("--max_new_tokens", str(new), *options)
     assert (code, err) == (0, OUTGROWN.format("every token costs"))
-    assert said_at == [int(samples) * (32 - len(PROMPT)) + 1], "at the first token past the block"
+    assert said_at == [int(samples) * (32 - len(PROMPT) + 1)], "at the first tokens past the block"
 
 
 def test_a_text_that_just_fills_the_block_has_not_outgrown_it(run: Run) -> None:
