@@ -159,9 +159,6 @@ def _main(options: argparse.Namespace) -> int:
         return _run(options)
     except ValueError as error:  # CheckpointError too
         return _tell(str(error), 1)
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
 
 
 def _tell(sentence: str, code: int = 0) -> int:
