@@ -174,9 +174,7 @@ def generate(
             config=config,
             lengths=window.lengths,
             start=_together([text.estimates[text.begin :] for text in here]) if carried else None,
-            log_probs=_together([text.log_probs[text.begin :] for text in here])
-            if carried
-            else None,
+            log_probs=_together([text.log_probs[text.begin :] for text in here]),
             settled=[text.settled for text in here] if carried and step > 0 else None,
             triangular=feedback.triangular,
             inert=not feedback.active,
