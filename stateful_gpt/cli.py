@@ -9,7 +9,6 @@ import codecs
 import math
 import sys
 from collections.abc import Callable
-from typing import NoReturn
 
 from stateful_gpt.console import as_text, cut, run_command
 from stateful_gpt.untrusted import machine_memory
@@ -20,11 +19,6 @@ STARTS = ("cold", "carried")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64", "bfloat16")
 SEPARATOR = "-" * 15  # nanoGPT's
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        super().error(cut(message, 300))
 
 
 def _number(
@@ -62,7 +56,7 @@ def _layers(text: str) -> tuple[int, ...] | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog="python -m stateful_gpt.generate",
         description="Continue a prompt, feeding the model's estimates of all tokens, or its hidden"
         " states, back into it.",
