@@ -9,7 +9,7 @@ D head size, L n_layer, V vocabulary.
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -194,15 +194,6 @@ class GPT(nn.Module):
                 residual = name.endswith("c_proj.weight")
                 scale = 1.0 / math.sqrt(2 * self.config.n_layer) if residual else 1.0
                 nn.init.normal_(parameter, std=0.02 * scale, generator=generator)
-
-    def with_gate(self, *, generator: torch.Generator | None = None) -> "GPT":
-        """The same weights with a gate that starts closed: what to fine-tune a plain model from."""
-        if self.gate is not None:
-            raise ValueError("the model has a hidden-state gate already")
-        model = GPT(replace(self.config, hidden_feedback=True), tied=self.tied)
-        model.initialize(generator=generator)
-        model.load_state_dict(self.state_dict(), strict=False)
-        return model.to(self.device, self.dtype)
 
     @property
     def tied(self) -> bool:

@@ -190,16 +190,10 @@ def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpo
 
 def _model(origin: Checkpoint[GPT] | None, architecture: GPTConfig, *, seed: int) -> GPT:
     """A fresh model, or the one to start from with the dropout and the gate that are asked for."""
-    generator = torch.Generator().manual_seed(seed)
-    if origin is None:
-        model = GPT(architecture)
-        model.initialize(generator=generator)
-        return model
-    start = origin.model
-    if architecture.hidden_feedback and start.gate is None:
-        start = start.with_gate(generator=generator)
-    model = GPT(architecture, tied=start.tied)
-    model.load_state_dict(start.state_dict())
+    model = GPT(architecture, tied=origin is None or origin.model.tied)
+    model.initialize(generator=torch.Generator().manual_seed(seed))
+    if origin is not None:  # of what was drawn a new gate remains, which starts closed
+        model.load_state_dict(origin.model.state_dict(), strict=False)
     return model
 
 

@@ -1,6 +1,7 @@
 """Hidden states fed back: what enters the embeddings, when it is final, and when it never is."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,13 +124,12 @@ def test_a_plain_model_with_a_new_gate_is_that_model_at_every_pass(
     make_gpt: Make, make_tokens: Tokens, tied: bool
 ) -> None:
     plain, tokens = make_gpt(5, tied=tied), make_tokens(6, 2, 9)
-    model = plain.with_gate(generator=torch.Generator().manual_seed(0)).eval()
-    assert model.tied == tied
+    model = GPT(replace(plain.config, hidden_feedback=True), tied=tied).double().eval()
+    model.initialize(generator=torch.Generator().manual_seed(0))
+    model.load_state_dict(plain.state_dict(), strict=False)
     _, seen = run(model, tokens, alone(), 3)
     for iteration in seen:
         assert torch.equal(iteration.hidden, plain.read(tokens))
-    with pytest.raises(ValueError, match="has a hidden-state gate already"):
-        model.with_gate()
 
 
 def test_models_with_and_without_a_gate_begin_alike() -> None:
