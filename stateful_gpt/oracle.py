@@ -92,15 +92,6 @@ def left_to_right(model: LanguageModel, tokens: Tensor, feedback: Feedback) -> T
     return LeftToRight(model, feedback, batch=batch, capacity=capacity).read(tokens).clone()
 
 
-def lyapunov_exponents(
-    model: LanguageModel, tokens: Tensor, feedback: Feedback, *, lengths: Sequence[int]
-) -> list[float | None]:
-    """The exponents of :func:`disturbed_reading`; None of feedback without a reading order."""
-    if not feedback.triangular or not feedback.active:
-        return [None] * len(lengths)
-    return disturbed_reading(model, tokens, feedback, lengths=lengths)[1]
-
-
 def disturbed_reading(
     model: LanguageModel,
     tokens: Tensor,

@@ -20,7 +20,7 @@ from stateful_gpt.checkpoint import Checkpoint
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.generate import Watcher, Window
 from stateful_gpt.language_model import LanguageModel
-from stateful_gpt.oracle import LeftToRight, disturbed_reading, lyapunov_exponents
+from stateful_gpt.oracle import LeftToRight, disturbed_reading
 from stateful_gpt.recompute import Iteration, Span
 from stateful_gpt.scoring import Predictions, TokenScores, score_targets, score_tokens
 
@@ -112,11 +112,11 @@ class Recorder:
         if self._exponents is not None:
             return self._exponents
         texts = [steps[-1].tokens for steps in self.records.texts]
-        if self._double is None:
+        if self._double is None or not (self._feedback.active and self._feedback.triangular):
             return [None] * len(texts)
         tokens = pad_sequence(texts, batch_first=True).to(self._double.device)
         lengths = [len(text) for text in texts]
-        return lyapunov_exponents(self._double, tokens, self._feedback, lengths=lengths)
+        return disturbed_reading(self._double, tokens, self._feedback, lengths=lengths)[1]
 
     def _score(self, hidden: Tensor, tokens: Tensor, span: Span) -> TokenScores:
         """Score (R, N, C) hidden states, and keep what this pass has changed about them."""

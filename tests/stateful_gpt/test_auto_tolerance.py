@@ -15,7 +15,7 @@ from torch import Tensor
 from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.generate import Generation, Sampling, Start, generate
 from stateful_gpt.model import GPT
-from stateful_gpt.oracle import LeftToRight, left_to_right, lyapunov_exponents
+from stateful_gpt.oracle import LeftToRight, disturbed_reading, left_to_right
 from stateful_gpt.passes import Passes
 from stateful_gpt.recompute import Outcome, RecomputeConfig
 from tests.recording import Recording
@@ -203,7 +203,7 @@ def test_nothing_is_sized_by_what_a_model_could_read(
     assert passes.hidden.shape == (2, 64, 16)
     left_to_right(model, tokens, feedback)
     LeftToRight(model, feedback, batch=2, capacity=64)
-    lyapunov_exponents(model, tokens, feedback, lengths=[64, 64])
+    disturbed_reading(model, tokens, feedback, lengths=[64, 64])
     result = generate(
         model,
         tokens[:, :60].tolist(),

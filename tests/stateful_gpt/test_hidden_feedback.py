@@ -13,7 +13,7 @@ from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.generate import Generation, Sampling, Start, generate
 from stateful_gpt.language_model import Modulation
 from stateful_gpt.model import GPT, GPTConfig
-from stateful_gpt.oracle import LeftToRight, left_to_right, lyapunov_exponents
+from stateful_gpt.oracle import LeftToRight, disturbed_reading, left_to_right
 from stateful_gpt.recompute import Outcome, RecomputeConfig, Recomputed
 from stateful_gpt.scoring import score_tokens
 from tests.recording import Seen, trajectory
@@ -209,9 +209,9 @@ def test_the_oracle_is_the_recurrence_over_tokens(
 
 def test_a_nudged_hidden_state_is_followed(make_gpt: Make, make_tokens: Tokens) -> None:
     model, tokens = make_gpt(8, block_size=48, hidden_feedback=True), make_tokens(9, 1, 48)
-    assert lyapunov_exponents(model, tokens, alone(0.5), lengths=[48]) != [None]
-    none = lyapunov_exponents(model, tokens, alone(0.5, shift=0), lengths=[48])
-    assert none == [None], "there is no order"
+    assert disturbed_reading(model, tokens, alone(0.5), lengths=[48])[1] != [None]
+    with pytest.raises(ValueError, match="cannot be read in order"):
+        disturbed_reading(model, tokens, alone(0.5, shift=0), lengths=[48])
 
 
 # --- generation at full depth -------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import Tensor
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.hugging_face import HuggingFaceModel
 from stateful_gpt.language_model import Cache, Modulation
-from stateful_gpt.oracle import left_to_right, lyapunov_exponents
+from stateful_gpt.oracle import disturbed_reading, left_to_right
 from tests.tiny_transformers import VOCAB, tiny
 
 
@@ -106,7 +106,7 @@ def test_the_lyapunov_exponent_of_a_llama_is_that_of_plain_float64_arithmetic(
     written_out = WrittenOut(weights, base=10000.0, eps=1e-6)
     tokens, feedback = torch.arange(2, 42)[None] * 7 % VOCAB, Feedback(strength=strength)
     (ours,), (expected,) = (
-        lyapunov_exponents(each, tokens, feedback, lengths=[40]) for each in (model, written_out)
+        disturbed_reading(each, tokens, feedback, lengths=[40])[1] for each in (model, written_out)
     )
     assert ours is not None
     assert expected is not None

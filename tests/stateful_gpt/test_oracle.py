@@ -12,7 +12,7 @@ from torch import Tensor
 from stateful_gpt.checkpoint import load_checkpoint
 from stateful_gpt.feedback import Feedback, FeedbackKind
 from stateful_gpt.model import GPT
-from stateful_gpt.oracle import LINEAR_RANGE, NUDGE, LeftToRight, left_to_right, lyapunov_exponents
+from stateful_gpt.oracle import LINEAR_RANGE, NUDGE, LeftToRight, disturbed_reading, left_to_right
 from stateful_gpt.recompute import RecomputeConfig
 from tests.recording import one_pass, trajectory
 
@@ -186,7 +186,7 @@ def test_a_nudge_spreads_as_the_inverse_of_one_minus_the_jacobian(
 
 
 def growth(model: GPT, tokens: Tensor, feedback: Feedback) -> float | None:
-    return lyapunov_exponents(model, tokens, feedback, lengths=[tokens.size(1)])[0]
+    return disturbed_reading(model, tokens, feedback, lengths=[tokens.size(1)])[1][0]
 
 
 @pytest.mark.parametrize("strength", [-0.15, 0.15])
@@ -296,7 +296,7 @@ def test_the_exponents_of_a_batch_are_those_of_its_texts_read_from_the_start(
     model = make_gpt(seed, block_size=40, hidden_feedback=True)
     tokens = make_tokens(seed + 1, len(lengths), max(lengths))  # behind each length: any ids
     feedback = Feedback(strength=strength, hidden_strength=hidden_strength)
-    together = lyapunov_exponents(model, tokens, feedback, lengths=lengths)
+    _, together = disturbed_reading(model, tokens, feedback, lengths=lengths)
     for row, length in enumerate(lengths):
         text = tokens[row, :length]
         expected = from_the_start(model, text, feedback) if length >= 16 else None
