@@ -55,7 +55,7 @@ def _layers(text: str) -> tuple[int, ...] | None:
     raise argparse.ArgumentTypeError(f"must be all or such as 0,1,5, got {cut(text)}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stateful_gpt.generate",
         description="Continue a prompt, feeding the model's estimates of all tokens, or its hidden"
@@ -103,11 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--tokenizer", help="gpt2, byte or a file, instead of the model's own")
     add("--device", choices=DEVICES, default="auto")
     add("--dtype", choices=DTYPES, default="float32")
-    return parser
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _parser()
     options = parser.parse_args(_as_options(sys.argv[1:] if arguments is None else arguments))
     alone = options.feedback == "hidden_state"
     if options.greedy and (options.temperature or options.top_k):
@@ -139,20 +134,15 @@ def _as_options(arguments: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run_command(
-        "generate",
-        lambda: _main(parse_arguments(arguments)),
-        verbatim=True,
-        too_large="the model and its text: ask for fewer --samples, a shorter text, or a smaller"
-        " --model",
-    )
+    def body() -> int:
+        try:
+            return _run(parse_arguments(arguments))
+        except ValueError as error:  # CheckpointError too
+            return _tell(str(error), 1)
 
-
-def _main(options: argparse.Namespace) -> int:
-    try:
-        return _run(options)
-    except ValueError as error:  # CheckpointError too
-        return _tell(str(error), 1)
+    less = "ask for fewer --samples, a shorter text, or a smaller --model"
+    too_large = f"the model and its text: {less}"
+    return run_command("generate", body, verbatim=True, too_large=too_large)
 
 
 def _tell(sentence: str, code: int = 0) -> int:
