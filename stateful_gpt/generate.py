@@ -106,9 +106,9 @@ def generate(
 ) -> Generation:
     """Continue prompts, feeding the estimates of all tokens back at every step.
 
-    At every step the last ``block_size`` tokens are recomputed as ``config`` says, and the next
-    token is drawn from the last pass. One more recompute follows each text's last token, so that
-    the estimates returned are those of the whole text.
+    At every step the last tokens, ``block_size`` of them at most, are recomputed as ``config``
+    says, and the next one is drawn from the last pass. One more recompute follows each text's last
+    token, so that the estimates returned are those of the whole text.
 
     Args:
         prompts: ids of each prompt, at least one; lengths may differ.
