@@ -40,7 +40,8 @@ class RecomputeConfig:
     # ``auto`` stops a row at rest (final by the theorem, or moved by no more than ROUNDINGS of each
     # value) and one that cycles. A number above 0 also stops a row of which nothing moved by more:
     # no log-probability in nats, and no part of the state in its own unit (of logits the nat, of
-    # hidden states what the last norm makes of order 1). 0 runs all iterations
+    # hidden states what the last norm makes of order 1); with damping, by more than that part
+    # of it. 0 runs all iterations
     tolerance: float | Literal["auto"] = "auto"
     # The next pass is fed (1 - damping) of its predecessor's state and damping of what that one
     # said. Below 1 the theorem's bound no longer holds
@@ -68,7 +69,8 @@ class RecomputeConfig:
     @property
     def allowed_step(self) -> float:
         """The step that counts as none; 0 where only rounding does."""
-        return 0.0 if self.tolerance == "auto" else self.tolerance
+        # a damped pass goes only this part of the way: a small step alone is no sign of an end
+        return 0.0 if self.tolerance == "auto" else self.tolerance * self.damping
 
     @property
     def skips_what_is_final(self) -> bool:

@@ -309,6 +309,16 @@ def test_damping_mixes_what_was_fed_with_what_was_said(damping: float, cold: boo
         assert (given_state - state).abs().max() <= 1e-15
 
 
+@pytest.mark.parametrize("damping", [1.0, 0.3, 0.01])
+def test_within_tolerance_means_as_near_however_small_damped_steps_are(damping: float) -> None:
+    # x = 0.1 x - 1 has the solution -1/0.9
+    options = {"tolerance": 1e-3, "iterations": 5000, "triangular": False}
+    result, _ = run(saying(lambda fed: 0.1 * fed - 1), damping=damping, **options)
+    assert result.outcomes == [Outcome.WITHIN_TOLERANCE]
+    # a step of the tolerance leaves 1 / 0.9 of it to go at most
+    assert (result.log_probs + 1 / 0.9).abs().max() <= 1.2e-3
+
+
 def test_damping_tames_a_cycle() -> None:
     result, _ = run(saying(lambda fed: -1 - fed), damping=0.5, tolerance=1e-9, triangular=False)
     assert result.outcomes == [Outcome.SETTLED]
