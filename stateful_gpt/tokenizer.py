@@ -8,7 +8,6 @@ import base64
 import hashlib
 import json
 import lzma
-import re
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
@@ -37,10 +36,6 @@ SPLIT_PATTERN = (
 # of transformers: the names that a tokenizer's own files may have
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-
-# where the rule would go back over every white space of a run, for which its stack is too small;
-# what follows is what it, unlike Python, calls no white space
-_LONG_SPACE = re.compile(r"[^\S\x1c-\x1f]{4096,}")
 
 
 class TokenizerError(CheckpointError):
@@ -85,14 +80,9 @@ class BytePairs:
         )
 
     def encode_ordinary(self, text: str) -> list[int]:
-        ids, begin = list[int](), 0
         try:
-            for run in _LONG_SPACE.finditer(text):
-                if run.end() < len(text):  # the rule leaves the last space to what follows
-                    ids += self._encoding.encode_ordinary(text[begin : run.end() - 1])
-                    begin = run.end() - 1
-            return ids + self._encoding.encode_ordinary(text[begin:])
-        except BaseException as error:
+            return self._encoding.encode_ordinary(text)
+        except BaseException as error:  # on a million spaces in a row
             if type(error).__name__ != "PanicException":  # tiktoken's, which has no other name
                 raise
             raise TokenizerError(f"tiktoken cannot encode the text: {cut(error)}") from None

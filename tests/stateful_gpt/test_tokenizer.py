@@ -5,14 +5,12 @@ import json
 import os
 import pickle
 import random
-import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateful_gpt import tokenizer
 from stateful_gpt.tokenizer import (
     SPLIT_PATTERN,
     TokenizerError,
@@ -239,25 +237,9 @@ def test_a_megabyte_of_one_character_is_a_text_like_any_other(character: str) ->
     assert decode(gpt2_tokenizer(), gpt2_tokenizer().encode_ordinary(text)) == text
 
 
-@given(st.text(" \n\r\t\u3000\xa0\x1c\x85x1!'s", max_size=40))
-def test_runs_that_are_cut_have_the_same_ids(text: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer, "_LONG_SPACE", re.compile(r"[^\S\x1c-\x1f]{2,}"))
-        cut = gpt2_tokenizer().encode_ordinary(text)
-    assert cut == gpt2_tokenizer().encode_ordinary(text)
-
-
-class PanicException(BaseException):
-    """Named as tiktoken's own."""
-
-
-def test_a_panic_of_tiktoken_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def panic(*_: object) -> None:
-        raise PanicException("StackOverflow\nin Rust")
-
-    monkeypatch.setattr("tiktoken.Encoding.encode_ordinary", panic)
-    with pytest.raises(TokenizerError, match=r"^tiktoken cannot encode the text: StackOverflow in"):
-        byte_tokenizer().encode_ordinary("a")
+def test_a_text_that_tiktoken_has_no_stack_for_is_one_sentence() -> None:
+    with pytest.raises(TokenizerError, match=r"^tiktoken cannot encode the text: .*StackOverflow"):
+        gpt2_tokenizer().encode_ordinary("x" + " " * 2_000_000 + "x")
 
 
 # --- nanoGPT's meta.pkl ---------------------------------------------------------------------------
