@@ -55,7 +55,8 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     Runs of one `variant` differ in strength and seed at most, those of one `group` (a number) in
     their seed at most: they are repeats of one setting. No two rows share a `label`. `settings` are
     the columns that can change a result; run_id is unique within a study. A column `texts`, if
-    there is one, is what a run read: it tells groups apart, and is left out of what is returned.
+    there is one, is what a run read: it tells groups apart, and is left out of what is returned;
+    where it is missing, nothing is known to be other.
     """
     strength = [name for name in settings if name == "strength"]  # models have none
     seeds = [name for name in settings if name in SEEDS]
@@ -73,9 +74,11 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
         pairs = zip(strengths, labels, strict=True)
         labels = pd.Series([", ".join(filter(None, pair)) for pair in pairs])
         made["variant"] = made["variant"].mask(made["kind"] == "none", labels)  # one of its own
-    # a file of prompts may have been another when the other run read it
-    same = [labels, made.pop("texts")] if "texts" in made else [labels]
-    made["group"] = made.groupby(same, sort=False).ngroup()
+    same = [labels]
+    if "texts" in made:  # a file of prompts may have been another when the other run read it
+        texts = made.pop("texts")
+        same.append(texts.fillna(texts.groupby(labels).transform("first")))
+    made["group"] = made.groupby(same, sort=False, dropna=False).ngroup()
     labels = labels.where(labels != "", "run" if strength else made["run_id"])
     for name in differing(made, seeds):
         labels = labels + [f", {name.replace('.', ' ')} {value}" for value in made[name]]

@@ -238,7 +238,7 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
                 if value is False and key.startswith("measures.")
             ),
             "lacking": run.lacking,
-            "texts": str([(p["prompt_id"], p.get("text")) for p in run.summary["prompts"]]),
+            "texts": _read(run),
             "saved": run,
         }
         for run, one in zip(saved, chosen, strict=True)
@@ -257,6 +257,13 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     own = (frame["kind"] == "hidden_state") & (known["shift"] == 0)
     frame["ends_by_theorem"] = ~own & known["damping"].fillna(1.0).eq(1.0)
     return frame, settings
+
+
+def _read(run: SavedRun) -> str | None:
+    """The texts that it read; None where a history alone was kept, which has none."""
+    if run.trajectory is None:
+        return None
+    return str([(one["prompt_id"], one.get("text")) for one in run.summary["prompts"]])
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

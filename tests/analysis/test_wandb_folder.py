@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from wandb.proto.wandb_internal_pb2 import Record
 
 from analysis import load
@@ -255,6 +256,20 @@ def test_without_the_copy_the_history_gives_measures_over_all_prompts(
     assert said.err == (
         "1 run has only W&B's history, with measures over all prompts: abc (no files/run_folder).\n"
     )
+
+
+def test_a_seed_without_its_copy_is_pooled_with_the_others(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for seed, name in enumerate(("a", "b", "abc")):
+        run = make_run(tmp_path / "made" / name, prompts=ONE, feedback__strength=0.5, seed=seed)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        copy = run if name != "abc" else None
+        records = (run_record(name, config), *whole_log()[1:])
+        write_offline(tmp_path / "in" / f"offline-run-1-{name}", copy, *records, run_id=name)
+    runs = load(str(tmp_path / "in"))
+    assert list(runs.runs["lacking"].isna()) == [True, True, False]
+    assert set(runs.runs["group"]) == {0}
 
 
 @pytest.mark.parametrize("name", ["status.json", "summary.json", "trajectory.parquet"])
