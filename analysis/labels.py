@@ -55,8 +55,8 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     Runs of one `variant` differ in strength and seed at most, those of one `group` (a number) in
     their seed at most: they are repeats of one setting. No two rows share a `label`. `settings` are
     the columns that can change a result; run_id is unique within a study. A column `texts`, if
-    there is one, is what a run read: it tells groups apart, and is left out of what is returned;
-    where it is missing, nothing is known to be other.
+    there is one, is what a run read: where runs that are else the same read other texts, it
+    tells variants apart. It is left out of what is returned; missing, it is taken for the first.
     """
     strength = [name for name in settings if name == "strength"]  # models have none
     seeds = [name for name in settings if name in SEEDS]
@@ -68,17 +68,20 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     spoken = made[named].assign(**{name: _stems(made[name]) for name in named if name == FILE})
     words = [[spelt(name, row[name]) for name in named] for row in spoken.to_dict("records")]
     made["variant"] = [", ".join(filter(None, one)) for one in words]
+    # a file of prompts may have been another when the other run read it
+    texts = made.pop("texts") if "texts" in made else pd.Series(None, made.index, dtype=object)
+    strengths = made.reindex(columns=["strength"])["strength"]
+    for variant, read in texts.groupby(made["variant"]):
+        if read.groupby(strengths, dropna=False).nunique().max() > 1:
+            numbers = pd.factorize(read)[0].clip(min=0) + 1
+            names = [", ".join(filter(None, (variant, f"texts {number}"))) for number in numbers]
+            made.loc[read.index, "variant"] = names
     labels = made["variant"]
     if strength:
-        strengths = map(strength_text, made["kind"], made["strength"])
-        pairs = zip(strengths, labels, strict=True)
+        pairs = zip(map(strength_text, made["kind"], strengths), labels, strict=True)
         labels = pd.Series([", ".join(filter(None, pair)) for pair in pairs])
         made["variant"] = made["variant"].mask(made["kind"] == "none", labels)  # one of its own
-    same = [labels]
-    if "texts" in made:  # a file of prompts may have been another when the other run read it
-        texts = made.pop("texts")
-        same.append(texts.fillna(texts.groupby(labels).transform("first")))
-    made["group"] = made.groupby(same, sort=False, dropna=False).ngroup()
+    made["group"] = pd.factorize(labels)[0]
     labels = labels.where(labels != "", "run" if strength else made["run_id"])
     for name in differing(made, seeds):
         labels = labels + [f", {name.replace('.', ' ')} {value}" for value in made[name]]

@@ -13,6 +13,7 @@ import pytest
 
 from analysis import load
 from analysis.__main__ import main
+from analysis.draw.strength import headline
 from analysis.intervals import paired
 from analysis.page.build import build
 from tests.analysis.conftest import TEXTS
@@ -136,13 +137,22 @@ def test_seeds_that_diverged_do_not_enter_the_change_of_a_setting(
 def test_runs_that_read_other_texts_from_a_file_of_one_name_are_not_pooled(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes = {"prompts__source": "file", "prompts__file": "x.jsonl", "feedback__strength": 0.5}
-    for name, text in (("a", "one two three"), ("b", "one two three"), ("c", "four five")):
-        make_run(tmp_path / name, prompts={"p": text}, **changes)
-    runs = load(str(tmp_path)).runs
-    assert list(runs["group"]) == [0, 0, 1]
-    assert runs["variant"].nunique() == 1
-    assert runs["label"].nunique() == 3
+    changes = {"prompts__source": "file", "prompts__file": "x.jsonl"}
+    for strength in (0.5, 1.0):
+        for name, text in (("a", "one two three"), ("b", "one two three"), ("c", "four five")):
+            folder = tmp_path / f"{name}{strength}"
+            make_run(folder, prompts={"p": text}, feedback__strength=strength, **changes)
+    runs = load(str(tmp_path))
+    assert list(runs.runs["group"]) == [0, 0, 1, 2, 2, 3]
+    assert list(runs.runs["variant"]) == ["texts 1", "texts 1", "texts 2"] * 2
+    assert runs.runs["label"].nunique() == 6
     assert main(["table", str(tmp_path)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if "overall" in line]
-    assert [row[:4] for row in rows] == [["0.5", "2", "overall", "3"], ["0.5", "1", "overall", "2"]]
+    assert [row[:4] for row in rows] == [
+        ["0.5", "2", "overall", "3"],
+        ["1", "2", "overall", "3"],
+        ["0.5", "1", "overall", "2"],
+        ["1", "1", "overall", "2"],
+    ]
+    panels = [axes.get_title(loc="left") for axes in headline(runs).axes]
+    assert panels == ["texts 1", "texts 2", "", ""]
