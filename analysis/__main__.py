@@ -93,9 +93,9 @@ def _page(runs: Runs, arguments: argparse.Namespace) -> None:
 
     if runs.runs.empty:
         raise SourceError("A page shows convergence runs, and there is none.")
-    path = arguments.out or _default(arguments)
-    if os.path.isdir(path) or not path.suffix:
-        path /= "study.html"
+    path = arguments.out
+    if path is None or os.path.isdir(path) or not path.suffix:
+        path = (path or _default(arguments)) / "study.html"
     write_whole(path, build(runs).encode())
     print(printable(str(path)))
 

@@ -206,6 +206,16 @@ def test_what_is_drawn_goes_to_a_folder_with_the_name_of_its_source_unless_anoth
     assert Path("figures/run_0p5/settling.png").is_file()
 
 
+def test_a_study_whose_name_has_a_dot_has_its_page_and_figures_in_one_folder(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "v1.5" / "a", feedback__strength=0.5)
+    assert main(["page", "v1.5"]) == 0
+    assert main(["figures", "v1.5"]) == 0
+    assert Path("figures/v1.5/study.html").is_file()
+
+
 def test_every_parquet_file_is_read_once(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
