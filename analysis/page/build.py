@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.intervals import paired, pooled
-from analysis.labels import SEEDS, differing
+from analysis.labels import SEEDS, differing, fed
 from analysis.page.finding import finding
 from analysis.page.texts import Text, packed, texts_of, thinned
 from analysis.read.run_folder import read_run
@@ -78,10 +78,10 @@ def _texts(saved: Runs) -> list[Text]:
 
 def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
     runs = saved.runs
-    rows = pooled(runs, ["group"], first=["kind", "strength"]).set_index("group")
+    fed_by = [name for name in ("kind", "strength", "hidden_strength") if name in runs]
+    rows = pooled(runs, ["group"], first=fed_by).set_index("group")
     changes = paired(saved.estimates, runs["group"])
     rows["half"] = pd.Series({group: one.half for group, one in changes.items()}, dtype=float)
-    fed = rows.index[rows["strength"].fillna(0) != 0]
     left_out = (*saved.left_out, *saved.damaged)
     settings = [name for name in differing(runs, ("study", *saved.settings)) if name != "strength"]
     settings.sort(key=lambda name: (*FAMILIAR, name).index(name))
@@ -90,7 +90,7 @@ def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
         "finding": finding(
             runs,
             rows,
-            {group: changes[group] for group in fed if group in changes},
+            {group: changes[group] for group in rows.index[fed(rows)] if group in changes},
             longest=max((len(text.tokens) for text in texts), default=0),
             left_out=len(left_out),
         ),

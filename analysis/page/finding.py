@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from analysis.intervals import Interval
-from analysis.labels import fed, strength_text
+from analysis.labels import fed, spelt, strength_text
 
 AT_REST = ("settled", "within_tolerance")
 
@@ -70,9 +70,11 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
             row = max(group, key=lambda one: abs(clear[one].mean))
             kind, strength = str(rows["kind"].at[row]), float(str(rows["strength"].at[row]))
             named = f"{kind}, " if rows["kind"].nunique() > 1 else ""
+            hidden = rows["hidden_strength"].at[row] if "hidden_strength" in rows else 0
+            beside = f", {spelt('hidden_strength', hidden)}" if hidden else ""
             where = f" in {len(group)} of {len(changes)} {noun}" if len(changes) > 1 else ""
             most = "up to " if len(group) > 1 else ""
-            setting = f"{named}{strength_text(kind, strength)}"
+            setting = f"{named}{strength_text(kind, strength)}{beside}"
             parts.append(f"{word}{where}, by {most}{_by(clear[row])} ({setting})")
     if len(changes) > len(clear):
         parts.append(f"neither clearly in {len(changes) - len(clear)}")

@@ -367,6 +367,23 @@ def test_the_finding_speaks_of_what_is_fed_back_and_owns_what_it_does_not_know()
     assert finding(plain, plain, {}, longest=5, left_out=0) == ""
 
 
+def test_the_finding_speaks_of_hidden_states_that_are_fed_back_beside_a_strength_of_zero(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for hidden in (0.0, 1.0):
+        changes = {"feedback__strength": 0.0, "feedback__hidden_strength": hidden}
+        run = make_run(tmp_path / f"r{hidden:g}", prompts={"p": "one two three"}, **changes)
+    trajectory = pd.read_parquet(run / "trajectory.parquet")
+    trajectory.loc[trajectory["iteration"] > 1, "log_prob"] -= 0.25
+    trajectory.to_parquet(run / "trajectory.parquet")
+    said = data_of(build(load(str(tmp_path))))["finding"]
+    assert "in all" not in said, "one run is fed anything"
+    assert said.endswith(
+        "With feedback the model predicts worse, by 0.2500 ± 0.0000 nats a token "
+        "(β = 0, hidden_strength 1)."
+    )
+
+
 def test_of_some_prompts_no_rest_is_claimed(study: Path) -> None:
     data = data_of(build(load(str(study)).only(run_ids=(), prompt_ids=["list"])))
     assert "rest" not in data["finding"]
