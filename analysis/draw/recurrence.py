@@ -33,7 +33,11 @@ def recurrence(runs: Runs) -> Figure:
     """Change of the loss, and movement, by depth, of runs that feed hidden states back."""
     fed = runs.runs[feeds_hidden(runs)]
     groups = dict(list(fed.groupby("group", sort=False))[:MOST_LINES])
-    frame = last_step(runs.iterations[runs.iterations["run"].isin(fed.index)])
+    frame = runs.iterations[runs.iterations["run"].isin(fed.index)]
+    carried = frame["run"].map(runs.setting("start") == "carried") & (frame["step"] > 0)
+    grew = " Of a text that grew: its last step" if frame["step"].any() else ""
+    grew += ", or its first where later ones begin with carried estimates" if carried.any() else ""
+    frame = last_step(frame[~carried])  # depth 0 is fed nothing
     frame = frame[frame["iteration"] <= MOST_DEPTHS + 1]
     if frame.empty or frame["iteration"].max() < 2:
         raise style.NotDrawn("no run that feeds hidden states back made a second pass")
@@ -44,6 +48,7 @@ def recurrence(runs: Runs) -> Figure:
         f"the plain pass; lines: median, shaded: {style.spread_words(frame)}. Right: how far a "
         f"pass moves the predictions; what is below {LEAST_KL:g} nats is drawn there. Circle: the "
         "deepest pass that was trained."
+        + (f"{grew}." if grew else "")
         + (f" {left_out} more settings are not shown; --run chooses." if left_out else "")
     )
     figure, grid = style.sheet(title, caption, size=(10.0, 4.8), shape=(1, 2))

@@ -224,6 +224,24 @@ def test_runs_that_feed_hidden_states_back_are_drawn_by_depth(
     assert movement.lines[0].get_ydata()[0] == pytest.approx(steps.median())
 
 
+def test_depth_0_of_a_text_that_grew_is_a_pass_that_was_fed_nothing(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for start in ("cold", "carried"):
+        changes = {"feedback__kind": "hidden_state", "feedback__strength": 0.5}
+        run = make_run(tmp_path / start, steps=2, recompute__start=start, **changes)
+        runs = load(str(run))
+        figure = recurrence(runs)
+        rows = runs.iterations[runs.iterations["step"] == (0 if start == "carried" else 2)]
+        rows = rows.pivot(index="iteration", columns="prompt_id", values="nll")
+        change = (rows - rows.iloc[0]).median(axis=1)
+        drawn = figure.axes[0].lines[0].get_ydata()
+        assert drawn[:5] == pytest.approx(change.to_numpy()[:5])
+        said = " ".join(figure.get_supxlabel().split())
+        assert "Of a text that grew: its last step" in said
+        assert ("its first where later ones" in said) == (start == "carried")
+
+
 def test_hidden_states_that_change_nothing_or_were_not_measured_are_drawn(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
