@@ -197,7 +197,8 @@ def overall(prompts: list[dict[str, Any]]) -> dict[str, Any]:
     """The run as a whole.
 
     The outcome is the worst, iterations_to_tolerance the largest (missing if any prompt's is);
-    everything else is the mean over the prompts that have it.
+    everything else is the mean over the prompts that have it, but that nll_plain is over those of
+    nll, if there are any: one that diverged would make the two means of other texts.
     """
     order = [outcome.value for outcome in Outcome]
     summary: dict[str, Any] = {
@@ -207,8 +208,10 @@ def overall(prompts: list[dict[str, Any]]) -> dict[str, Any]:
         "iterations_to_tolerance": largest([p["iterations_to_tolerance"] for p in prompts]),
         "seconds": round(sum(prompt["seconds"] for prompt in prompts), 3),
     }
+    ended = [prompt for prompt in prompts if prompt["nll"] is not None] or prompts
     for key in ("rate", "lyapunov", "nll", "nll_plain", "kl_effect", "oracle_error_max"):
-        values = [prompt[key] for prompt in prompts if prompt[key] is not None]
+        of = ended if key == "nll_plain" else prompts
+        values = [prompt[key] for prompt in of if prompt[key] is not None]
         summary[key] = sum(values) / len(values) if values else None
     return summary
 

@@ -12,6 +12,7 @@ import pytest
 
 from experiments.converge import run as runner
 from experiments.converge.publish import Live, history_rows
+from experiments.converge.records import overall
 from stateful_gpt.generate import Sampling
 
 Compute = Callable[..., Path]
@@ -213,6 +214,24 @@ def test_of_a_text_that_diverged_no_later_row_tells_what_was_before(
     losses = [row["nll"] for row in history_rows(folder)]
     plain = [p["nll_plain"] for p in summary(folder)["prompts"] if p["nll_plain"] is not None]
     assert losses == [pytest.approx(np.mean(plain)), None, None, None]
+
+
+def test_the_losses_over_all_texts_are_of_the_same_texts(
+    compute: Compute, texts: list[str]
+) -> None:
+    words = ("feedback.kind=hidden_state", "model.path=bundled_stateful", EVERY)
+    folder = compute(*texts, *words, "recompute.iterations=4")
+    prompts = [one | {"seconds": 1.0} for one in summary(folder)["prompts"]]
+    assert overall(prompts)["nll_plain"] == pytest.approx(
+        np.mean([one["nll_plain"] for one in prompts if one["nll_plain"] is not None])
+    )
+    longest, *others = prompts
+    longest |= {"nll": None, "outcome": "diverged"}
+    plain = [one["nll_plain"] for one in others if one["nll_plain"] is not None]
+    assert overall(prompts)["nll_plain"] == pytest.approx(np.mean(plain))
+    none = [one | {"nll": None} for one in prompts]
+    everyone = [longest["nll_plain"], *plain]
+    assert overall(none)["nll_plain"] == pytest.approx(np.mean(everyone))
 
 
 def test_any_batch_lets_a_text_end_early(
