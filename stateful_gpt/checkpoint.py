@@ -192,7 +192,7 @@ def _download(name: str, files: Sequence[str], *, extra: str) -> Path:
     except ImportError:
         raise CheckpointError(
             f"{missing}, and downloading it from the hub needs huggingface_hub:"
-            f" pip install 'stateful_gpt[{extra}]'"
+            f" pip install -e '.[{extra}]' -c constraints.txt"
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=list(files)))

@@ -136,7 +136,8 @@ def _loading(folder: Path, what: str) -> Iterator[Any]:
         import transformers
     except ImportError:
         raise CheckpointError(
-            "models of Hugging Face need transformers: pip install 'stateful_gpt[hugging_face]'"
+            "models of Hugging Face need transformers:"
+            " pip install -e '.[hugging_face]' -c constraints.txt"
         ) from None
     with quiet():
         try:

@@ -41,6 +41,7 @@ def check_installed(launcher: str) -> None:
     if extra is not None and find_spec(f"hydra_plugins.hydra_{extra}_launcher") is None:
         raise ConfigError(
             f"hydra/launcher={launcher} needs the extra {extra!r}: pip install -e '.[{extra}]'"
+            " -c constraints.txt"
         )
 
 

@@ -250,7 +250,7 @@ def _tokenizer(settings: TrainSettings, texts: list[str]) -> Tokenizer:
         said = said if said.startswith("tokenizer ") else f"tokenizer: {said}"
         raise ConfigError(said) from None
     except ImportError:
-        message = "tokenizer=bpe needs rustbpe: pip install 'stateful_gpt[train]'"
+        message = "tokenizer=bpe needs rustbpe: pip install -e '.[train]' -c constraints.txt"
         raise ConfigError(message) from None
 
 

@@ -22,7 +22,7 @@ def as_transformers(model: GPT) -> Any:
         import transformers
     except ImportError:
         wanted = "the benchmark of generation needs transformers"
-        raise Failure(f"{wanted}: pip install 'stateful_gpt[hugging_face]'") from None
+        raise Failure(f"{wanted}: pip install -e '.[hugging_face]' -c constraints.txt") from None
     config = model.config
     peer = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(

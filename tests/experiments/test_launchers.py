@@ -445,7 +445,8 @@ def test_where_submitit_has_no_place_for_its_files_a_setting_is_asked_for(
 def test_a_launcher_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launchers, "find_spec", lambda name: None)
     for launcher, extra in launchers.EXTRAS.items():
-        with pytest.raises(ConfigError, match=rf"^hydra/launcher={launcher} .*\[{extra}\]'$"):
+        helps = rf"^hydra/launcher={launcher} .*\[{extra}\]' -c constraints.txt$"
+        with pytest.raises(ConfigError, match=helps):
             launchers.check_installed(launcher)
 
 

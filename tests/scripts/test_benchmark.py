@@ -116,7 +116,7 @@ def test_without_transformers_the_benchmark_of_generation_says_what_it_needs(
     monkeypatch.setattr(sys, "argv", ["x", "generation", "--quick"])
     assert main() == 1
     said = "the benchmark of generation needs transformers: pip install"
-    assert capsys.readouterr().err == f"benchmark: {said} 'stateful_gpt[hugging_face]'\n"
+    assert capsys.readouterr().err == f"benchmark: {said} -e '.[hugging_face]' -c constraints.txt\n"
 
 
 def test_every_row_of_every_saved_run_is_read_and_counted(tmp_path: Path) -> None:

