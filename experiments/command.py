@@ -82,6 +82,8 @@ def _run(runner: Runner) -> int:
         print(help_of(runner.name, sys.argv[1:]))
         return 0
     sys.argv = [word for word in sys.argv if word != "experiment=null"]  # as without it
+    # Hydra would take no override behind it where others stand before it
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     dry_run = DRY_RUN in sys.argv[1:] and runner.locate is not None
     if dry_run:
         sys.argv.remove(DRY_RUN)

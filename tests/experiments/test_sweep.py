@@ -74,6 +74,13 @@ def test_the_same_cell_twice_is_computed_once(
     assert out.startswith("2 runs\nrun 1 of 2: ")
 
 
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_the_word_for_a_sweep_may_stand_between_settings(converge: Converge, flag: str) -> None:
+    code, out, err = converge("study=a", flag, "feedback.strength=0,1", "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.endswith("2 runs: 2 missing\n")
+
+
 def test_the_same_cell_in_two_studies_is_computed_in_both(
     converge: Converge, tmp_path: Path
 ) -> None:
