@@ -156,14 +156,15 @@ def recompute(
             position's own estimate, and so takes one pass more than the estimates.
         leave: whether rows that have ended leave the batch; else they are evaluated on, fed what
             they were fed last, and stay as they are.
-        observe: called after every pass.
+        observe: called after every pass. With a window, rows then go on until the output of their
+            last position is final, too, where they are allowed that pass; outcomes stay the same.
     """
     known = [1] * len(lengths) if settled is None else settled
     rows = [
         Row(number, length, reach, goal=length + output_too)
         for number, (length, reach) in enumerate(zip(lengths, known, strict=True))
     ]
-    loop = _Loop(config, rows, triangular=triangular, inert=inert)
+    loop = _Loop(config, rows, triangular=triangular, inert=inert, seen=observe is not None)
     if start is not None:
         loop.fed = start
         loop.now = (start, start.new_zeros(start.shape[:2]) if log_probs is None else log_probs)
@@ -184,12 +185,14 @@ class _Loop:
     """Where the loop stands. Tensors hold the rows ``self.rows``, in their order."""
 
     def __init__(
-        self, config: RecomputeConfig, rows: list[Row], *, triangular: bool, inert: bool
+        self, config: RecomputeConfig, rows: list[Row], *, triangular: bool, inert: bool, seen: bool
     ) -> None:
         self.config, self.all, self.rows = config, rows, rows
         self.exact = triangular and config.damping == 1.0
         self.by_front = triangular and config.skips_what_is_final
         self.inert = inert and self.by_front
+        # a window may have left out the last position, whose output observers measure, too
+        self.reads_the_end = seen and self.by_front and config.window is not None
         self.outcomes: dict[int, Outcome] = {}
         # the first position to move is final then: a triangular pass cannot come back
         self.cycles = None if self.exact else CycleDetector(len(rows))
@@ -251,8 +254,8 @@ class _Loop:
             elif cycles[i]:
                 outcome = Outcome.CYCLE
             self.outcomes[row.number] = outcome or Outcome.ITERATION_LIMIT
-            all_wanted = self.config.tolerance == 0
-            row.running = outcome is None or (all_wanted and outcome is not Outcome.DIVERGED)
+            on = self.config.tolerance == 0 or (self.reads_the_end and row.reach <= row.length)
+            row.running = outcome is None or (on and outcome is not Outcome.DIVERGED)
         ran = [row.passes == number for row in self.rows]
         at_rest = [*self.outcomes.values()].count(Outcome.SETTLED)
         return Iteration(number, span, log_probs, step_max, step_rms, ran, at_rest)

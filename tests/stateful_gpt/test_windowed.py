@@ -387,6 +387,28 @@ def test_what_an_observer_was_shown_does_not_change(make_gpt: Make, make_tokens:
     assert all(torch.equal(one.shown, one.log_probs) for one in shown)
 
 
+@pytest.mark.parametrize("window", [1, 2, 7, "all", "auto"])
+def test_an_observer_sees_where_the_output_of_every_position_ends(
+    make_gpt: Make, make_tokens: Tokens, window: int | str
+) -> None:
+    model, texts = (
+        make_gpt(3),
+        [make_tokens(seed, 1, T).tolist()[0] for seed, T in ((4, 12), (5, 2))],
+    )
+    ours, theirs = Recording(model), Recording(model)
+    result = study(model, texts, Feedback(), window, tolerance="auto", seen=ours)
+    study(model, texts, Feedback(), None, seen=theirs)
+    ends, hidden = theirs.passes[0][-1].hidden, ours.passes[0][-1].hidden
+    for row, text in enumerate(texts):
+        assert (hidden[row, : len(text)] - ends[row, : len(text)]).abs().max() <= EXACT
+    assert result.outcomes == [[Outcome.SETTLED]] * 2
+    # it takes a pass more than the estimates, and no row needs that to be settled
+    (enough,) = study(
+        model, texts[:1], Feedback(), 1, iterations=11, seen=Recording(model)
+    ).outcomes
+    assert enough == [Outcome.SETTLED]
+
+
 # --- refused, and gone wrong --------------------------------------------------------------------
 
 
