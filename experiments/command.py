@@ -56,7 +56,9 @@ class Command:
             if isinstance(error, ConfigError):
                 return
         if self.runner.locate is not None and settings is not None:  # None: interrupted before
-            print(f"\n{report(survey(Path(settings.runs_dir) / settings.study))}")
+            found = survey(Path(settings.runs_dir) / settings.study)
+            if found.runs:  # none where no folder could be made
+                print(f"\n{report(found)}")
 
     def sweep(
         self, config: DictConfig, jobs: Sequence[tuple[Overrides, DictConfig]], launch: Launch

@@ -34,6 +34,7 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         assert found == code, err
         assert "Traceback" not in err + out
         assert re.fullmatch(r"error: .+\n", err), "one line"
+        assert not out, "there is nothing to report"
         assert set(tmp_path.rglob("*")) == before, "nothing is written"
         return err
 
