@@ -107,7 +107,7 @@ def _check_sizes(transformers: Any, folder: Path, dtype: torch.dtype) -> None:
     files = list(folder.glob("*.safetensors"))
     headers: list[Any] = [safe_open(file, "pt") for file in files]
     tensors = sum(len(header.keys()) for header in headers)
-    config = transformers.AutoConfig.from_pretrained(folder, **_SAFELY)
+    config = transformers.AutoConfig.from_pretrained(folder, dtype=dtype, **_SAFELY)
     layers = config.get_text_config().num_hidden_layers
     if layers > tensors:
         raise CheckpointError(

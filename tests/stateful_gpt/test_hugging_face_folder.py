@@ -184,6 +184,14 @@ def test_sizes_that_the_files_belie_are_refused_before_they_are_made(
     assert "the sizes it states take" in refusal(folder)
 
 
+@pytest.mark.parametrize("dtype", ["auto", "int8", "float8_e4m3fn"])
+def test_the_precision_that_settings_state_does_not_matter(folder: Path, dtype: str) -> None:
+    tokens = torch.tensor([[3, 5, 8]])
+    expected = logits(folder, tokens)
+    edit(folder / "config.json", dtype=dtype)
+    assert torch.equal(logits(folder, tokens), expected)
+
+
 def test_a_model_larger_than_the_machine_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
