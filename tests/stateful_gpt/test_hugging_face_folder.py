@@ -192,6 +192,17 @@ def test_the_precision_that_settings_state_does_not_matter(folder: Path, dtype: 
     assert torch.equal(logits(folder, tokens), expected)
 
 
+def test_weights_of_two_bits_are_not_too_few(tmp_path: Path) -> None:
+    tiny("llama", vocab_size=2048).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    packed = {
+        name: weight[: len(weight) // 4].byte() if weight.ndim == 2 else weight
+        for name, weight in load_file(file).items()
+    }
+    save_file(packed, file, metadata={"format": "pt"})
+    assert "is of another shape" in refusal(tmp_path)  # to transformers, which was not told of it
+
+
 def test_a_model_larger_than_the_machine_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
