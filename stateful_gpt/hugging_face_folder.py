@@ -1,5 +1,6 @@
 """A folder of transformers: its model and its tokenizer, and that they belong together."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
 from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer, shown
 from stateful_gpt.untrusted import CheckpointError, machine_memory
+from stateful_gpt.weights import SHARDS, WEIGHTS
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
 # without a network, and without code that lies in a folder
@@ -105,6 +107,10 @@ def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
 def _check_sizes(transformers: Any, folder: Path, dtype: torch.dtype) -> None:
     """Refuse sizes that the files belie, or that no memory holds, before anything is made."""
     files = list(folder.glob("*.safetensors"))
+    if (index := folder / SHARDS).exists() and not (folder / WEIGHTS).exists():
+        for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values())):
+            if not (folder / name).exists():
+                raise CheckpointError(f"{folder} lacks {cut(repr(name))}, a part of its weights")
     headers: list[Any] = [safe_open(file, "pt") for file in files]
     tensors = sum(len(header.keys()) for header in headers)
     config = transformers.AutoConfig.from_pretrained(folder, dtype=dtype, **_SAFELY)
