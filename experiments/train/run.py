@@ -65,8 +65,8 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
     origin = _starting_point(settings, architecture)
     digests = [[hashlib.sha256(text.encode()).hexdigest() for text in each] for each in texts]
     if origin is not None:
-        start = origin.model.state_dict().values()
-        digests.append([hashlib.sha256(tensor.numpy().data).hexdigest() for tensor in start])
+        start = (tensor.contiguous().numpy() for tensor in origin.model.state_dict().values())
+        digests.append([hashlib.sha256(weights.data).hexdigest() for weights in start])
     sources = files.short_hash(digests)
     output = Path(settings.output)
     try:
