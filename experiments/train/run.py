@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,7 @@ def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpo
     found = asdict(origin.model.config)
     found["dropout"] = architecture.dropout
     found["hidden_feedback"] |= architecture.hidden_feedback  # it gets a gate
-    for name, wanted in asdict(architecture).items():
+    for name, wanted in settings.architecture.plain().items():
         if found[name] != wanted:
             raise ConfigError(
                 f"architecture.{name} must be {found[name]}, as in"
@@ -190,6 +190,8 @@ def _starting_point(settings: TrainSettings, architecture: GPTConfig) -> Checkpo
 
 def _model(origin: Checkpoint[GPT] | None, architecture: GPTConfig, *, seed: int) -> GPT:
     """A fresh model, or the one to start from with the dropout and the gate that are asked for."""
+    if origin is not None:  # no setting says it
+        architecture = replace(architecture, activation=origin.model.config.activation)
     model = GPT(architecture, tied=origin is None or origin.model.tied)
     model.initialize(generator=torch.Generator().manual_seed(seed))
     if origin is not None:  # of what was drawn a new gate remains, which starts closed

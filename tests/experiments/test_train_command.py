@@ -323,14 +323,18 @@ def test_a_finished_training_of_other_texts_or_starting_weights_is_refused_and_k
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_a_training_starts_from_a_gpt2_of_transformers(train: Train, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("activation", "ours"), [("gelu", "gelu"), ("gelu_new", "gelu_tanh")])
+def test_a_training_starts_from_a_gpt2_of_transformers(
+    train: Train, tmp_path: Path, activation: str, ours: str
+) -> None:
     import transformers
 
     sizes = {"n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    config = transformers.GPT2Config(activation_function="gelu", **sizes)
+    config = transformers.GPT2Config(activation_function=activation, **sizes)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "start")
     words = ("architecture.vocab_size=50257", "architecture.bias=true", "training.steps=1")
     assert train(*words, f"start_from={tmp_path / 'start'}")[0] == 0
+    assert load_checkpoint(tmp_path / "out").model.config.activation == ours
 
 
 def test_a_finished_training_of_a_version_that_did_not_say_its_texts_is_finished(
