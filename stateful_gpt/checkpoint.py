@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -241,7 +242,7 @@ def _hash(file: Path) -> bytes:
 @cache
 def _hash_of_version(file: Path, *_version: int) -> bytes:
     """Of gigabytes, for which not every run of a sweep should wait."""
-    with open_regular(file) as stream:
+    with open_regular(file, most=sys.maxsize) as stream:  # a part at a time
         return hashlib.file_digest(stream, "sha256").digest()
 
 

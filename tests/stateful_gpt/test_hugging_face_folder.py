@@ -352,6 +352,14 @@ def test_the_fingerprint_is_that_of_what_is_loaded(folder: Path) -> None:
     assert fingerprint(folder) != changed
 
 
+def test_a_fingerprint_takes_no_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = fingerprint(folder)
+    for file in folder.iterdir():
+        os.utime(file, (0, 0))  # or it would be remembered
+    monkeypatch.setattr("stateful_gpt.untrusted.machine_memory", lambda: 5_000)
+    assert fingerprint(folder, library="transformers") == found
+
+
 def test_a_fingerprint_waits_for_no_pipe(folder: Path) -> None:
     os.mkfifo(folder / "more.json")
     with pytest.raises(CheckpointError, match=r"more.json cannot be read: it is not a regular"):
