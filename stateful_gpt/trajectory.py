@@ -35,8 +35,8 @@ def trajectory(
     """Feed the estimates of (B, T) or (T,) ids back for ``iterations`` passes.
 
     Args:
-        tolerance: a text keeps its estimates once none of them moves by more than this (nats), and
-            the passes stop with the last text; 0 runs all of them.
+        tolerance: a text keeps its estimates once none of them moves by more than this (nats; with
+            damping, than that part of it), and the passes stop with the last text; 0 runs all.
         damping: the part of a pass that the next one is fed.
 
     Raises:
