@@ -117,7 +117,7 @@ def run_command(
             if isinstance(stop.code, str):
                 print(stop.code, file=err)
         except KeyboardInterrupt:
-            print("interrupted", file=err)
+            print("\ninterrupted", file=err)  # behind what a command streams
             code = 130
         except (MemoryError, RuntimeError) as error:
             if (whose := exhausted(error)) is None:
