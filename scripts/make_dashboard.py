@@ -14,6 +14,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from experiments.converge.settings import TrackingSettings
+from experiments.settings import ConfigError
 from experiments.tracking.tracker import LOGIN, has_login
 from scripts._command import Failure, command
 
@@ -103,7 +104,7 @@ def workspace(*, entity: str, project: str, study: str | None = None) -> Any:
     )
 
 
-@command("make_dashboard", prefix="error")
+@command("make_dashboard", ConfigError, prefix="error")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--entity", default="", help="W&B user or team")

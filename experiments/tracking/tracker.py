@@ -9,8 +9,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from experiments.converge.settings import TrackingSettings
 from experiments.runs.files import write_json
+from experiments.settings import ConfigError
 
 # all that a study ever waits for a server that fails; W&B's own process gets what it needs
 INIT_SECONDS = 5.0
@@ -203,16 +204,30 @@ class Tracker:
 
 def has_login() -> bool:
     """Whether W&B knows an API key, from wherever it takes one; nobody is asked for it."""
-    import wandb
-
-    return "WANDB_IDENTITY_TOKEN_FILE" in os.environ or wandb.login(prompt=False, verify=False)
+    with _asking() as wandb:
+        wandb.setup(wandb.Settings(mode="online"))  # or WANDB_MODE=offline hides the key
+        return "WANDB_IDENTITY_TOKEN_FILE" in os.environ or wandb.login(prompt=False, verify=False)
 
 
 def server_url() -> str:
     """Where W&B's server is, by the environment or W&B's own settings."""
-    import wandb
+    with _asking() as wandb:
+        return str(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url).rstrip("/")
 
-    return str(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url).rstrip("/")
+
+@contextmanager
+def _asking() -> Iterator[Any]:
+    """W&B's module, silent. Raises ConfigError where what it is told outside of this project, such
+    as by WANDB_API_KEY, cannot be.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb  # takes a second: only where it is used
+
+    try:
+        yield wandb
+    except (wandb.Error, ValueError) as error:
+        said = " ".join(str(error).split()).partition(" [type=")[0]  # pydantic's type of mistake
+        raise ConfigError(f"W&B says: {said}") from None
 
 
 def stop_helper() -> None:

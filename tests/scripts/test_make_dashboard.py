@@ -60,8 +60,8 @@ def test_the_dashboard_shows_curves_front_response_page_and_runs(
 def test_without_a_login_it_is_one_sentence(tmp_path: Path, forker: Forker) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
 
-    def call(*words: str) -> Called:
-        env = {**environment, "HOME": str(tmp_path)}
+    def call(*words: str, **more: str) -> Called:
+        env = {**environment, "HOME": str(tmp_path), **more}
         done = forker.run(["-m", "scripts.make_dashboard", *words], env=env)
         return done.returncode, done.stdout, done.stderr
 
@@ -70,4 +70,7 @@ def test_without_a_login_it_is_one_sentence(tmp_path: Path, forker: Forker) -> N
         "",
         "error: the dashboard cannot be saved: there is no API key (wandb login makes one known)\n",
     )
+    code, _, err = call("--entity", "team", WANDB_API_KEY="short")
+    assert (code, err[:45]) == (1, "error: W&B says: WANDB_API_KEY invalid: API k")
+    assert err.count("\n") == 1
     assert call()[2] == "error: --entity must name the W&B user or team whose project it is\n"

@@ -17,6 +17,7 @@ from experiments.runs.folder import RunFolder
 from experiments.settings import parse
 from experiments.tracking.tracker import Tracker, stop_helper
 from scripts import sync_wandb
+from tests.forked import Forker
 from tests.wandb_server import KEY, WandbServer, serving
 
 Sync = Callable[..., tuple[int, str, str]]
@@ -209,6 +210,36 @@ def test_what_cannot_be_uploaded_is_one_sentence(study: Path, sync: Sync) -> Non
     code, out, err = sync(str(contest))
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "only convergence runs are uploaded here: wandb sync " in err
+
+
+def test_what_a_shell_says_of_wandb_hides_no_key_and_the_terminal_shows_ours_alone(
+    study: Path, server: WandbServer, forker: Forker
+) -> None:
+    for _ in range(2):  # the second time, W&B has rows to say that it has them already
+        for folder in run_folders(study):
+            shutil.rmtree(folder / "wandb", ignore_errors=True)
+        env = {**os.environ, "WANDB_MODE": "offline"}
+        env.pop("WANDB_SILENT", None)
+        done = forker.run(["-m", "scripts.sync_wandb", str(study)], env=env)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[-1].startswith("2 uploaded")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("API_KEY", "short", "WANDB_API_KEY invalid: API key must have 40+ characters, has 5."),
+        ("MODE", "on", "1 validation error for Settings mode Input should be 'online', "),
+    ],
+)
+def test_a_setting_of_wandb_that_cannot_be_is_one_sentence(
+    study: Path, sync: Sync, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    stop_helper()  # it has read the environment
+    monkeypatch.setenv(f"WANDB_{name}", value)
+    code, out, err = sync(str(study))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"error: W&B says: {said}")
 
 
 @pytest.mark.slow
