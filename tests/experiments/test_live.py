@@ -13,6 +13,7 @@ import pytest
 from analysis.read.saved import NotData
 from analysis.read.wandb_log import read_log
 from experiments.converge.publish import AGGREGATES, history_rows
+from experiments.tracking.tracker import stop_helper
 from tests.forked import Forked
 
 Compute = Callable[..., Path]
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("quiet_wandb")
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
+    stop_helper()  # it still writes when an offline run has ended
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     return read_log(path).history
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from experiments.runs.folder import RunFolder
+from experiments.tracking.tracker import stop_helper
 from tests.forked import Forked
 
 Converge = Callable[..., tuple[int, str, str]]
@@ -93,6 +94,7 @@ def test_an_offline_run_holds_configuration_history_summary_page_and_artifact(
         *("config.yaml", "status.json", "trajectory.parquet", "iterations.parquet"),
         *("summary.json", "wandb"),
     }
+    stop_helper()  # it still writes when an offline run has ended
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     found = list(records(path))
 
@@ -171,6 +173,7 @@ def test_a_wandb_run_copied_from_its_place_holds_all_files_of_the_run(
     code, _, err = converge("tracking.mode=offline", "prompts.limit=1")
     assert (code, err) == (0, "")
     (folder,) = runs()
+    stop_helper()  # it still writes when an offline run has ended
     (wandb_run,) = folder.glob("wandb/offline-run-*")
     shutil.copytree(wandb_run, tmp_path / "copied", symlinks=True)
     shutil.move(folder, tmp_path / "moved")
@@ -197,6 +200,7 @@ def test_every_run_of_a_sweep_is_a_run_of_its_own_with_its_own_configuration(
     words += ["recompute.tolerance=0"]
     code, _, err = in_process("converge", "-m", *settings, *words)
     assert (code, err) == (0, "")
+    stop_helper()  # it still writes when an offline run has ended
     strengths = {}
     for folder in runs():
         (path,) = folder.glob("wandb/offline-run-*/*.wandb")
