@@ -10,6 +10,7 @@ import pickle
 import pickletools
 import stat
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class CheckpointError(ValueError):
     """A model, or a part of one, that cannot be loaded; the message is one sentence."""
 
 
+@lru_cache(maxsize=1)  # to ask takes longer than to read a small file
 def machine_memory() -> int:
     """Bytes of memory that this process may use: all, or what its control groups allow."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
