@@ -123,7 +123,11 @@ class RunFolder:
         self.fail(error, traceback=traceback)
 
     def finish(self) -> None:
-        self._end("finished", None)
+        try:
+            self._end("finished", None)
+        except OSError:  # a tracker has filled the disk: what is put together already makes room
+            shutil.rmtree(self.path / _PARTS, ignore_errors=True)
+            self._end("finished", None)
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
 
     def _end(self, state: str, error: str | None) -> None:

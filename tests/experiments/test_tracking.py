@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from experiments.runs.folder import RunFolder
+from experiments.runs.folder import RunFolder, damage
 from experiments.tracking.tracker import stop_helper
 from tests.forked import Forked
 
@@ -254,26 +254,40 @@ def test_a_mistake_in_the_page_is_told_as_ours(
 
 
 @pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """A folder on a file system of its own with room for a few kilobytes."""
-    place = tmp_path / "full"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)], capture_output=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip("only root may mount a small file system")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    place = tmp_path / "small"
+
+    def mount(kilobytes: int) -> Path:
+        place.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+        if subprocess.run(words, capture_output=True).returncode != 0:
+            pytest.skip("only root may mount a small file system")
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_tracker_that_fills_the_disk_of_a_study_keeps_no_run_from_being_finished(
+    compute: Callable[..., Path],
+    small_disk: Callable[[int], Path],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    place = small_disk(100)  # a page takes about that
+    folder = compute("tracking.mode=offline", f"runs_dir={place}")
+    assert_finished_with_one_warning(folder, capfd.readouterr().err)
+    assert damage(folder) is None
 
 
 def test_a_full_disk_under_the_tracker_is_one_warning(
     compute: Callable[..., Path],
-    full_disk: Path,
+    small_disk: Callable[[int], Path],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    begin = RunFolder.begin
+    begin, full_disk = RunFolder.begin, small_disk(16)
 
     def begin_with_a_full_disk(self: RunFolder, *arguments: Any, **named: Any) -> None:
         begin(self, *arguments, **named)
