@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from stateful_gpt.attention import KeyValueCache, attend, score_mask
 from stateful_gpt.language_model import PLAIN, Cache, Modulation
 
-FEW = 64  # rows
+FEW = range(4, 65)  # rows; as W x^T, two or three would take twice as long
 PARTS = 8  # of a matrix
 LARGE = 2**16  # weights that come from memory rather than from a cache
 ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
@@ -62,16 +62,17 @@ class GPTConfig:
 def project(linear: nn.Linear, x: Tensor) -> Tensor:
     """``linear(x)`` without the cost of a module's call, and as a CPU's BLAS does it best.
 
-    It shares few rows among threads only as W x^T, and a single one not at all: large weights are
+    It shares few rows among threads best as W x^T, and a single one not at all: large weights are
     cut into PARTS for it.
     """
     weight, bias = linear.weight, linear.bias
     size, width = weight.shape
     rows = x.numel() // width
-    small = rows == 1 and (size * width < LARGE or size % PARTS > 0)
-    if rows > FEW or small or x.dtype != torch.float32 or x.is_cuda or torch.is_grad_enabled():
+    cut = rows == 1 and size * width >= LARGE and size % PARTS == 0
+    ours = x.dtype == torch.float32 and not (x.is_cuda or torch.is_grad_enabled())
+    if not (ours and (cut or rows in FEW)):
         return F.linear(x, weight, bias)
-    if rows == 1:
+    if cut:
         parts = weight.view(PARTS, size // PARTS, width).transpose(1, 2)
         out = torch.bmm(x.view(1, 1, width).expand(PARTS, 1, width), parts)
         out = out.view(*x.shape[:-1], size)
