@@ -118,9 +118,13 @@ def _upload(folder: Path, asked: dict[str, str]) -> dict[str, Any]:
         if not tracker.finish():
             raise Failure(problems[0] if problems else "W&B did not take it")
         where: dict[str, Any] = read_json(Path(place, TRACKER, SYNCED))
-    write_json(folder / TRACKER / SYNCED, where)
-    for stored in folder.glob(f"{TRACKER}/*run-*/*.wandb"):
-        Path(f"{stored}.synced").touch()  # so that `wandb sync` leaves it alone, too
+    try:
+        write_json(folder / TRACKER / SYNCED, where)
+        for stored in folder.glob(f"{TRACKER}/*run-*/*.wandb"):
+            Path(f"{stored}.synced").touch()  # so that `wandb sync` leaves it alone, too
+    except OSError as error:  # somebody else's study: what is uploaded is uploaded
+        said = f"{folder / TRACKER} cannot be written ({error.strerror or error})"
+        print(f"warning: {said}, so that another call uploads it again", file=sys.stderr)
     return where
 
 

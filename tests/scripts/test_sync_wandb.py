@@ -169,6 +169,17 @@ def test_a_damaged_run_is_left_out_and_the_others_are_uploaded(
     assert out.endswith("1 uploaded, 0 were there already, 1 left out (not finished, or damaged)\n")
 
 
+def test_a_study_that_cannot_be_written_is_uploaded_whole(
+    study: Path, sync: Sync, server: WandbServer
+) -> None:
+    for folder in run_folders(study):  # the study of somebody else, as far as root can show it
+        (folder / "wandb").mkdir(exist_ok=True)
+        (folder / "wandb" / "synced.json").mkdir()
+    code, out, err = sync(str(study))
+    assert (code, len(server.runs), out.splitlines()[-1][:10]) == (0, 2, "2 uploaded")
+    assert err.count("so that another call uploads it again\n") == err.count("\n") == 2
+
+
 def test_a_mistake_of_ours_keeps_its_traceback(
     study: Path, sync: Sync, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
