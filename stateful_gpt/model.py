@@ -19,9 +19,6 @@ from torch.nn import functional as F
 from stateful_gpt.attention import KeyValueCache, attend, score_mask
 from stateful_gpt.language_model import PLAIN, Cache, Modulation
 
-FEW = range(4, 65)  # rows; as W x^T, two or three would take twice as long
-PARTS = 8  # of a matrix
-LARGE = 2**16  # weights that come from memory rather than from a cache
 ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
@@ -59,28 +56,6 @@ class GPTConfig:
             raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
 
 
-def project(linear: nn.Linear, x: Tensor) -> Tensor:
-    """``linear(x)`` without the cost of a module's call, and as a CPU's BLAS does it best.
-
-    It shares few rows among threads best as W x^T, and a single one not at all: large weights are
-    cut into PARTS for it.
-    """
-    weight, bias = linear.weight, linear.bias
-    size, width = weight.shape
-    rows = x.numel() // width
-    cut = rows == 1 and size * width >= LARGE and size % PARTS == 0
-    ours = x.dtype == torch.float32 and not (x.is_cuda or torch.is_grad_enabled())
-    if not (ours and (cut or rows in FEW)):
-        return F.linear(x, weight, bias)
-    if cut:
-        parts = weight.view(PARTS, size // PARTS, width).transpose(1, 2)
-        out = torch.bmm(x.view(1, 1, width).expand(PARTS, 1, width), parts)
-        out = out.view(*x.shape[:-1], size)
-    else:
-        out = (weight @ x.reshape(rows, width).t()).t().reshape(*x.shape[:-1], size)
-    return out if bias is None else out + bias
-
-
 class LayerNorm(nn.LayerNorm):
     """Without the checks that take as long as the norm of a single token."""
 
@@ -100,11 +75,11 @@ class CausalSelfAttention(nn.Module):
         self, x: Tensor, *, mask: Tensor | None, factor: Tensor | None, cache: KeyValueCache | None
     ) -> Tensor:
         B, T, C = x.shape
-        qkv = project(self.c_attn, x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        qkv = self.c_attn.forward(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
         pairs = qkv[1:] if cache is None else cache.extend(self.layer, qkv[1:])
         q, (k, v) = qkv[0], pairs.unbind(0)  # (B, H, T, D), (B, H, S + T, D) each
         y = attend(q, k, v, mask=mask, factor=factor)  # (B, H, T, D)
-        out = project(self.c_proj, y.transpose(1, 2).reshape(B, T, C))
+        out = self.c_proj.forward(y.transpose(1, 2).reshape(B, T, C))
         return self.resid_dropout.forward(out) if self.training else out
 
 
@@ -117,7 +92,7 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = project(self.c_proj, F.gelu(project(self.c_fc, x), approximate=self.approximate))
+        out = self.c_proj.forward(F.gelu(self.c_fc.forward(x), approximate=self.approximate))
         return self.dropout.forward(out) if self.training else out
 
 
@@ -216,7 +191,7 @@ class GPT(nn.Module):
         return KeyValueCache(self.n_layer, shape, like=self.lm_head.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return project(self.lm_head, hidden)  # (N, V)
+        return self.lm_head.forward(hidden)  # (N, V)
 
     def read(
         self, tokens: Tensor, *, modulation: Modulation = PLAIN, cache: Cache | None = None
