@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -122,14 +123,23 @@ def test_a_link_that_leads_nowhere_hides_no_other_folder(make_run: MakeRun, tmp_
     assert runs.left_out == ()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="everything is open to root")
-def test_a_folder_that_may_not_be_read_is_left_out_by_name(
-    make_run: MakeRun, tmp_path: Path
-) -> None:
-    make_run(tmp_path / "s" / "good", prompts=ONE)
-    make_run(tmp_path / "s" / "closed", prompts=ONE).chmod(0)
-    [left_out] = load(str(tmp_path / "s")).left_out
-    (tmp_path / "s" / "closed").chmod(0o700)
+def test_a_folder_that_may_not_be_read_is_left_out_by_name(make_run: MakeRun) -> None:
+    with TemporaryDirectory() as name:  # pytest's own is root's alone
+        study, before = Path(name), os.geteuid()
+        study.chmod(0o755)
+        make_run(study / "good", prompts=ONE)
+        assert load(name).left_out == ()
+        closed = make_run(study / "closed", prompts=ONE)
+        closed.chmod(0)
+        if before == 0:  # to root all is open
+            os.seteuid(65534)
+        try:
+            runs = load(name)
+        finally:
+            os.seteuid(before)
+            closed.chmod(0o700)
+    assert list(runs.runs["run_id"]) == ["good"]
+    [left_out] = runs.left_out
     assert (left_out.run_id, left_out.reason) == ("closed", "Permission denied")
 
 

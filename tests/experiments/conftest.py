@@ -150,18 +150,37 @@ def runs(tmp_path: Path) -> Callable[[], list[Path]]:
     return find
 
 
+def _mount(*words: str | Path) -> None:
+    try:
+        subprocess.run(["mount", *words], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting needs rights that this user has not")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Make a file system with room for so many KiB."""
+    place = tmp_path / "disk"
+
+    def mount(size: int) -> Path:
+        place.mkdir()
+        _mount("-t", "tmpfs", "-o", f"size={size}k", "tmpfs", place)
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
 @pytest.fixture
 def freeze() -> Iterator[Callable[[Path], None]]:
     """Make a folder a file system that cannot be written."""
     frozen: list[Path] = []
 
     def mount(folder: Path) -> None:
-        try:
-            for how in (["--bind", folder], ["-o", "remount,bind,ro"]):
-                subprocess.run(["mount", *how, folder], check=True, capture_output=True)
-                frozen.append(folder)
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("mounting needs rights that this user has not")
+        for how in (["--bind", folder], ["-o", "remount,bind,ro"]):
+            _mount(*how, folder)
+            frozen.append(folder)
 
     yield mount
     for folder in set(frozen):

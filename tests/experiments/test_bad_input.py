@@ -7,7 +7,7 @@ import re
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -428,29 +428,15 @@ def test_a_run_folder_in_whose_place_lies_a_file_is_one_sentence(
     assert folder.read_text() == "in the way"
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 512 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    try:
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)],
-            check=True,
-            capture_output=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a small file system needs rights that this user has not")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_full_disk_is_one_sentence_and_the_run_resumes_once_there_is_room(
-    converge: Converge, tiny_disk: Path, status: Callable[[Path], dict[str, Any]]
+    converge: Converge,
+    small_disk: Callable[[int], Path],
+    status: Callable[[Path], dict[str, Any]],
 ) -> None:
-    ballast = tiny_disk / "ballast"
+    disk = small_disk(512)
+    ballast = disk / "ballast"
     ballast.write_bytes(bytes(484 * 1024))
-    words = (f"runs_dir={tiny_disk / 'runs'}", "prompts.limit=5")
+    words = (f"runs_dir={disk / 'runs'}", "prompts.limit=5")
     code, _, err = converge(*words)
     assert code == 1
     assert "Traceback" not in err
@@ -458,7 +444,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes_once_there_is_room(
     assert len(errors) == 1
     assert "runs_dir" in errors[0]
     assert "No space left on device" in errors[0]
-    (folder,) = (tiny_disk / "runs" / "s").iterdir()
+    (folder,) = (disk / "runs" / "s").iterdir()
     assert not (folder / "status.json").exists() or status(folder)["state"] != "finished"
     ballast.unlink()
     assert converge(*words)[0] == 0

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -251,23 +250,6 @@ def test_a_mistake_in_the_page_is_told_as_ours(
     err = capfd.readouterr().err
     assert err.startswith("Traceback")
     assert err.endswith("W&B was not told all of it (ZeroDivisionError: division by zero)\n")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A folder on a file system of its own with room for a few kilobytes."""
-    place = tmp_path / "small"
-
-    def mount(kilobytes: int) -> Path:
-        place.mkdir()
-        words = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
-        if subprocess.run(words, capture_output=True).returncode != 0:
-            pytest.skip("only root may mount a small file system")
-        return place
-
-    yield mount
-    if place.is_mount():
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_a_tracker_that_fills_the_disk_of_a_study_keeps_no_run_from_being_finished(

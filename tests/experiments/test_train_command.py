@@ -279,21 +279,34 @@ def test_a_training_killed_at_its_very_first_file_can_begin(train: Train, tmp_pa
     assert not list((tmp_path / "out").glob(".*"))
 
 
-@pytest.mark.parametrize("what", ["train", "held_out", "start"])
-def test_a_training_of_other_texts_or_starting_weights_begins_anew(
-    train: Train, tmp_path: Path, what: str
-) -> None:
+Tuned = tuple[tuple[str, ...], Callable[[], None]]
+
+
+@pytest.fixture(params=["train", "held_out", "start"])
+def tuned(train: Train, tmp_path: Path, request: pytest.FixtureRequest) -> Tuned:
+    """The words of a training that is done, and what changes what it has read."""
     start = ("training.steps=1", f"output={tmp_path / 'start'}")
     words = ("training.steps=2", f"start_from={tmp_path / 'start'}")
     assert train(*start)[0] == train(*words)[0] == 0
+
+    def change() -> None:
+        if request.param == "start":
+            shutil.rmtree(tmp_path / "start")
+            train(*start, "seed=1")
+        else:
+            (tmp_path / request.param / "text.txt").write_text(text(3, 500), encoding="utf-8")
+
+    return words, change
+
+
+def test_a_training_of_other_texts_or_starting_weights_begins_anew(
+    train: Train, tuned: Tuned, tmp_path: Path
+) -> None:
+    words, change = tuned
     (tmp_path / "out" / "README.md").unlink()  # as if killed before the end
     assert train(*words)[2] == "", "nothing has changed"
     (tmp_path / "out" / "README.md").unlink()
-    if what == "start":
-        shutil.rmtree(tmp_path / what)
-        train(*start, "seed=1")
-    else:
-        (tmp_path / what / "text.txt").write_text(text(3, 500), encoding="utf-8")
+    change()
     code, _, err = train(*words)
     assert code == 0
     assert re.fullmatch(r"warning: .* texts or starting weights: .* begins anew\n", err)
@@ -303,19 +316,12 @@ def test_a_training_of_other_texts_or_starting_weights_begins_anew(
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("what", ["train", "held_out", "start"])
 def test_a_finished_training_of_other_texts_or_starting_weights_is_refused_and_kept(
-    train: Train, tmp_path: Path, what: str
+    train: Train, tuned: Tuned, tmp_path: Path
 ) -> None:
-    start = ("training.steps=1", f"output={tmp_path / 'start'}")
-    words = ("training.steps=2", f"start_from={tmp_path / 'start'}")
-    assert train(*start)[0] == train(*words)[0] == 0
+    words, change = tuned
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    if what == "start":
-        shutil.rmtree(tmp_path / what)
-        train(*start, "seed=1")
-    else:
-        (tmp_path / what / "text.txt").write_text(text(3, 500), encoding="utf-8")
+    change()
     code, _, err = train(*words)
     assert code == 2
     said = r"holds a training of other texts or starting weights: choose another folder, or remove"
