@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
 from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer, shown
-from stateful_gpt.untrusted import CheckpointError, machine_memory
+from stateful_gpt.untrusted import CheckpointError, machine_memory, open_regular
 from stateful_gpt.weights import SHARDS, WEIGHTS
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
@@ -31,6 +32,9 @@ def read_hugging_face(
     device: torch.device | str,
 ) -> tuple[HuggingFaceModel, Tokenizer]:
     """The model of a folder, and the tokenizer that is named, or else its own."""
+    for pattern in FILES:
+        for file in filter(Path.exists, folder.glob(pattern)):
+            open_regular(file, most=sys.maxsize).close()  # transformers would wait for a pipe
     model = _read_model(folder, dtype).to(device)
     adapter = HuggingFaceModel(model)
     encoding = (

@@ -360,10 +360,12 @@ def test_a_fingerprint_takes_no_memory(folder: Path, monkeypatch: pytest.MonkeyP
     assert fingerprint(folder, library="transformers") == found
 
 
-def test_a_fingerprint_waits_for_no_pipe(folder: Path) -> None:
-    os.mkfifo(folder / "more.json")
-    with pytest.raises(CheckpointError, match=r"more.json cannot be read: it is not a regular"):
-        fingerprint(folder)
+@pytest.mark.parametrize("name", ["more.json", "more.safetensors"])
+def test_neither_a_fingerprint_nor_a_model_waits_for_a_pipe(folder: Path, name: str) -> None:
+    os.mkfifo(folder / name)
+    for read in (fingerprint, load_hugging_face):
+        with pytest.raises(CheckpointError, match=rf"{name} cannot be read: it is not a regular"):
+            read(folder)
 
 
 def test_a_hub_name_carries_its_revision(
