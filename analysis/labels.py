@@ -38,6 +38,8 @@ WORDS: Mapping[str, str | Mapping[object, str]] = {
     "times": "{}× steps",
 }
 FILE = "prompts.file"  # named without folder and suffix where that tells them apart
+# of files that may have been others when another run read them, under one name
+CONTENTS = ("texts", "weights")
 SEEDS = ("seed", "generation.seed")
 # settings that only repeat what another has said, unless they say more
 IMPLIED_BY = {
@@ -54,9 +56,9 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
 
     Runs of one `variant` differ in strength and seed at most, those of one `group` (a number) in
     their seed at most: they are repeats of one setting. No two rows share a `label`. `settings` are
-    the columns that can change a result; run_id is unique within a study. A column `texts`, if
-    there is one, is what a run read: where runs that are else the same read other texts, it
-    tells variants apart. It is left out of what is returned; missing, it is taken for the first.
+    the columns that can change a result; run_id is unique within a study. Columns of CONTENTS, if
+    there are any, say what a run read from its files: where that of one variant's runs differs, it
+    tells them apart. They are not returned; missing, one is taken for the first.
     """
     strength = [name for name in settings if name == "strength"]  # models have none
     seeds = [name for name in settings if name in SEEDS]
@@ -68,17 +70,17 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     spoken = made[named].assign(**{name: _stems(made[name]) for name in named if name == FILE})
     words = [[spelt(name, row[name]) for name in named] for row in spoken.to_dict("records")]
     made["variant"] = [", ".join(filter(None, one)) for one in words]
-    # a file of prompts may have been another when the other run read it
-    texts = made.pop("texts") if "texts" in made else pd.Series(None, made.index, dtype=object)
-    strengths = made.reindex(columns=["strength"])["strength"]
-    for variant, read in texts.groupby(made["variant"]):
-        if read.groupby(strengths, dropna=False).nunique().max() > 1:
-            numbers = pd.factorize(read)[0].clip(min=0) + 1
-            names = [", ".join(filter(None, (variant, f"texts {number}"))) for number in numbers]
-            made.loc[read.index, "variant"] = names
+    for noun in CONTENTS:
+        contents = made.pop(noun) if noun in made else pd.Series(None, made.index, dtype=object)
+        for variant, read in contents.groupby(made["variant"]):
+            if read.nunique() > 1:
+                numbers = pd.factorize(read)[0].clip(min=0) + 1
+                names = [", ".join(filter(None, (variant, f"{noun} {n}"))) for n in numbers]
+                made.loc[read.index, "variant"] = names
     labels = made["variant"]
     if strength:
-        pairs = zip(map(strength_text, made["kind"], strengths), labels, strict=True)
+        spelt_strengths = map(strength_text, made["kind"], made["strength"])
+        pairs = zip(spelt_strengths, labels, strict=True)
         labels = pd.Series([", ".join(filter(None, pair)) for pair in pairs])
         made["variant"] = made["variant"].mask(made["kind"] == "none", labels)  # one of its own
     made["group"] = pd.factorize(labels)[0]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from analysis.labels import with_labels
+from analysis.labels import CONTENTS, with_labels
 from analysis.models import Models, models_of
 from analysis.read.run_folder import flat
 from analysis.read.saved import (
@@ -239,11 +239,12 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
             ),
             "lacking": run.lacking,
             "texts": _read(run),
+            "weights": str(run.status.get("model_hash") or "") or None,
             "saved": run,
         }
         for run, one in zip(saved, chosen, strict=True)
     ]
-    about = ["commit", "dirty", "off", "lacking", "texts", "saved"]
+    about = ["commit", "dirty", "off", "lacking", *CONTENTS, "saved"]
     frame = pd.DataFrame(rows, columns=["run_id", "study", *settings, *about], dtype=object)
     frame = frame.fillna({name: value for name, value in FORMERLY.items() if name in frame})
     frame["kind"] = frame["kind"].where(frame["kind"].notna(), "none").astype(str)

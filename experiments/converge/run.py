@@ -107,7 +107,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
         folder,
         asked=asked,
         device=device,
-        origin={"model": checkpoint.source},
+        origin={"model": checkpoint.source, "model_hash": known[settings.model]},
         open_tracker=lambda: open_tracker(
             folder.config, folder.id, folder.path, tracking=settings.tracking
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -186,8 +187,12 @@ def test_a_text_that_the_plain_run_did_not_read_is_drawn(make_run: MakeRun, tmp_
 def test_texts_of_one_name_without_a_token_in_common_are_not_drawn(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
-    for strength, text in ((0.5, "one two three"), (1.0, "four five six")):
-        make_run(tmp_path / "s" / f"r{strength}", prompts={"p": text}, feedback__strength=strength)
+    for strength, text in ((0.5, "one two three"), (1.0, "one five six")):  # all but "one" is new
+        folder = tmp_path / "s" / f"r{strength}"
+        make_run(folder, prompts={"p": text}, steps=2, feedback__strength=strength)
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["prompts"][0]["text"] = "one"
+        (folder / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(NotDrawn, match="no token in common"):
         tokens(load(str(tmp_path / "s")))
 

@@ -156,3 +156,24 @@ def test_runs_that_read_other_texts_from_a_file_of_one_name_are_not_pooled(
     ]
     panels = [axes.get_title(loc="left") for axes in headline(runs).axes]
     assert panels == ["texts 1", "texts 2", "", ""]
+
+
+def test_runs_of_a_model_that_was_trained_again_are_not_pooled_with_those_before(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    changes = {"model__path": "models/mine"}
+    for name, content in (("a", None), ("b", "one"), ("c", "one"), ("d", "two")):
+        status = make_run(tmp_path / name, **changes) / "status.json"
+        if content is not None:  # of runs from before it was kept, nothing is known
+            told = json.loads(status.read_text()) | {"model_hash": content}
+            status.write_text(json.dumps(told))
+    runs = load(str(tmp_path))
+    assert list(runs.runs["group"]) == [0, 0, 0, 1]
+    assert list(runs.runs["variant"]) == ["weights 1"] * 3 + ["weights 2"]
+    assert "weights" not in runs.runs
+
+
+def test_a_curve_over_strengths_is_of_one_text(make_run: MakeRun, tmp_path: Path) -> None:
+    for strength, text in ((0.5, "one two"), (1.0, "one two"), (2.0, "one two three")):
+        make_run(tmp_path / f"r{strength}", prompts={"p": text}, feedback__strength=strength)
+    assert list(load(str(tmp_path)).runs["variant"]) == ["texts 1", "texts 1", "texts 2"]
