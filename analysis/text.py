@@ -44,5 +44,5 @@ def some(names: Sequence[str], most: int = 20) -> str:
 
 
 def number(value: float) -> str:
-    """Shortest plain spelling, with a true minus sign."""
-    return f"{value:.12g}".replace("-", "\u2212")
+    """Shortest plain spelling, with a true minus sign; −0 is 0."""
+    return f"{value + 0.0:.12g}".replace("-", "\u2212")

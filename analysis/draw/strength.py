@@ -121,8 +121,9 @@ def regimes(runs: Runs) -> Figure:
         title = "How fast the passes contract"
     elif len(growing):
         share = f"{len(growing)} of {prompts['lyapunov'].count()} cases"
-        where = some([number(strength) for strength in sorted(set(growing["strength"]))], 4)
-        title = f"Small changes grow along the text in {share}, at strength {where}"
+        where = [number(strength) for strength in sorted(set(growing["strength"]))]
+        at = f"strength{'s' if len(where) > 1 else ''} {some(where, 4)}"
+        title = f"Small changes grow along the text in {share}, at {at}"
     caption = (
         f"{' '.join(MEASURES[name][2] for name in measures)} Dots, bars: median and "
         f"{style.spread_words(prompts)}.{dots if predictable else ''}{note}"

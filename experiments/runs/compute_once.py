@@ -3,9 +3,10 @@
 Whatever goes wrong is a sentence in ``status.json``. A mistake of ours keeps its traceback, too.
 """
 
+import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def compute_once(
 
     Args:
         compute: computes the run and writes its files; returns what tells the tracker the rest of
-            it, without which the run is safe.
+            it, without which the run is safe. It may raise RunError.
         shorten: the setting that makes the run smaller.
         origin: what ``status.json`` says besides of where the results come from.
 
@@ -122,6 +123,8 @@ def _attempt(
             message = f"{whose} does not hold the run: use a smaller {shorten}"
         elif isinstance(error, OSError):
             message = disk_sentence(error, folder.path)
+        elif isinstance(error, RunError):
+            message = str(error)
         elif isinstance(error, (KeyboardInterrupt, SystemExit)):
             message = "interrupted"  # Slurm's jobs exit to be queued again
         else:
@@ -134,6 +137,15 @@ def _attempt(
         if not isinstance(error, Exception):
             raise
         raise RunError(message) from error
+
+
+def check_losses(losses: Iterable[float], step: int) -> None:
+    """Raises RunError if a training whose losses these are has diverged."""
+    if not all(map(math.isfinite, losses)):
+        raise RunError(
+            f"the training diverged: its loss is no number at step {step}; use a smaller"
+            " training.learning_rate or training.matrix_learning_rate"
+        )
 
 
 def short(error: BaseException) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from experiments.runs.compute_once import ALONE, Asked, compute_once, finished_already
+from experiments.runs.compute_once import ALONE, Asked, check_losses, compute_once, finished_already
 from experiments.runs.files import short_hash, write_table
 from experiments.runs.folder import ACCURACY, RunFolder
 from experiments.state_tracking.settings import StateTrackingSettings
@@ -115,7 +115,10 @@ def train_contestant(
     *,
     on_step: Callable[[], object],
 ) -> tuple[GPT, list[dict[str, float]], int]:
-    """The trained model, losses every ``training.record_every`` steps, and the passes made."""
+    """The trained model, losses every ``training.record_every`` steps, and the passes made.
+
+    Raises RunError if it diverges.
+    """
     asked, contestant, recipe = settings.task, settings.contestant, settings.training
     config = TrainingConfig(
         steps=recipe.steps * contestant.times,
@@ -156,6 +159,7 @@ def train_contestant(
             passes=passes,
             targets=targets.to(device),
         )
+        check_losses(losses, step + 1)
         passes_made += passes
         on_step()
         if (step + 1) % recipe.record_every == 0 or step + 1 == config.steps:

@@ -59,7 +59,7 @@ def feedback_of(config: dict[str, Any]) -> str:
     if feedback["kind"] == "none":
         return "no feedback"
     sign = "s" if feedback["kind"] == "hidden_state" else "β"
-    text = f"{feedback['kind']} {sign}={feedback['strength']:g}"
+    text = f"{feedback['kind']} {sign}={feedback['strength'] + 0.0:g}"  # -0.0 is 0.0
     if feedback.get("hidden_strength"):
         text += f" + hidden_state s={feedback['hidden_strength']:g}"
     return f"{text} shift=0" if feedback.get("shift") == 0 else text

@@ -6,7 +6,6 @@ Knows nothing of Hydra, tokenizers or model cards.
 import hashlib
 import io
 import json
-import math
 import pickle
 import sys
 import time
@@ -21,7 +20,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from experiments.runs.compute_once import RunError
+from experiments.runs.compute_once import check_losses
 from experiments.runs.files import short_hash, write_atomically, write_json
 from experiments.tracking.tracker import Tracker, warn
 from experiments.train.corpus import Corpus
@@ -87,7 +86,7 @@ class Training:
                         config=self.config,
                         passes=passes_at(self.step, self.config, seed=seed),
                     )
-                self._check(losses)
+                check_losses(losses, self.step)
                 loss = losses[0]
                 self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
                 self.tokens_read += windows[:, 1:].numel() * len(losses)
@@ -109,15 +108,8 @@ class Training:
             table = table[torch.linspace(0, len(table) - 1, windows).long()]
         depth = self.settings.training.evaluate_depth if model.gate is not None else 0
         found = depth_profile(model, table, depth=depth, full=full)
-        self._check(found.nll)
+        check_losses(found.nll, self.step)
         return found
-
-    def _check(self, losses: list[float]) -> None:
-        if not all(map(math.isfinite, losses)):
-            raise RunError(
-                f"the training diverged: its loss is no number at step {self.step}; use a smaller"
-                " training.learning_rate or training.matrix_learning_rate"
-            )
 
     def _evaluate(self) -> dict[str, Any]:
         # depths cost a pass each: of a model with a gate, a part of the text has to do

@@ -184,6 +184,18 @@ def test_too_many_words_for_the_memory_are_named_as_what_to_make_smaller(
     assert err == f"error: {said} test_words\n"
 
 
+def test_a_training_that_diverges_is_one_sentence_and_no_result(
+    compete: Callable[..., Called], runs: Callable[[], list[Path]]
+) -> None:
+    code, out, err = compete("training.learning_rate=1e30")
+    assert code == 1
+    assert re.fullmatch(r"error: the training diverged: .+ at step [2-4]; use a smaller .+\n", err)
+    assert "Traceback" not in out
+    (folder,) = runs()
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+    assert not (folder / "summary.json").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
