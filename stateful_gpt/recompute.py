@@ -190,7 +190,7 @@ class _Loop:
         self.config, self.all, self.rows = config, rows, rows
         self.exact = triangular and config.damping == 1.0
         self.by_front = triangular and config.skips_what_is_final
-        self.inert = inert and self.by_front
+        self.inert = inert
         # a window may have left out the last position, whose output observers measure, too
         self.reads_the_end = seen and self.by_front and config.window is not None
         self.outcomes: dict[int, Outcome] = {}
@@ -247,7 +247,7 @@ class _Loop:
                 outcome = Outcome.DIVERGED
             elif self.exact and row.reach >= row.goal:
                 outcome = Outcome.WITHIN_TOLERANCE if row.rough else Outcome.SETTLED
-            elif not self.by_front and self.fed is not None and exactly == count:
+            elif not self.by_front and exactly == count and (self.inert or self.fed is not None):
                 outcome = Outcome.SETTLED  # no theorem says so, but the pass said what it was fed
             elif steps[i] <= self.config.allowed_step:
                 outcome = Outcome.WITHIN_TOLERANCE

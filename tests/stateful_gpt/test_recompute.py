@@ -114,6 +114,15 @@ def test_a_step_of_exactly_zero_is_settled_though_no_theorem_says_so() -> None:
     assert steps(seen) == [0.0]
 
 
+@pytest.mark.parametrize("tolerance", ["auto", 1e-9])
+def test_where_nothing_is_fed_back_damping_keeps_nobody_from_settling(
+    tolerance: float | str,
+) -> None:
+    said = saying(lambda fed: fed * 0 - 3)
+    result, _ = run(said, iterations=9, tolerance=tolerance, damping=0.5, inert=True)
+    assert (result.outcomes, result.iterations) == ([Outcome.SETTLED], [1])
+
+
 @given(factor=st.floats(0.05, 0.9), tolerance=st.floats(1e-9, 1e-2))
 def test_within_tolerance_at_the_first_small_enough_step(factor: float, tolerance: float) -> None:
     result, seen = run(
