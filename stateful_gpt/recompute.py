@@ -55,6 +55,10 @@ class RecomputeConfig:
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        if self.tolerance != "auto" and not self.tolerance >= 0.0:  # nor nan
+            raise ValueError(f"tolerance must be auto or at least 0, got {self.tolerance!r}")
+        if not 0.0 < self.damping <= 1.0:
+            raise ValueError(f"damping must be above 0 and at most 1, got {self.damping}")
         whole = isinstance(self.window, int) and not isinstance(self.window, bool)
         if self.window not in (None, "all", "auto") and not (whole and int(self.window) >= 1):
             raise ValueError(
@@ -169,8 +173,7 @@ def recompute(
         loop.fed = start
         loop.now = (start, start.new_zeros(start.shape[:2]) if log_probs is None else log_probs)
     for number in range(1, config.iterations + 1):
-        whole = number == config.iterations or (number == 1 and observe is not None)
-        span = loop.span(whole)
+        span = loop.span(number == config.iterations or (number == 1 and observe is not None))
         said = run_pass(loop.fed, span) if span.end > span.begin else None
         iteration = loop.take(number, span, said)
         if observe is not None:
@@ -187,10 +190,9 @@ class _Loop:
     def __init__(
         self, config: RecomputeConfig, rows: list[Row], *, triangular: bool, inert: bool, seen: bool
     ) -> None:
-        self.config, self.all, self.rows = config, rows, rows
+        self.config, self.inert, self.all, self.rows = config, inert, rows, rows
         self.exact = triangular and config.damping == 1.0
         self.by_front = triangular and config.skips_what_is_final
-        self.inert = inert
         # a window may have left out the last position, whose output observers measure, too
         self.reads_the_end = seen and self.by_front and config.window is not None
         self.outcomes: dict[int, Outcome] = {}
@@ -221,8 +223,7 @@ class _Loop:
         log_probs = self.now[1]
         step_max = step_rms = None
         steps, cycles = [torch.inf] * len(self.rows), [False] * len(self.rows)
-        if number > 1:
-            assert before is not None
+        if number > 1 and before is not None:
             step = (log_probs - before[1]).abs()
             counts = torch.tensor([row.length for row in self.rows], device=step.device)
             step_max = step.amax(dim=1)

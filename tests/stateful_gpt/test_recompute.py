@@ -5,6 +5,7 @@ Shapes: B batch, T positions.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -276,9 +277,20 @@ def test_a_divergence_after_the_bound_is_still_one() -> None:
     assert result.iterations == [6]
 
 
-def test_there_is_a_pass_at_least() -> None:
-    with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
-        RecomputeConfig(iterations=0)
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"iterations": 0}, "iterations must be at least 1, got 0"),
+        ({"tolerance": -1e-3}, "tolerance must be auto or at least 0, got -0.001"),
+        ({"tolerance": math.nan}, "tolerance must be auto or at least 0, got nan"),
+        ({"damping": 0.0}, "damping must be above 0 and at most 1, got 0.0"),
+        ({"damping": 1.5}, "damping must be above 0 and at most 1, got 1.5"),
+        ({"damping": math.nan}, "damping must be above 0 and at most 1, got nan"),
+    ],
+)
+def test_an_impossible_recompute_is_refused(chosen: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RecomputeConfig(**chosen)
 
 
 # --- damping ------------------------------------------------------------------------------------
