@@ -128,14 +128,15 @@ def generate(
         ValueError: an empty prompt, ids outside the model's embedding, or settings that do not fit
             the prompts, the feedback or each other.
     """
-    sampling = sampling or Sampling()
+    start, sampling = Start(start), sampling or Sampling()  # a start's name is as good as itself
     if config.window is not None and not feedback.triangular:
         raise ValueError(
             "a windowed recompute needs estimates that become final from left to right: the shift"
             " of hidden states must be 1, got 0"
         )
-    if slide < 1:
-        raise ValueError(f"slide must be at least 1, got {slide}")
+    for name, value, least in (("slide", slide, 1), ("max_new_tokens", max_new_tokens, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     if isinstance(generators, Sequence) and len(generators) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many generators, got {len(generators)}")
     _check(prompts, previous, model.vocab_size)

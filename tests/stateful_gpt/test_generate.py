@@ -823,11 +823,22 @@ def test_impossible_prompts_are_refused(
         )
 
 
-def test_a_window_slides_by_a_token_at_least(make_gpt: Make) -> None:
-    with pytest.raises(ValueError, match="slide must be at least 1, got 0"):
-        generate(
-            make_gpt(1), [[1]], max_new_tokens=1, feedback=Feedback(), config=ONE_PASS, slide=0
-        )
+@pytest.mark.parametrize(("name", "least"), [("slide", 1), ("max_new_tokens", 0)])
+def test_counts_have_a_least(make_gpt: Make, name: str, least: int) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 1, name: least - 1}
+    with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {least - 1}"):
+        generate(make_gpt(1), [[1]], feedback=Feedback(), config=ONE_PASS, **options)
+
+
+def test_a_start_may_be_named(make_gpt: Make) -> None:
+    def grown(start: Any) -> Tensor:
+        options: dict[str, Any] = {"feedback": Feedback(), "config": ONE_PASS, "start": start}
+        return generate(make_gpt(1), [[1, 2, 3]], max_new_tokens=3, **options).log_probs[0]
+
+    assert torch.equal(grown("carried"), grown(Start.CARRIED))
+    assert not torch.equal(grown("carried"), grown("cold"))
+    with pytest.raises(ValueError, match="'warm' is not a valid Start"):
+        grown("warm")
 
 
 def test_every_prompt_has_a_generator_where_there_are_several(make_gpt: Make) -> None:
