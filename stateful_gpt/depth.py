@@ -54,8 +54,6 @@ def depth_profile(
 
     That must be 0 of a model without a gate. ``full``: at depth T - 1 as well, left to right.
     """
-    was_training = model.training
-    model.eval()
     nll = torch.zeros(depth + 1, dtype=torch.float64)
     kl = torch.zeros(depth, dtype=torch.float64)
     nll_full, tokens = 0.0, 0
@@ -80,7 +78,6 @@ def depth_profile(
             last = reader.score_next(targets[:, -1].clamp_min(0))
             log_probs = torch.cat([log_probs, last[:, None]], dim=1)
             nll_full -= log_probs[counted].double().sum().item()
-    model.train(was_training)
     return DepthProfile(
         nll=(nll / tokens).tolist(),
         kl=(kl / tokens).tolist(),

@@ -69,7 +69,6 @@ class CausalSelfAttention(nn.Module):
         self.n_head, self.layer = config.n_head, layer
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, *, mask: Tensor | None, factor: Tensor | None, cache: KeyValueCache | None
@@ -79,8 +78,7 @@ class CausalSelfAttention(nn.Module):
         pairs = qkv[1:] if cache is None else cache.extend(self.layer, qkv[1:])
         q, (k, v) = qkv[0], pairs.unbind(0)  # (B, H, T, D), (B, H, S + T, D) each
         y = attend(q, k, v, mask=mask, factor=factor)  # (B, H, T, D)
-        out = self.c_proj.forward(y.transpose(1, 2).reshape(B, T, C))
-        return self.resid_dropout.forward(out) if self.training else out
+        return self.c_proj.forward(y.transpose(1, 2).reshape(B, T, C))
 
 
 class MLP(nn.Module):
@@ -89,11 +87,9 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.approximate = ACTIVATIONS[config.activation]
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.c_proj.forward(F.gelu(self.c_fc.forward(x), approximate=self.approximate))
-        return self.dropout.forward(out) if self.training else out
+        return self.c_proj.forward(F.gelu(self.c_fc.forward(x), approximate=self.approximate))
 
 
 class Block(nn.Module):
@@ -114,7 +110,6 @@ class Transformer(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, bias=config.bias)
 
@@ -208,9 +203,9 @@ class GPT(nn.Module):
                 raise ValueError("the model has no gate to feed hidden states back through")
             enriched = self.gate(x, modulation.hidden.to(x.dtype))
             x = x + modulation.hidden_strength * enriched
-        x = x + self.transformer.wpe.weight[start:end]
-        if self.training:
-            x = self.transformer.drop(x)
+        # what nobody learns from is read without dropout: a study of a model in training mode, too
+        rate, drops = self.config.dropout, self.training and torch.is_grad_enabled()
+        x = torch.dropout(x + self.transformer.wpe.weight[start:end], rate, drops)
 
         T, layers = tokens.size(1), modulation.layers
         plain, mask = (
@@ -220,8 +215,9 @@ class GPT(nn.Module):
         for i, block in enumerate(cast("list[Block]", self.transformer.h)):
             modulated = layers is None or i in layers
             seen, factor = (mask, modulation.factor) if modulated else (plain, None)
-            x = x + block.attn.forward(block.ln_1.forward(x), mask=seen, factor=factor, cache=cache)
-            x = x + block.mlp.forward(block.ln_2.forward(x))
+            out = block.attn.forward(block.ln_1.forward(x), mask=seen, factor=factor, cache=cache)
+            x = x + torch.dropout(out, rate, drops)
+            x = x + torch.dropout(block.mlp.forward(block.ln_2.forward(x)), rate, drops)
         if cache is not None:
             cache.length = end
         return self.transformer.ln_f.forward(x)

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stateful_gpt.depth import depth_profile
+from stateful_gpt.feedback import Feedback
 from stateful_gpt.model import GPT, GPTConfig
+from stateful_gpt.oracle import left_to_right
 from stateful_gpt.train import (
     IGNORE,
     TrainingConfig,
@@ -22,6 +24,7 @@ from stateful_gpt.train import (
     schedule,
     training_step,
 )
+from stateful_gpt.trajectory import trajectory
 
 Make = Callable[..., GPT]
 Tokens = Callable[..., Tensor]
@@ -157,7 +160,12 @@ def test_evaluation_is_without_dropout_and_leaves_the_mode_alone(training: bool)
     model = GPT(dataclasses.replace(trainable().config, dropout=0.5)).train(training)
     windows = torch.arange(40).view(5, 8) % 11
     assert nll(model, windows) == nll(model, windows)
+    fed = Feedback(strength=0.5)
+    first, again = (trajectory(model, windows, fed, iterations=3).log_probs for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(*(left_to_right(model, windows, fed) for _ in range(2)))
     assert model.training == training
+    assert training != torch.equal(*(model(windows) for _ in range(2)))
 
 
 def test_a_few_steps_lower_the_loss() -> None:
