@@ -110,7 +110,7 @@ def disturbed_reading(
     settled ones walks through the text. (arXiv 2508.16817, 2509.21716.)
 
     Args:
-        model: in float64, because responses are followed down to 1e-12 nats.
+        model: read in float64, because responses are followed down to 1e-12 nats.
         tokens: (B, T) ids, right-padded to one length; ``lengths`` of the B texts.
 
     Returns:
@@ -120,7 +120,7 @@ def disturbed_reading(
     Raises:
         ValueError: see ``LeftToRight``.
     """
-    texts, T = tokens.shape
+    model, (texts, T) = model.in_float64(), tokens.shape
     copies = sorted(  # of a text, disturbed at a position, and dropped half a text later
         (position, text, position + length // 2)
         for text, length in enumerate(lengths)

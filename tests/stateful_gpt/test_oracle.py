@@ -189,6 +189,16 @@ def growth(model: GPT, tokens: Tensor, feedback: Feedback) -> float | None:
     return disturbed_reading(model, tokens, feedback, lengths=[tokens.size(1)])[1][0]
 
 
+def test_lyapunov_exponents_are_read_in_float64_whatever_the_model_is_in(
+    make_gpt: Make, make_tokens: Tokens
+) -> None:
+    model, tokens = make_gpt(5, block_size=32, dtype=torch.float32), make_tokens(6, 1, 32)
+    found = growth(model, tokens, Feedback(strength=0.15))
+    assert found is not None
+    assert found == growth(model.in_float64(), tokens, Feedback(strength=0.15))
+    assert model.dtype == torch.float32
+
+
 @pytest.mark.parametrize("strength", [-0.15, 0.15])
 def test_lyapunov_exponent_is_the_slope_of_the_linear_response(
     make_gpt: Make, make_tokens: Tokens, strength: float
