@@ -70,6 +70,8 @@ class Feedback:
         # a name would act as a log_prob of full strength, whatever it says
         if not isinstance(self.kind, FeedbackKind):
             raise ValueError(f"kind must be a FeedbackKind, got {self.kind!r}: see of_kind")
+        if not isinstance(self.layers, Collection | None):  # an iterator would be read but once
+            raise ValueError(f"layers must be None or a collection of numbers, got {self.layers!r}")
         if self.shift not in (0, 1):
             raise ValueError(f"shift must be 0 or 1, got {self.shift!r}")
 
@@ -112,8 +114,8 @@ class Feedback:
         Raises:
             ValueError: layers that the model does not have.
         """
-        for layer in self.layers or ():
-            if not 0 <= layer < model.n_layer:
+        for layer in () if self.layers is None else self.layers:
+            if layer not in range(model.n_layer):
                 raise ValueError(f"layers must be from 0 to {model.n_layer - 1}, got {layer}")
         width = (model.width + self.of_tokens,) if self.of_hidden else ()
         return torch.zeros(*shape, *width, dtype=wide(model.dtype), device=model.device)

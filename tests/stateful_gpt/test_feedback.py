@@ -1,6 +1,7 @@
 """What a pass hands to the next, and that it acts on attention as its definition says."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -295,8 +296,15 @@ def test_a_name_is_no_kind_and_a_shift_is_of_one_token_at_most() -> None:
     assert Feedback.of_kind("prob", 0.5) == Feedback(FeedbackKind.PROB, 0.5)
 
 
-@pytest.mark.parametrize("layer", [-1, 2])
-def test_a_layer_that_the_model_lacks_is_refused(make_gpt: Make, layer: int) -> None:
+@pytest.mark.parametrize("layers", [1, iter([0, 1])])
+def test_layers_that_can_be_looked_at_but_once_are_refused(layers: Any) -> None:
+    # an iterator would be at its end before the first pass, and nothing be modulated
+    with pytest.raises(ValueError, match="layers must be None or a collection of numbers, got"):
+        Feedback(layers=layers)
+
+
+@pytest.mark.parametrize("layer", [-1, 0.5, 2])
+def test_a_layer_that_the_model_lacks_is_refused(make_gpt: Make, layer: Any) -> None:
     model, feedback = make_gpt(1), Feedback(layers=[0, layer])
     for read in (trajectory, left_to_right):
         with pytest.raises(ValueError, match=f"layers must be from 0 to 1, got {layer}"):
