@@ -42,10 +42,11 @@ def trajectory(
     Raises:
         ValueError: no token, or more than the model's block holds.
     """
-    batch = torch.as_tensor(tokens, dtype=torch.long)
+    batch = torch.as_tensor(tokens)
     batch = batch[None] if batch.ndim == 1 else batch
-    if batch.ndim != 2 or batch.numel() == 0:
-        raise ValueError(f"tokens must be (B, T) or (T,) ids, got the shape {tuple(batch.shape)}")
+    if batch.ndim != 2 or batch.numel() == 0 or batch.is_floating_point():
+        got = f"{batch.dtype} of the shape {tuple(batch.shape)}"
+        raise ValueError(f"tokens must be (B, T) or (T,) ids, got {got}")
     if batch.size(1) > model.block_size:
         raise ValueError(
             f"{batch.size(1)} tokens do not fit the model's block of {model.block_size}"
@@ -53,11 +54,9 @@ def trajectory(
     passes: list[Tensor] = []
 
     def keep(iteration: Iteration) -> None:
-        newest = (
-            passes[-1].clone() if passes else torch.empty_like(iteration.log_probs, device="cpu")
-        )
-        newest[iteration.span.rows] = iteration.log_probs.cpu()
-        passes.append(newest)
+        first = torch.empty_like(iteration.log_probs, device="cpu")
+        passes.append(passes[-1].clone() if passes else first)
+        passes[-1][iteration.span.rows] = iteration.log_probs.cpu()
 
     result = generate(
         model,

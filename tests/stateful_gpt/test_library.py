@@ -72,7 +72,9 @@ def test_texts_that_come_within_a_tolerance_keep_their_estimates(
     assert found.outcomes == [Outcome.WITHIN_TOLERANCE] * 8
 
 
-@pytest.mark.parametrize("tokens", [torch.zeros(0), torch.zeros(2, 0), torch.zeros(1, 1, 1)])
+@pytest.mark.parametrize(
+    "tokens", [torch.zeros(0), torch.zeros(2, 0), torch.zeros(1, 1, 1), [1.5, 2.5]]
+)
 def test_a_text_without_tokens_has_no_trajectory(make_gpt: Make, tokens: Tensor) -> None:
     with pytest.raises(ValueError, match="tokens must be"):
         stateful_gpt.trajectory(make_gpt(1), tokens, Feedback())
