@@ -285,7 +285,7 @@ class _Loop:
         at = torch.arange(begin, end, device=device)
         new = (at >= low) & (at < high)  # (R, N)
         state, log_probs = self.now[0][:, begin:end], self.now[1][:, begin:end]
-        few = ROUNDINGS if self.by_front or self.config.tolerance == "auto" else 0
+        few = ROUNDINGS if self.by_front or self.config.tolerance != 0 else 0
         exactly = (roundings(said.state, fed[:, begin:end]) <= few) | ~new | self.inert
         roughly = exactly
         if self.config.window is not None and self.config.allowed_step > 0:

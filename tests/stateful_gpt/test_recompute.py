@@ -115,6 +115,15 @@ def test_a_step_of_exactly_zero_is_settled_though_no_theorem_says_so() -> None:
     assert steps(seen) == [0.0]
 
 
+@pytest.mark.parametrize("tolerance", ["auto", 1e-3])
+def test_a_step_within_rounding_is_settled_whatever_the_tolerance(tolerance: float | str) -> None:
+    # a start that carries on, whose last bits are those of another batch
+    fixed = torch.full((1, 4), -3.0, dtype=torch.float64)
+    said, start = saying(lambda fed: fed * 0 + fixed), fixed * (1 + 1e-15)
+    result, _ = run(said, tolerance=tolerance, damping=0.5, start=start)
+    assert (result.outcomes, result.iterations) == ([Outcome.SETTLED], [1])
+
+
 @pytest.mark.parametrize("tolerance", ["auto", 1e-9])
 def test_where_nothing_is_fed_back_damping_keeps_nobody_from_settling(
     tolerance: float | str,
