@@ -160,8 +160,8 @@ def recompute(
             position's own estimate, and so takes one pass more than the estimates.
         leave: whether rows that have ended leave the batch; else they are evaluated on, fed what
             they were fed last, and stay as they are.
-        observe: called after every pass. With a window, rows then go on until the output of their
-            last position is final, too, where they are allowed that pass; outcomes stay the same.
+        observe: called after every pass. With a window the first one then reads to the end, so that
+            few passes may settle more, and rows go on until their last output is final, if allowed.
     """
     known = [1] * len(lengths) if settled is None else settled
     rows = [
