@@ -14,13 +14,14 @@ from safetensors import safe_open
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
 from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer, shown
-from stateful_gpt.untrusted import CheckpointError, machine_memory, open_regular
-from stateful_gpt.weights import SHARDS, WEIGHTS
+from stateful_gpt.untrusted import TOKENIZER_SIZE, CheckpointError, machine_memory, open_regular
+from stateful_gpt.weights import CONFIG, SHARDS, WEIGHTS
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
 # without a network, and without code that lies in a folder
 _SAFELY: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 _ATTENTION = "eager"  # a model's settings may name one that is code from the hub
+_LAYERS = re.compile(r'"(?:n|num|num_hidden)_layers?": (\d+)')  # how many a model states
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # as SentencePiece spells one
 
 
@@ -34,7 +35,9 @@ def read_hugging_face(
     """The model of a folder, and the tokenizer that is named, or else its own."""
     for pattern in FILES:
         for file in filter(Path.exists, folder.glob(pattern)):
-            open_regular(file, most=sys.maxsize).close()  # transformers would wait for a pipe
+            # transformers would wait for a pipe, and read settings that no memory holds
+            most = sys.maxsize if file.suffix == ".safetensors" else TOKENIZER_SIZE
+            open_regular(file, most=most).close()
     model = _read_model(folder, dtype).to(device)
     adapter = HuggingFaceModel(model)
     encoding = (
@@ -111,18 +114,22 @@ def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
 def _check_sizes(transformers: Any, folder: Path, dtype: torch.dtype) -> None:
     """Refuse sizes that the files belie, or that no memory holds, before anything is made."""
     files = list(folder.glob("*.safetensors"))
+    settings = json.loads((folder / CONFIG).read_bytes())
+    parts = {settings.get("transformers_weights") or files[0].name}
     if (index := folder / SHARDS).exists() and not (folder / WEIGHTS).exists():
-        for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values())):
-            if not (folder / name).exists():
-                raise CheckpointError(f"{folder} lacks {cut(repr(name))}, a part of its weights")
+        parts |= set(json.loads(index.read_bytes())["weight_map"].values())
+    for name in sorted(parts):
+        if folder / name not in files:  # whatever lies elsewhere was not looked at
+            raise CheckpointError(f"{folder} lacks {cut(repr(name))}, a part of its weights")
     headers: list[Any] = [safe_open(file, "pt") for file in files]
     tensors = sum(len(header.keys()) for header in headers)
-    config = transformers.AutoConfig.from_pretrained(folder, dtype=dtype, **_SAFELY)
-    layers = config.get_text_config().num_hidden_layers
+    # before they are read: the settings of some models list their layers
+    layers = max(map(int, _LAYERS.findall(json.dumps(settings))), default=0)
     if layers > tensors:
         raise CheckpointError(
             f"{folder}: the sizes it states take {layers:,} layers; it has {tensors:,} weights"
         )
+    config = transformers.AutoConfig.from_pretrained(folder, dtype=dtype, **_SAFELY)
     with torch.device("meta"):
         made = transformers.AutoModelForCausalLM.from_config(
             config, attn_implementation=_ATTENTION, trust_remote_code=False
@@ -132,7 +139,8 @@ def _check_sizes(transformers: Any, folder: Path, dtype: torch.dtype) -> None:
         raise CheckpointError(
             f"{folder}: the sizes it states take {weights:,} weights; it has {stored:,} bytes"
         )
-    wanted, memory = weights * dtype.itemsize, machine_memory()
+    held = sum(tensor.numel() for tensor in (*made.parameters(), *made.buffers()))
+    wanted, memory = held * dtype.itemsize, machine_memory()
     if wanted > memory:
         raise CheckpointError(
             f"{folder}: it needs {wanted:,} bytes of memory, and the machine has {memory:,}"

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -207,6 +208,52 @@ def test_a_part_of_the_weights_that_is_not_there_is_named(folder: Path) -> None:
     for part in sorted(folder.glob("model-*.safetensors"))[1:]:
         part.unlink()
     assert "lacks 'model-00002-of-" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../pipe", "further/pipe"])
+def test_weights_are_read_from_the_folder_alone(folder: Path, name: str) -> None:
+    (folder / "further").mkdir()
+    os.mkfifo(folder / "further" / "pipe")
+    os.mkfifo(folder.parent / "pipe")
+    index = folder / "model.safetensors.index.json"
+    names = json.loads(index.read_text())["weight_map"]
+    edit(index, weight_map=names | {min(names): name})
+    assert f"lacks {name!r}" in refusal(folder)
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="it has no such setting")
+def test_settings_do_not_choose_weights_that_were_not_looked_at(folder: Path) -> None:
+    (folder / "further").mkdir()
+    name = "further/model.safetensors"
+    save_file(tiny("llama", vocab_size=BYTES).state_dict(), folder / name)
+    edit(folder / "config.json", transformers_weights=name)
+    assert f"lacks {name!r}" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "more.json"])
+def test_settings_that_no_memory_holds_are_refused(folder: Path, name: str) -> None:
+    with (folder / name).open("ab") as file:
+        file.truncate(2**27)  # takes no space
+    assert f"{name} cannot be read: it has 134,217,728 bytes" in refusal(folder)
+
+
+def test_layers_are_counted_before_they_are_listed(tmp_path: Path) -> None:
+    tiny("qwen2", dtype=torch.float32, vocab_size=BYTES).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["layer_types"]  # it lists one for each
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 10**7}))
+    tracemalloc.start()
+    try:
+        assert "take 10,000,000 layers" in refusal(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+
+
+def test_tables_of_positions_that_no_memory_holds_are_not_made(tmp_path: Path) -> None:
+    tiny("gptj", dtype=torch.float32, vocab_size=BYTES).save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", n_positions=10**13)  # they are no weights
+    assert "bytes of memory, and the machine has" in refusal(tmp_path)
 
 
 def test_a_model_larger_than_the_machine_is_refused(
