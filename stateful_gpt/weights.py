@@ -136,6 +136,9 @@ def _published_gpt2(
         prefix = "" if name.startswith(("transformer.", "lm_head.")) else "transformer."
         transposed = name.endswith(_TRANSPOSED) and tensor.ndim == 2
         renamed[prefix + name] = tensor.t() if transposed else tensor
+    tied = settings.get("tie_word_embeddings", True)
+    whole = bool(tied) or "lm_head.weight" in renamed
+    _require(file, "tie_word_embeddings", tied, whole, "true where lm_head.weight is missing")
     return Stored(weights, renamed, config, None if has_other_words(file.parent) else "gpt2")
 
 

@@ -635,6 +635,7 @@ GPT2_DAMAGES: dict[str, tuple[dict[str, object], str]] = {
     "unscaled attention": ({"scale_attn_weights": False}, "scale_attn_weights"),
     "another epsilon": ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention"),
+    "no head of its own": ({"tie_word_embeddings": False}, "where lm_head.weight is missing"),
     "another family": ({"model_type": "llama"}, "model=hugging_face reads 'llama'"),
 }
 
