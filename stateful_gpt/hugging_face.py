@@ -121,7 +121,7 @@ class HuggingFaceModel:
         architecture = f"models of the architecture {type(self._model).__name__}"
         refused = f"{architecture} cannot be studied"
         ids = torch.arange(1, CHECKED_TOKENS + 1, device=self.device)[None] % self.vocab_size
-        reading, failure = _Reading(PLAIN), None
+        reading, failure, hidden = _Reading(PLAIN), None, None
         try:
             hidden = self._read(ids, reading)
             cache = self.new_cache(batch=1, capacity=CHECKED_TOKENS)
@@ -134,12 +134,12 @@ class HuggingFaceModel:
                 raise
             failure = named(error)
         for layer in range(self.n_layer):
-            if layer not in reading.asked:
+            if layer not in reading.asked and hidden is not None:
                 raise CheckpointError(
                     f"{refused}: layer {layer} has no attention into which transformers lets a"
                     " number per key be fed"
                 )
-        if failure is not None:
+        if hidden is None or failure is not None:
             raise CheckpointError(f"{architecture} cannot be read: {failure}")
         self.width = hidden.size(-1)
         plain = _with_same_weights(self._model)

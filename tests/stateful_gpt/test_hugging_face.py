@@ -228,6 +228,12 @@ def test_a_model_whose_head_needs_more_than_hidden_states_is_refused() -> None:
         HuggingFaceModel(model)
 
 
+def test_settings_that_break_a_model_do_not_speak_for_its_architecture() -> None:
+    model = tiny("deepseek_v3", num_key_value_heads=2)  # of 4 heads, without groups
+    with pytest.raises(CheckpointError, match=r"DeepseekV3ForCausalLM cannot be read: RuntimeErr"):
+        HuggingFaceModel(model)
+
+
 def test_a_model_without_a_number_of_positions_is_refused() -> None:
     model = tiny("llama")
     HuggingFaceModel(model)
