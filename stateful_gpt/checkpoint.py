@@ -53,6 +53,7 @@ BUNDLED = ("bundled", "bundled_stateful")
 # names that stand for a folder of transformers, and the command that makes it
 PREPARED = {"smollm2": (Path("data/models/smollm2"), "python -m scripts.prepare_smollm2")}
 
+HUB_CACHE = "snapshots"  # the folder of it that holds models
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 Library = Literal["stateful_gpt", "transformers"]  # what reads a model
@@ -207,13 +208,8 @@ def _download(name: str, files: Sequence[str], *, extra: str) -> Path:
 
 def _with_revision(source: str | Path, found: Path) -> str:
     """``NAME@REVISION`` of what was found in the hub's cache, else the source as it is."""
-    cached = _in_cache(found) and found != Path(source)
+    cached = found.parent.name == HUB_CACHE and found != Path(source)
     return f"{source}@{found.name}" if cached else str(source)
-
-
-def _in_cache(folder: Path) -> bool:
-    """Whether it is the hub's."""
-    return folder.parent.name == "snapshots"
 
 
 def fingerprint(source: str | Path, *, library: Library | None = None) -> str:
@@ -226,7 +222,7 @@ def fingerprint(source: str | Path, *, library: Library | None = None) -> str:
             digest.update(named.encode())
         return digest.hexdigest()[:16]
     own = [path / name for name in sorted((WEIGHTS, CONFIG, TOKENIZER))]
-    if _in_cache(path) and not has_other_words(path):
+    if path.parent.name == HUB_CACHE and not has_other_words(path):
         own.remove(path / TOKENIZER)  # GPT-2's, downloaded to see that it is
     for file in own if path.is_dir() else [path, path.with_name(NANOGPT_TOKENIZER)]:
         if file.exists():  # whatever it is called

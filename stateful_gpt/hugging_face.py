@@ -132,7 +132,7 @@ class HuggingFaceModel:
         except Exception as error:  # of any kind: code written for another attention or cache
             if exhausted(error):
                 raise
-            failure = named(error)
+            failure = f"{type(error).__name__}: {cut(error)}"
         for layer in range(self.n_layer):
             if layer not in reading.asked and hidden is not None:
                 raise CheckpointError(
@@ -308,8 +308,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def named(error: BaseException) -> str:
-    """A foreign error in a sentence of ours."""
-    return f"{type(error).__name__}: {cut(error)}"

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from stateful_gpt.console import cut, exhausted
-from stateful_gpt.hugging_face import HuggingFaceModel, named, quiet
+from stateful_gpt.hugging_face import HuggingFaceModel, quiet
 from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer, shown
 from stateful_gpt.untrusted import TOKENIZER_SIZE, CheckpointError, machine_memory, open_regular
 from stateful_gpt.weights import CONFIG, SHARDS, WEIGHTS
@@ -77,12 +77,11 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
             output_loading_info=True,
             **_SAFELY,
         )
-    version: str = transformers.__version__
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None)
-    if rotary and int(version.split(".")[0]) < 5:
+    if rotary and int(transformers.__version__.split(".")[0]) < 5:
         raise CheckpointError(
-            f"{folder} was written by transformers 5, whose rotary settings {version} would pass"
-            " over: load it with transformers 5"
+            f"{folder} was written by transformers 5, whose rotary settings"
+            f" {transformers.__version__} would pass over: load it with transformers 5"
         )
     kinds = {"missing": "missing", "unexpected": "unexpected", "mismatched": "of another shape"}
     for kind, what in kinds.items():
@@ -118,9 +117,8 @@ def _check_sizes(transformers: Any, folder: Path, dtype: torch.dtype) -> None:
     parts = {settings.get("transformers_weights") or files[0].name}
     if (index := folder / SHARDS).exists() and not (folder / WEIGHTS).exists():
         parts |= set(json.loads(index.read_bytes())["weight_map"].values())
-    for name in sorted(parts):
-        if folder / name not in files:  # whatever lies elsewhere was not looked at
-            raise CheckpointError(f"{folder} lacks {cut(repr(name))}, a part of its weights")
+    for name in sorted(parts - {file.name for file in files}):  # nothing else was looked at
+        raise CheckpointError(f"{folder} lacks {cut(repr(name))}, a part of its weights")
     headers: list[Any] = [safe_open(file, "pt") for file in files]
     tensors = sum(len(header.keys()) for header in headers)
     # before they are read: the settings of some models list their layers
@@ -135,16 +133,15 @@ def _check_sizes(transformers: Any, folder: Path, dtype: torch.dtype) -> None:
             config, attn_implementation=_ATTENTION, trust_remote_code=False
         )
     weights, stored = made.num_parameters(), sum(file.stat().st_size for file in files)
-    if weights > 8 * stored:  # no format has less than a bit for one
-        raise CheckpointError(
-            f"{folder}: the sizes it states take {weights:,} weights; it has {stored:,} bytes"
-        )
     held = sum(tensor.numel() for tensor in (*made.parameters(), *made.buffers()))
     wanted, memory = held * dtype.itemsize, machine_memory()
-    if wanted > memory:
-        raise CheckpointError(
-            f"{folder}: it needs {wanted:,} bytes of memory, and the machine has {memory:,}"
-        )
+    problem = None
+    if weights > 8 * stored:  # no format has less than a bit for one
+        problem = f"the sizes it states take {weights:,} weights; it has {stored:,} bytes"
+    elif wanted > memory:
+        problem = f"it needs {wanted:,} bytes of memory, and the machine has {memory:,}"
+    if problem is not None:
+        raise CheckpointError(f"{folder}: {problem}")
 
 
 @contextmanager
@@ -164,7 +161,8 @@ def _loading(folder: Path, what: str) -> Iterator[Any]:
             if isinstance(error, CheckpointError) or exhausted(error):
                 raise
             raise CheckpointError(
-                f"{folder} is not a {what} that transformers loads: {named(error)}"
+                f"{folder} is not a {what} that transformers loads:"
+                f" {type(error).__name__}: {cut(error)}"
             ) from None
 
 
