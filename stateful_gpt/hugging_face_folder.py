@@ -33,7 +33,7 @@ def read_hugging_face(
     device: torch.device | str,
 ) -> tuple[HuggingFaceModel, Tokenizer]:
     """The model of a folder, and the tokenizer that is named, or else its own."""
-    for pattern in FILES:
+    for pattern in (*FILES, "*.jinja", "*/*.jinja"):  # templates of chats are read with the rest
         for file in filter(Path.exists, folder.glob(pattern)):
             # transformers would wait for a pipe, and read settings that no memory holds
             most = sys.maxsize if file.suffix == ".safetensors" else TOKENIZER_SIZE

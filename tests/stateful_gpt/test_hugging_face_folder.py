@@ -221,7 +221,6 @@ def test_weights_are_read_from_the_folder_alone(folder: Path, name: str) -> None
     assert f"lacks {name!r}" in refusal(folder)
 
 
-@pytest.mark.skipif(transformers.__version__ < "5", reason="it has no such setting")
 def test_settings_do_not_choose_weights_that_were_not_looked_at(folder: Path) -> None:
     (folder / "further").mkdir()
     name = "further/model.safetensors"
@@ -230,7 +229,9 @@ def test_settings_do_not_choose_weights_that_were_not_looked_at(folder: Path) ->
     assert f"lacks {name!r}" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "more.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "more.json", "chat_template.jinja"]
+)
 def test_settings_that_no_memory_holds_are_refused(folder: Path, name: str) -> None:
     with (folder / name).open("ab") as file:
         file.truncate(2**27)  # takes no space
