@@ -230,7 +230,7 @@ def test_a_model_whose_head_needs_more_than_hidden_states_is_refused() -> None:
 
 def test_settings_that_break_a_model_do_not_speak_for_its_architecture() -> None:
     model = tiny("deepseek_v3", num_key_value_heads=2)  # of 4 heads, without groups
-    with pytest.raises(CheckpointError, match=r"DeepseekV3ForCausalLM cannot be read: RuntimeErr"):
+    with pytest.raises(CheckpointError, match=r"DeepseekV3ForCausalLM cannot be read: "):
         HuggingFaceModel(model)
 
 
