@@ -118,7 +118,11 @@ class RunFolder:
         return error
 
     def refuse(self, error: str, *, traceback: str | None = None) -> None:
-        """Record why the run could not begin, or again why its last attempt broke off."""
+        """Record why the run could not begin, or again why its last attempt broke off; raises
+        BlockingIOError if somebody else computes it, whose end is what counts.
+        """
+        if is_held(self.path):
+            raise BlockingIOError(f"{self.path} is being computed")
         self._status = {"started": None} | read_status(self.path)
         self.fail(error, traceback=traceback)
 

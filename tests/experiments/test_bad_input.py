@@ -1,5 +1,6 @@
 """Whatever is wrong is one sentence: exit code 1 or 2, no traceback, nothing half-made left."""
 
+import fcntl
 import json
 import os
 import pickle
@@ -491,6 +492,24 @@ def test_a_job_that_fails_stops_no_other_and_each_failure_is_said(
     assert "999" in err
     assert sorted(status(folder)["state"] for folder in runs()) == ["failed", "finished"]
     assert runs()[0].name in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is not absent here")
+def test_a_run_that_somebody_computes_is_not_called_failed_by_who_cannot_begin_it(
+    in_process: Converge, settings: list[str], runs: Callable[[], list[Path]],
+    status: Callable[[Path], dict[str, Any]],
+) -> None:  # fmt: skip
+    assert in_process("converge", "-m", *settings)[0] == 0
+    (folder,) = runs()
+    before = {**status(folder), "state": "running"}
+    (folder / "status.json").write_text(json.dumps(before))
+    with (folder / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        code, out, err = in_process("converge", "-m", *settings, "device=cuda")
+    assert code == 1
+    assert re.fullmatch("error: device.name: .*cuda.*\n", err)
+    assert "1 run: 1 running" in out
+    assert status(folder) == before
 
 
 def test_a_failed_run_is_in_the_table_beside_the_others(
