@@ -109,7 +109,7 @@ def report(study: Study) -> str:
     if not (closing or study.complete) and None in map(ours, filter(None, stored)):
         closing = ["The command of this sweep has settings that are not repeated here"]
     if any(run.state is State.FINISHED for run in study.runs):
-        words = [str(study.path), "--out", str(Path("figures") / study.path.name)]
+        words = [str(study.path), "--out", str(Path("figures") / study.path.resolve().name)]
         closing.append(f"Draw it:  {shlex.join(['python', '-m', 'analysis', 'figures', *words])}")
     return "\n".join([table(study), *closing])
 

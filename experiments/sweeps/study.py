@@ -5,6 +5,7 @@ out to compute is in ``<study>/.sweep/plans/``: a file for each, named after its
 same command replaces its own plan and a larger grid adds one.
 """
 
+import os
 import re
 import shlex
 from collections import Counter
@@ -106,16 +107,24 @@ class Study:
 
     def commands(self) -> list[str]:
         """Few commands that compute all that is not finished: largest sweeps first."""
-        left = {run.name: ours(run.command) for run in self.runs if run.state is not State.FINISHED}
-        offers = [(ours(plan.command), {c.path.name for c in plan.cells}) for plan in self.plans]
+        left = {run.name: run for run in self.runs if run.state is not State.FINISHED}
+        offers = [({cell.path.name for cell in plan.cells}, plan) for plan in self.plans]
         needed = []
-        for command, names in sorted(offers, key=lambda offer: -len(offer[1] & set(left))):
-            if command is None:
-                continue
-            if names & set(left):
-                needed.append(command)
-            left = {name: own for name, own in left.items() if name not in names}
-        return list(dict.fromkeys([*needed, *filter(None, left.values())]))
+        for names, plan in sorted(offers, key=lambda offer: -len(offer[0] & set(left))):
+            if names & set(left) and (said := self._here(plan.command, plan.cells[0].config)):
+                needed.append(said)
+                left = {name: run for name, run in left.items() if name not in names}
+        own = [self._here(run.command, run.config) for run in left.values()]
+        return list(dict.fromkeys([*needed, *filter(None, own)]))
+
+    def _here(self, command: object, config: dict[str, Any] | None) -> str | None:
+        """``ours``, and where the study has been moved or copied to since, if it has."""
+        said, here = ours(command), os.path.abspath(self.path)
+        was = f"{config.get('runs_dir')}/{config.get('study')}" if config else here
+        if said is None or here == os.path.abspath(was):
+            return said
+        runs_dir, study = os.path.split(here)
+        return shlex.join([*shlex.split(said), f'runs_dir="{runs_dir}"', f"study={study}"])
 
 
 def ours(command: object) -> str | None:

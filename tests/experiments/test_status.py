@@ -126,6 +126,31 @@ def test_a_single_run_that_broke_off_names_its_own_command(
     assert "study=s" in re.findall(r"^Complete it:  (.*)$", shown, re.MULTILINE)[0]
 
 
+@pytest.mark.parametrize("words", [["-m", "feedback.strength=0,1"], ["feedback.strength=0"]])
+def test_a_study_that_was_moved_is_completed_where_it_lies(
+    in_process: Call, settings: list[str], ask: Call, tmp_path: Path, words: list[str]
+) -> None:
+    assert in_process("converge", *settings, *words)[0] == 0
+    there = tmp_path / "an, other" / "t"
+    there.parent.mkdir()
+    shutil.move(tmp_path / "runs" / "s", there)
+    for file in there.glob("*/summary.json"):
+        file.unlink()
+    (command,) = re.findall(r"^Complete it:  (.*)$", ask(there)[1], re.MULTILINE)
+    code, out, _ = in_process("converge", *shlex.split(command)[3:])
+    assert code == 0, out
+    assert ask(there)[0] == 0
+    assert not (tmp_path / "runs" / "s").exists()
+
+
+def test_the_command_that_draws_names_a_folder_after_the_study(
+    sweep: Call, ask: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep("feedback.strength=0,1")
+    monkeypatch.chdir(tmp_path / "runs" / "s")
+    assert ask(".")[1].endswith("python -m analysis figures . --out figures/s\n")
+
+
 @pytest.mark.parametrize("name", ["nowhere", "file", "empty"])
 def test_what_is_no_study_is_one_sentence(ask: Call, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
