@@ -84,7 +84,13 @@ def verify(place: Path) -> tuple[bool, str, str]:
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         try:
             settings = settings_of(place, Path(folder))
-            again = compute(settings, threads=before.get("threads"))
+            import torch
+
+            from experiments.converge.run import converge  # takes seconds, which a refusal need not
+
+            if isinstance(threads := before.get("threads"), int) and 0 < threads <= 1024:
+                torch.set_num_threads(threads)  # another number adds in another order
+            again = converge(settings)
         except (ConfigError, RunError) as error:
             return False, f"{name} cannot be computed again: {error}", ""
         try:
@@ -101,17 +107,6 @@ def verify(place: Path) -> tuple[bool, str, str]:
         reproduced, said = False, f": its settings now give run {again.name}, so"
         said += " the model, the prompts or the defaults have changed since"
     return reproduced, f"{name} is {'' if reproduced else 'NOT '}reproduced{said}.", warning
-
-
-def compute(settings: ConvergeSettings, *, threads: Any) -> Path:
-    """The folder of the new run."""
-    import torch
-
-    from experiments.converge.run import converge  # takes seconds, which a refusal need not
-
-    if isinstance(threads, int) and 0 < threads <= 1024:
-        torch.set_num_threads(threads)  # another number adds in another order
-    return converge(settings)
 
 
 def compare(old: pd.DataFrame, new: pd.DataFrame, dtype: str) -> tuple[bool, str]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import experiments.converge.run
 from experiments import verify
 from experiments.converge.settings import ConvergeSettings
 
@@ -139,7 +140,7 @@ def test_other_commits_changes_and_versions_are_warned_of(
     )
     edit(folder / "status.json", lambda old: old["versions"].update(torch="1.0"))
 
-    def copy(settings: ConvergeSettings, threads: object) -> Path:
+    def copy(settings: ConvergeSettings) -> Path:
         """The very run stands in for the second computation: its records alone differ."""
         again = shutil.copytree(folder, Path(settings.runs_dir) / "s" / folder.name)
         edit(
@@ -149,7 +150,7 @@ def test_other_commits_changes_and_versions_are_warned_of(
         edit(again / "status.json", lambda new: new["versions"].update(torch="2.0"))
         return again
 
-    monkeypatch.setattr(verify, "compute", copy)
+    monkeypatch.setattr(experiments.converge.run, "converge", copy)
     code, _, err = ask(folder)
     assert code == 0
     assert err == (
