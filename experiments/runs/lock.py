@@ -12,7 +12,7 @@ LOCK = ".lock"
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without them say
 # a folder may come from elsewhere: what a link in it points at stays as it is, and nobody waits
 # for the other end of a pipe
-_CAUTION = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_CAUTION = os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextmanager

@@ -125,8 +125,7 @@ def take_gpu(gpus: Sequence[str], folder: str) -> None:
     if os.environ.get(TAKEN) == folder:  # in an earlier run of this worker
         return
     for place in itertools.count():
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        descriptor = os.open(Path(folder, str(place)), flags, 0o600)
+        descriptor = os.open(Path(folder, str(place)), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
