@@ -40,7 +40,6 @@ class Command:
     def __call__(self, config: DictConfig) -> None:
         """One run, and how its study stands then."""
         self.began = True
-        task = HydraConfig.get()
         asked = Asked(self.typed, self.runner.command_of_run(sweep.overrides_of_the_job()))
         settings: Any = None
         try:
@@ -50,7 +49,7 @@ class Command:
             settings = to_settings(config, self.runner.settings)
             self.runner.run(settings, asked)
         except (ConfigError, RunError, KeyboardInterrupt) as error:  # Hydra would say more
-            if task.mode is RunMode.MULTIRUN:  # of another sweeper than ours
+            if HydraConfig.get().mode is RunMode.MULTIRUN:  # of another sweeper than ours
                 raise
             self.code = _say_why(error)
             if isinstance(error, ConfigError):

@@ -128,14 +128,13 @@ def sentence(error: BaseException, *, options: list[str] | None = None) -> str:
     chain = [error]
     while (deeper := chain[-1].__cause__) is not None:
         chain.append(deeper)
-    last = chain[-1]
     lines = [str(each).strip().partition("\n")[0] or type(each).__name__ for each in chain]
     text = ": ".join(map(cut, dict.fromkeys(lines)))
     if text.startswith("Ambiguous value"):
         text += ": -m sweeps over several values, [a,b] is one list"
     if key and key not in text:
         text = f"{cut(key)}: {text}"
-    if isinstance(last, MissingConfigException) and last.options is not None:
+    if isinstance(last := chain[-1], MissingConfigException) and last.options is not None:
         text = f"{text.rstrip('.')}; allowed: {', '.join(options or sorted(last.options))}"
     return text
 
@@ -151,13 +150,11 @@ def _mistake(error: ValidationError, plain: Any, schema: type[Settings]) -> str:
     if isinstance(said := first.get("ctx", {}).get("error"), ConfigError):
         return str(said)
     value, names, group = plain, [], schema
-    told: str | None = None
     for part in map(str, first["loc"]):
         names.append(part)
         if part not in group.model_fields:
             return unknown_key(".".join(names), list(group.model_fields))
         field = group.model_fields[part]
-        told = field.description
         value = value.get(part) if isinstance(value, dict) else None
         kind: Any = field.annotation
         if not (isinstance(kind, type) and issubclass(kind, Settings)):
@@ -169,7 +166,7 @@ def _mistake(error: ValidationError, plain: Any, schema: type[Settings]) -> str:
     # of several types that a value may have, each says what it takes
     ours = [m["msg"] for m in mistakes if list(map(str, m["loc"]))[: len(names)] == names]
     takes = [re.sub(r"^(Input should be|Value error,) |, (unable|got) .*", "", m) for m in ours]
-    allowed = told or " or ".join(dict.fromkeys(takes))
+    allowed = field.description or " or ".join(dict.fromkeys(takes))
     if first["type"] == "model_type":
         allowed = f"a group of settings ({', '.join(group.model_fields)})"
     return f"{key} must be {allowed}, got {'null' if value is None else cut(repr(value))}"

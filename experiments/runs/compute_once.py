@@ -6,7 +6,7 @@ Whatever goes wrong is a sentence in ``status.json``. A mistake of ours keeps it
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ def compute_once(
     open_tracker: Callable[[], Tracker],
     compute: Callable[[Tracker], Callable[[], object]],
     shorten: str,
-    origin: Mapping[str, Any] = {},
+    origin: dict[str, Any] | None = None,
 ) -> None:
     """Compute a run unless it is finished. Waits for whoever computes it already.
 
@@ -85,11 +85,8 @@ def compute_once(
                 print(f"{folder.path} was finished meanwhile: nothing to compute")
                 return
             found = changes()
-            told = {
-                **{"command": asked.command, "command_of_this_run": asked.command_of_this_run},
-                **provenance(device),
-                **origin,
-            }
+            told = {"command": asked.command, "command_of_this_run": asked.command_of_this_run}
+            told |= provenance(device) | (origin or {})
             folder.begin(told, changes=found.patch if found else b"")
             _attempt(folder, open_tracker, compute, shorten)
     except OSError as error:
