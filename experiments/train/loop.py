@@ -101,36 +101,36 @@ class Training:
                     saved_at = time.monotonic()
         self._save()
 
-    def profile(self, model: GPT, *, full: bool, windows: int | None) -> DepthProfile:
+    def profile(self, model: GPT, *, depth: int, full: bool, windows: int | None) -> DepthProfile:
         """Held-out loss and movement by depth, of some windows spread over the text, or of all."""
         table = self.held_out.windows()
         if windows is not None and windows < len(table):
             table = table[torch.linspace(0, len(table) - 1, windows).long()]
-        depth = self.settings.training.evaluate_depth if model.gate is not None else 0
         found = depth_profile(model, table, depth=depth, full=full)
         check_losses(found.nll, self.step)
         return found
 
     def _evaluate(self) -> dict[str, Any]:
-        # depths cost a pass each: of a model with a gate, a part of the text has to do
-        windows = self.settings.training.evaluate_windows if self.model.gate is not None else None
-        profile = self.profile(self.model, full=False, windows=windows)
+        # of the whole text, so that models with and without a gate can be compared on the way
+        loss = self.profile(self.model, depth=0, full=False, windows=None).nll[0]
         row: dict[str, Any] = {
             "step": self.step,
             "seconds": round(self.seconds, 1),
             "tokens_read": self.tokens_read,
             "train_loss": self.loss,
-            "held_out_loss": profile.nll[0],
+            "held_out_loss": loss,
+            "held_out_nats_per_character": loss / self.held_out.characters_per_prediction,
         }
-        said = f"held out {profile.nll[0]:.4f} nats/token"
-        if windows is None:
-            nats = profile.nll[0] * profile.tokens
-            row["held_out_nats_per_character"] = nats / self.held_out.characters
-        else:
-            nll, broken = profile.nll, profile.broken_at
-            row |= {"nll_by_depth": nll, "kl_by_depth": profile.kl, "contracts": broken is None}
+        said = f"held out {loss:.4f} nats/token"
+        if self.model.gate is not None:  # depths cost a pass each: a part of the text has to do
+            chosen = self.settings.training
+            depth, windows = chosen.evaluate_depth, chosen.evaluate_windows
+            part = self.profile(self.model, depth=depth, full=False, windows=windows)
+            nll, broken = part.nll, part.broken_at
+            row |= {"nll_by_depth": nll, "kl_by_depth": part.kl, "contracts": broken is None}
             falls = f"does not fall at depth {broken}" if broken else "falls with every pass"
-            said += f", {nll[1]:.4f} at depth 1, {nll[-1]:.4f} at {len(profile.kl)}; KL {falls}"
+            said += f", of a part {nll[0]:.4f}, {nll[1]:.4f} at depth 1, {nll[-1]:.4f} at {depth}"
+            said += f"; KL {falls}"
         where = f"step {self.step:6d}  {self.seconds:6.0f} s  train {self.loss:.3f}"
         tqdm.write(f"{where}  {said}", file=sys.stdout)
         sys.stdout.flush()

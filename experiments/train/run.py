@@ -141,8 +141,9 @@ def _train(
         )
         # the loss that counts is that of the rounded weights in the file
         rounded = load_checkpoint(output, device=device).model
+        depth = settings.training.evaluate_depth if stateful else 0
         windows = settings.training.final_windows
-        profile = training.profile(rounded, full=stateful, windows=windows)
+        profile = training.profile(rounded, depth=depth, full=stateful, windows=windows)
         length = held_out.characters_per_prediction
         depths = {  # losses in nats per token
             **asdict(profile),
