@@ -119,7 +119,10 @@ def _train(
     lines, block = settings.corpus.documents == "line", architecture.block_size
     corpora = []
     for key, of_key in zip(("corpus.train", "corpus.held_out"), texts, strict=True):
-        corpora.append(read_corpus(key, of_key, encoding, block_size=block, lines=lines))
+        try:
+            corpora.append(read_corpus(key, of_key, encoding, block_size=block, lines=lines))
+        except TokenizerError as error:
+            raise ConfigError(f"{key}: {error}") from None
         if not lines and (count := len(corpora[-1].tokens)) <= block:
             raise ConfigError(
                 f"{key} has {count} tokens, fewer than one window of"

@@ -25,11 +25,12 @@ from experiments.train import run as training
 from experiments.train.__main__ import main
 from experiments.train.corpus import read_corpus
 from scripts import held_out_loss
-from stateful_gpt.checkpoint import load_checkpoint
+from stateful_gpt.checkpoint import load_checkpoint, save_checkpoint
 from stateful_gpt.depth import depth_profile
 from stateful_gpt.feedback import Feedback
+from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.oracle import left_to_right
-from stateful_gpt.tokenizer import decode, load_tokenizer
+from stateful_gpt.tokenizer import Characters, decode, load_tokenizer
 from tests.experiments.test_tracking import records, values
 from tests.forked import Forked
 from tests.wandb_server import WandbServer
@@ -536,6 +537,18 @@ def test_a_corpus_that_is_not_text_is_one_sentence(train: Train, tmp_path: Path)
     code, _, err = train()
     assert code == 2
     assert re.fullmatch(r"error: corpus\.train: .+ is no text .+\n", err)
+
+
+def test_a_text_that_the_starting_model_has_no_ids_for_is_one_sentence(
+    train: Train, tmp_path: Path
+) -> None:
+    known = sorted(set((tmp_path / "train" / "text.txt").read_text()))  # as nanoGPT keeps them
+    shape = {"block_size": 16, "vocab_size": 257, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    save_checkpoint(GPT(GPTConfig(**shape, bias=False)), tmp_path, tokenizer=Characters("c", known))
+    (tmp_path / "held_out" / "text.txt").write_text("the cat @ home\n" * 9)
+    code, _, err = train(f"start_from={tmp_path}")
+    assert code == 2
+    assert re.fullmatch(r"error: corpus\.held_out: the character '@' at position 8 .+\n", err)
 
 
 def flip(path: Path) -> None:
