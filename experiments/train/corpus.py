@@ -63,7 +63,7 @@ def read_texts(key: str, folder: str) -> list[str]:
             " (scripts.prepare_corpus makes data/austen, scripts.prepare_names data/names)"
         )
     try:
-        texts = [read_regular(path, most=CORPUS_SIZE).decode("utf-8") for path in paths]
+        texts = [read_regular(path, most=CORPUS_SIZE).decode("utf-8-sig") for path in paths]
         return [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
     except ValueError as error:  # no regular file, or no UTF-8
         raise ConfigError(f"{key}: a file of {named} is no text ({cut(error)})") from None

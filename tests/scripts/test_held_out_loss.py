@@ -19,7 +19,8 @@ def texts(tmp_path: Path) -> Path:
     folder = tmp_path / "texts"
     folder.mkdir()
     for name, text in TEXTS.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        # one with a byte order mark, as some editors write
+        (folder / name).write_text(text, encoding="utf-8-sig" if name == "b.txt" else "utf-8")
     (folder / "notes.md").write_text("Not a text of the corpus.")
     return folder
 
