@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from experiments.runs import files
 from experiments.runs.compute_once import ALONE, Asked, RunError, disk_sentence
-from experiments.runs.folder import TRACKER, read_config
+from experiments.runs.folder import TRACKER, changes_of, read_config
 from experiments.runs.lock import LOCK, locked
 from experiments.runs.provenance import provenance
 from experiments.settings import ConfigError
@@ -306,7 +306,7 @@ def _card(settings: TrainSettings, training: Training, asked: Asked, *, loss: st
         "passes": passes,
         "hardware": origin["device"],
         "time": f"{training.seconds / 60:.0f} minutes",
-        "commit": origin["commit"],
+        "commit": f"{origin['commit']}{', with uncommitted changes' if changes_of(origin) else ''}",
         "PyTorch": origin["versions"]["torch"],
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

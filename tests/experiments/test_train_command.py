@@ -19,7 +19,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from analysis import load
 from analysis.read.saved import SourceError
+from experiments.runs import provenance
 from experiments.runs.files import read_json
+from experiments.runs.provenance import Changes
 from experiments.tracking.tracker import stop_helper
 from experiments.train import run as training
 from experiments.train.__main__ import main
@@ -149,6 +151,17 @@ def test_a_loss_on_a_part_of_the_text_is_stated_as_one(
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     part = f"nats per character (on {windows} windows spread over it)"
     assert (part in card.replace("**", ""), part in out) == (told, told)
+
+
+def test_a_card_says_whether_the_source_was_that_of_its_commit(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size, words in [(0, ""), (9, ", with uncommitted changes")]:  # new data leave a patch empty
+        found = Changes(b"", {"sha256": "5e", "bytes": size})
+        monkeypatch.setattr(provenance, "changes", lambda found=found: found)
+        assert train("training.steps=1", f"output={tmp_path / str(size)}")[0] == 0
+        card = (tmp_path / str(size) / "README.md").read_text(encoding="utf-8")
+        assert re.search(rf"\| commit \| (None|\w{{40}}){words} \|", card)
 
 
 @pytest.mark.parametrize("name", ["byte", "gpt2"])
