@@ -161,10 +161,9 @@ class Training:
             with zipfile.ZipFile(path) as archive:
                 broken = archive.testzip()  # it has a checksum of each of its parts
             state = torch.load(path, map_location=self.model.device, weights_only=True)
-            known = broken is None and state["settings"] == self.settings.deciding()
-            # early versions did not say their texts
-            known = known and state.get("texts", self._texts) == self._texts
-        except _DAMAGE:  # some early versions did not say their settings
+            found, ours = (state["settings"], state["texts"]), self.settings.deciding()
+            known = broken is None and found == (ours, self._texts)
+        except _DAMAGE:  # some early versions did not say what they read
             known = False
         if not known:
             what = "damaged, or of other settings, texts or starting weights"
