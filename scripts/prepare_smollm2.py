@@ -52,7 +52,9 @@ def main() -> None:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         helps = "pip install -e '.[hugging_face,smollm2]' -c constraints.txt"
         raise Failure(f"it needs {', '.join(missing)}: {helps}")
-    if options.out.exists() and any(options.out.iterdir()) and not is_ours(options.out):
+    card = options.out / "README.md"  # of an earlier call, whose folder a new one may take
+    ours = card.is_file() and card.read_bytes().startswith(CARD.splitlines()[0].encode())
+    if options.out.exists() and any(options.out.iterdir()) and not ours:
         raise Failure(f"{options.out} holds something else: choose another --out, or remove it")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out.parent) as name:
@@ -62,12 +64,6 @@ def main() -> None:
             shutil.rmtree(options.out)
         (scratch / "model").rename(options.out)  # whole at once
     print(f"{options.out} is ready: python -m experiments.converge model=smollm2")
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether an earlier call made this folder, so that a new one may take its place."""
-    card = folder / "README.md"
-    return card.is_file() and card.read_bytes().startswith(CARD.splitlines()[0].encode())
 
 
 def fetch(scratch: Path) -> Path:

@@ -36,11 +36,10 @@ def main() -> int:
     try:
         runs = analysis.load(*options.sources).only(prompt_ids=options.prompt)
         trajectory = runs.trajectory
+        if trajectory.empty:
+            raise SourceError("There is no trajectory in these sources.")
     except SourceError as error:
         print(error, file=sys.stderr)
-        return 2
-    if trajectory.empty:
-        print("There is no trajectory in these sources.", file=sys.stderr)
         return 2
     for prompt_id in runs.prompt_ids:
         of_prompt = trajectory[trajectory["prompt_id"] == prompt_id]
