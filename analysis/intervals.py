@@ -64,14 +64,18 @@ def paired(
 
     Tokens of one text are averaged first, as a run's own nll is, and those of several runs (other
     seeds, repeats) before that. Whole texts are resampled, or the tokens within each text where
-    there are fewer than 8. What has no token with a change has no interval.
+    there are fewer than 8. What has no token with a change has no interval, and a text that
+    diverged, if only at its end, has no change.
 
     Args:
         estimates: as `Runs.estimates` has them; the last step counts.
         groups: by run, the group that it is a repeat of; a run that is not in it does not count.
         by_prompt: an interval for each (group, prompt_id), not for each group.
     """
-    known = last_step(estimates[estimates["run"].isin(groups.index)]).dropna(subset=["change"])
+    known = last_step(estimates[estimates["run"].isin(groups.index)]).dropna(subset=["plain"])
+    finite = known["change"].astype(float).abs() < np.inf
+    whole = finite.groupby([known["run"], known["prompt_id"]], observed=True).transform("all")
+    known = known[whole]
     keys = [known["run"].map(groups), known["prompt_id"], known["position"]]
     worse = -known["change"].astype(float).groupby(keys, observed=True).mean()
     found: dict[Any, list[np.ndarray]] = {}
@@ -81,8 +85,7 @@ def paired(
     made: dict[Any, Interval] = {}
     alike: dict[tuple[int, ...], list[Any]] = {}  # of the same lengths: they share what is drawn
     for key, texts in found.items():
-        if all(np.isfinite(text).all() for text in texts):
-            alike.setdefault(tuple(map(len, texts)), []).append(key)
+        alike.setdefault(tuple(map(len, texts)), []).append(key)
     for lengths, same in alike.items():
         rng, members = np.random.default_rng(0), [found[key] for key in same]
         means = np.array([[text.mean() for text in texts] for texts in members])
