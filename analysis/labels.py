@@ -122,7 +122,7 @@ def spelt(name: str, value: Any) -> str:
     text = word.format(number(float(value)) if real else value)
     if text == "1× steps":
         return ""
-    return text.removesuffix("s") if text.startswith("1 ") else text
+    return re.sub(r"(?<=ss)es$|s$", "", text) if text.startswith("1 ") else text
 
 
 def fed(runs: pd.DataFrame) -> pd.Series:

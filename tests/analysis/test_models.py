@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from analysis import load
 from analysis.__main__ import main
 from analysis.draw.recurrence import recurrence
+from analysis.labels import spelt
 from analysis.models import at_best_rates, at_full_depth, trained
 from analysis.table import spread
 
@@ -125,6 +126,12 @@ def test_models_of_other_texts_are_not_put_together(
 def test_models_of_other_width_have_other_labels(train: Save) -> None:
     folders = [str(train(f"w{width}", nll=[3.0], width=width)) for width in (16, 8)]
     assert list(load(*folders).models.rows["label"]) == ["width 8", "width 16"]
+
+
+def test_one_of_a_kind_is_singular() -> None:
+    names = ("training.passes", "iterations_allowed", "architecture.n_layer")
+    assert [spelt(name, 1) for name in names] == ["1 pass", "1 iteration", "1 layer"]
+    assert spelt("training.passes", 2) == "2 passes"
 
 
 def test_the_table_states_mean_spread_and_cost(
