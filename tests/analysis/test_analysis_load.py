@@ -40,6 +40,18 @@ def test_a_study_folder_nested_at_any_depth_gives_every_run_once(
     assert len(runs.prompts) == 6 * 3
 
 
+def test_no_theorem_bounds_what_feeds_itself_or_is_damped(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    own = {"feedback__shift": 0, "feedback__hidden_strength": 1.0}
+    make_run(tmp_path / "a", prompts=ONE, **own)
+    make_run(tmp_path / "b", prompts=ONE, feedback__kind="hidden_state", feedback__shift=0)
+    make_run(tmp_path / "c", prompts=ONE, recompute__damping=0.5)
+    make_run(tmp_path / "d", prompts=ONE, feedback__hidden_strength=1.0)
+    runs = load(str(tmp_path)).runs.set_index("run_id")
+    assert dict(runs["ends_by_theorem"]) == {"a": False, "b": False, "c": False, "d": True}
+
+
 def test_only_finished_and_whole_runs_are_data(make_run: MakeRun, tmp_path: Path) -> None:
     make_run(tmp_path / "good", prompts=ONE)
     make_run(tmp_path / "going", prompts=ONE, state="running")
