@@ -80,13 +80,12 @@ def workspace(*, entity: str, project: str, study: str | None = None) -> Any:
         chart_strings={"title": "log_prob of the tokens that move most", "xname": "iteration"},
         layout=half,
     )
-    differences = panels.RunComparer(diff_only="split", layout=panels.Layout(w=24, h=12))
     sections = {
         "How the estimates settle, by strength": curves,
         "The settled front": [front],
         "Response to strength": responses,
         "Tokens": [page, tokens],
-        "Table of runs": [differences],
+        "Table of runs": [panels.RunComparer(diff_only="split", layout=panels.Layout(w=24, h=12))],
     }
     return ws.Workspace(
         entity=entity,
