@@ -39,10 +39,9 @@ def _run_tables(runs: Runs) -> Iterator[str]:
         return
     rows = _prompts_and_overall(runs).join(runs.runs[ABOUT], on="run")
     rows = pooled(rows, ["group", "prompt_id"], first=ABOUT[1:])
-    intervals = paired(runs.estimates, runs.runs["group"], by_prompt=True)
-    for group, interval in paired(runs.estimates, runs.runs["group"]).items():
-        intervals[group, ALL_PROMPTS] = interval
-    half = {key: one.half for key, one in intervals.items()}
+    repeats = (runs.estimates, runs.runs["group"])
+    half = {key: one.half for key, one in paired(*repeats, by_prompt=True).items()}
+    half |= {(group, ALL_PROMPTS): one.half for group, one in paired(*repeats).items()}
     rows["half"] = [half.get(key) for key in zip(rows["group"], rows["prompt_id"], strict=True)]
     many = bool((rows["runs"] > 1).any())
     for (study, variant), members in rows.groupby(["study", "variant"], sort=False):
@@ -195,8 +194,7 @@ def _run_rows(runs: Runs) -> pd.DataFrame:
 
 
 def _laid_out(rows: Sequence[Mapping[str, object]], form: str = "simple") -> str:
-    left = [form == "github" or name in LEFT_ALIGNED for name in rows[0]]
-    align = ["left" if one else "right" for one in left]
+    align = ["left" if form == "github" or name in LEFT_ALIGNED else "right" for name in rows[0]]
     text = tabulate(rows, headers="keys", tablefmt=form, colalign=align, disable_numparse=True)
     return str(text)
 
