@@ -16,6 +16,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from analysis import load
 from analysis.__main__ import main
+from analysis.draw.strength import headline
+from analysis.draw.style import NotDrawn
 from analysis.read.saved import ALL_PROMPTS, NotData, SourceError
 from analysis.read.wandb_log import BLOCK, CHUNK_HEADER, FILE_HEADER, read_log
 
@@ -324,6 +326,15 @@ def test_a_log_that_breaks_off_gives_what_it_holds_and_no_outcome(
     assert runs.runs["nll"].isna().all(), "the last row of a torn history is not the end"
     assert main(["table", str(offline)]) == 0
     assert "abc (no files/run_folder, and its W&B log breaks off)" in capsys.readouterr().err
+
+
+def test_nothing_is_said_of_the_end_of_runs_whose_logs_break_off(tmp_path: Path) -> None:
+    for name, strength in (("a", 0.5), ("b", 1.0)):
+        config = {**CONFIG, "feedback": {"kind": "log_prob", "strength": strength}}
+        records = (run_record(name, config), *whole_log()[1:3])
+        write_offline(tmp_path / f"offline-run-1-{name}", None, *records, run_id=name)
+    with pytest.raises(NotDrawn, match="tell how they ended"):
+        headline(load(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
