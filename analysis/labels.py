@@ -79,8 +79,7 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
                 made.loc[read.index, "variant"] = names
     labels = made["variant"]
     if strength:
-        spelt_strengths = map(strength_text, made["kind"], made["strength"])
-        pairs = zip(spelt_strengths, labels, strict=True)
+        pairs = zip(map(strength_text, made["kind"], made["strength"]), labels, strict=True)
         labels = pd.Series([", ".join(filter(None, pair)) for pair in pairs])
         made["variant"] = made["variant"].mask(made["kind"] == "none", labels)  # one of its own
     made["group"] = pd.factorize(labels)[0]
