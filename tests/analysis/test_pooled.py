@@ -33,6 +33,20 @@ def test_the_interval_of_a_change_is_paired_token_by_token(study: Path) -> None:
     assert interval.over == f"{int((rows['prompt_tokens'] - 1).sum())} tokens of 3 texts"
 
 
+def test_what_diverged_has_no_interval_of_the_tokens_that_it_left_alone(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for strength in (0.5, 1.0, 9.0):
+        run = make_run(tmp_path / f"r{strength:g}", prompts=ONE, feedback__strength=strength)
+    trajectory = pd.read_parquet(run / "trajectory.parquet")
+    diverged = (trajectory["iteration"] > 1) & (trajectory["position"] > 1)
+    trajectory["log_prob"] = trajectory["log_prob"].mask(diverged)
+    trajectory.to_parquet(run / "trajectory.parquet")
+    runs = load(str(tmp_path))
+    kept = runs.runs.index[runs.runs["strength"] < 9]
+    assert [*paired(runs.estimates, runs.runs["group"])] == [*runs.runs.loc[kept, "group"]]
+
+
 def test_intervals_taken_together_are_those_taken_one_by_one(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
