@@ -57,12 +57,14 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
         return ""
     noun = "settings" if (rows["runs"] > 1).any() else "runs"
     clear = {row: one for row, one in changes.items() if one.low > 0 or one.high < 0}
+    unknown = int(fed(rows).sum()) - len(changes)
+    rest = f", of {unknown} the interval is not known." if unknown else "."
     if not clear and len(changes) > 1:
         none = f"In none of {len(changes)} {noun} with feedback"
-        return f"{none} does the model clearly predict worse or better."
+        return f"{none} does the model clearly predict worse or better{rest}"
     if not clear:
-        (change,) = changes.values()
-        return f"The model predicts neither clearly worse nor better: by {_by(change, sign='+')}."
+        by = _by(*changes.values(), sign="+")
+        return f"The model predicts neither clearly worse nor better: by {by}{rest}"
     parts = []
     for word, sign in (("worse", 1), ("better", -1)):
         group = [row for row, one in clear.items() if one.mean * sign > 0]
@@ -78,9 +80,7 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
             parts.append(f"{word}{where}, by {most}{_by(clear[row])} ({setting})")
     if len(changes) > len(clear):
         parts.append(f"neither clearly in {len(changes) - len(clear)}")
-    if unknown := int(fed(rows).sum()) - len(changes):
-        parts.append(f"of {unknown} the interval is not known")
-    return f"With feedback the model predicts {', '.join(parts)}."
+    return f"With feedback the model predicts {', '.join(parts)}{rest}"
 
 
 def _by(change: Interval, sign: str = "") -> str:
