@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.draw import style
 from analysis.intervals import paired
+from analysis.labels import fed
 from analysis.runs import Runs, last_step
 from analysis.text import number, some
 
@@ -53,7 +54,7 @@ def headline(runs: Runs) -> Figure:
         + ("" if shown["group"].isin(intervals).all() else "; hollow: the mean alone is known")
         + f". Above 0 is worse.{note}"
     )
-    title = _headline(runs.where(shown.index), tolerance)
+    title = _headline(runs.where(shown.index[fed(shown)]), tolerance)
     size = (max(2.2 + panel * len(groups), 7.4), 6.6)
     figure, grid = style.sheet(title, caption, size, shape=(2, len(groups)), sharey="row")
     for (top, bottom), (variant, group) in zip(grid.T, groups.items(), strict=True):

@@ -90,6 +90,14 @@ def test_a_caption_counts_the_texts_of_a_run_not_those_of_all_runs(
         assert "the range over 5 texts" in caption
 
 
+def test_the_title_counts_only_what_is_fed_back(make_run: MakeRun, tmp_path: Path) -> None:
+    for strength in (0.0, 0.5, 1.0):
+        changes = {"feedback__strength": strength, "recompute__iterations": 2}
+        make_run(tmp_path / f"r{strength:g}", **changes)
+    title = " ".join(headline(load(str(tmp_path))).get_suptitle().split())
+    assert title == "What the strength of the feedback does: no text settles to 0.001 nats"
+
+
 def test_what_was_not_reached_stands_at_the_passes_allowed_not_at_those_of_all_steps(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
