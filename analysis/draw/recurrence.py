@@ -49,7 +49,7 @@ def recurrence(runs: Runs) -> Figure:
         f"pass moves the predictions; what is below {LEAST_KL:g} nats is drawn there. Circle: the "
         "deepest pass that was trained."
         + (f"{grew}." if grew else "")
-        + (f" {left_out} more settings are not shown; --run chooses." if left_out else "")
+        + (f" Settings not shown: {left_out}; --run chooses." if left_out else "")
     )
     figure, grid = style.sheet(title, caption, size=(10.0, 4.8), shape=(1, 2))
     loss, movement = grid[0]

@@ -159,7 +159,7 @@ def facets(
     }
     shown = dict(list(groups.items())[:most])
     left = len(groups) - len(shown)
-    return shown, f" {left} more kinds of run are not shown; --run chooses." if left else ""
+    return shown, f" Kinds of run not shown: {left}; --run chooses." if left else ""
 
 
 def colours(strengths: pd.Series) -> dict[Any, str]:
