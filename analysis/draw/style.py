@@ -217,6 +217,9 @@ def log_axis(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(spelt)
+    low, high = np.log10(axes.get_ylim())
+    if np.floor(high) <= np.ceil(low):  # one power of ten tells no scale
+        axes.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
 
 
 def whisker(axes: Axes, x: Any, ends: Iterable[float], colour: str, mark: str = "o") -> None:
