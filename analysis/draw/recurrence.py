@@ -54,10 +54,12 @@ def recurrence(runs: Runs) -> Figure:
     figure, grid = style.sheet(title, caption, size=(10.0, 4.8), shape=(1, 2))
     loss, movement = grid[0]
     for colour, same in zip(style.DISTINCT, groups.values(), strict=False):
-        wide = frame[frame["run"].isin(same.index)].pivot(
+        known = frame[frame["run"].isin(same.index)].fillna({"nll": np.inf, "kl_step": np.inf})
+        wide = known.pivot(
             index="iteration", columns=["run", "prompt_id"], values=["nll", "kl_step"]
         )
-        wide = wide.set_axis(wide.index - 1).ffill()  # a text that ended early stays where it ended
+        # a text that ended early stays where it ended, one that diverged has no value from there on
+        wide = wide.set_axis(wide.index - 1).ffill().replace(np.inf, np.nan)
         moved = wide["kl_step"].iloc[1:].clip(lower=LEAST_KL)
         passes = runs.saved[same.index[0]].summary.get("trained_passes")
         deepest = passes - 1 if isinstance(passes, int) else None

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis import load
+from analysis.draw.recurrence import recurrence
 from analysis.draw.settling import settling
 from analysis.draw.strength import headline, regimes
 from analysis.draw.style import NotDrawn
@@ -254,3 +257,23 @@ def test_a_side_of_zero_that_was_not_run_says_so(make_run: MakeRun, tmp_path: Pa
     panels = settling(load(str(tmp_path / "s"))).axes
     said = ["no such strength" in [text.get_text() for text in axes.texts] for axes in panels]
     assert said == [False, False, True, False]
+
+
+def test_a_run_that_diverged_has_no_loss_by_depth_and_a_narrow_axis_has_numbers(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for strength in (1.0, 2.0):
+        changes = {"feedback__kind": "hidden_state", "feedback__strength": strength}
+        run = make_run(tmp_path / f"r{strength:g}", recompute__iterations=5, **changes)
+        measures = pd.read_parquet(run / "iterations.parquet")
+        measures["kl_step"] = np.where(measures["iteration"] > 1, 1.0 + measures["iteration"], None)
+        if strength == 2.0:
+            measures = measures[measures["iteration"] <= 2]
+            measures.loc[measures["iteration"] == 2, ["nll", "kl_step"]] = np.nan
+        measures.to_parquet(run / "iterations.parquet")
+    loss, movement = recurrence(load(str(tmp_path))).axes
+    settled, diverged = loss.lines[:2]
+    assert np.isfinite(settled.get_ydata()).all()
+    assert np.isfinite(diverged.get_ydata()).tolist()[:2] == [True, False]
+    low, high = movement.get_ylim()
+    assert sum(low <= tick <= high for tick in movement.get_yticks()) >= 2
