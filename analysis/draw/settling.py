@@ -6,8 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.draw import style
-from analysis.labels import strength_text
+from analysis.labels import fed, strength_text
 from analysis.runs import Runs, last_step
+from analysis.text import some
 
 MEASURES = {
     "oracle_error_max": "Largest distance to the\nexact solution (nats)",
@@ -24,9 +25,12 @@ USUAL = 10.0  # nats: the size of an estimate that is rounded
 @style.house_style()
 def settling(runs: Runs) -> Figure:
     """Error by pass, a panel for each sign of the strength, down to the level of rounding."""
-    groups, note = style.facets(runs)
+    measured = runs.iterations.dropna(subset=[*MEASURES], how="all")["run"]
+    told = runs.runs.index.isin(measured)
+    groups, note = style.facets(runs.where(runs.runs.index[told]))
     if not groups:
-        raise style.NotDrawn("no run with feedback")
+        raise style.NotDrawn("no run with feedback recorded an error or a step")
+    silent = list(runs.runs.loc[~told & fed(runs.runs), "label"])
     shown = pd.concat(groups.values())
     known = runs.iterations.groupby("run")[[*MEASURES]].count().reindex(shown.index) > 0
     shared = known[shown["strength"] != 0].all()  # one axis has one measure
@@ -60,6 +64,7 @@ def settling(runs: Runs) -> Figure:
         f"Grey: no more than rounding (16 units in the last place of {USUAL:g} nats); "
         "lines stop there."
         f"{' Of a text that grew: its last step.' if grew else ''}{thinned}{note}"
+        + (f" No pass was measured of {some(silent, 4)}." if silent else "")
     )
     shape = (len(groups), len(signs))
     size = (max(1.6 + 4.4 * len(signs), 7.4), 1.6 + (PANEL + 0.8) * len(groups))

@@ -174,6 +174,23 @@ def test_where_some_runs_have_no_exact_solution_all_are_drawn_by_their_steps(
     assert len(figure.axes[0].lines) == 2
 
 
+def test_a_run_that_nothing_was_measured_of_takes_no_curve_from_the_others(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for strength in (0.5, 1.0, 9.0):
+        run = make_run(
+            tmp_path / f"r{strength:g}",
+            prompts=ONE,
+            drop_measures=("oracle_error_max",),
+            feedback__strength=strength,
+        )
+    measures = pd.read_parquet(run / "iterations.parquet")
+    measures.assign(step_max=np.nan).to_parquet(run / "iterations.parquet")  # it diverged
+    figure = settling(load(str(tmp_path)))
+    assert len(figure.axes[0].lines) == 2
+    assert "No pass was measured of β = 9." in " ".join(figure.get_supxlabel().split())
+
+
 def test_the_text_before_is_that_of_the_same_seed(make_run: MakeRun, tmp_path: Path) -> None:
     for seed in (0, 1):
         for strength in (0.0, 0.5 + seed):  # of the second seed more changes
