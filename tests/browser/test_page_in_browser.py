@@ -5,6 +5,7 @@ What the page shows is compared with trajectory.parquet, and its colours with ma
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,9 @@ def test_the_first_view_moves_and_a_column_without_a_value_is_not_there(
         write_run(run, prompts={"p": "a b c d"}, feedback__strength=0.5, recompute__start=start)
     rows = pd.read_parquet(tmp_path / "s/carried/trajectory.parquet")
     rows[rows["iteration"] == 1].to_parquet(tmp_path / "s/carried/trajectory.parquet")
+    summary = json.loads((tmp_path / "s/carried/summary.json").read_text())
+    summary["prompts"][0]["nll"] += 5.0  # what changes most is not to be seen
+    (tmp_path / "s/carried/summary.json").write_text(json.dumps(summary))
     path = tmp_path / "first.html"
     path.write_text(build(load(str(tmp_path / "s"))), encoding="utf-8")
     shown = Shown(browser, path)

@@ -73,7 +73,7 @@ function firstView() {
   const at = study.columns.findIndex(({ key }) => key === "change");
   const moves = (run) => run.texts.at(-1).passes.length > 1 && run.texts.at(-1).plain !== null;
   const weight = (run) =>
-    siblings(run).length + 0.9 * Math.tanh(Math.abs(rows[run.row].measures[at]) || 0) + 0.1 * moves(run);
+    siblings(run).length + 0.9 * Math.tanh(Math.abs(rows[run.row].measures[at]) || 0) + moves(run);
   const able = runs.filter((run) => run.texts.length);
   const all = siblings(able.reduce((best, run) => (weight(run) > weight(best) + 0.02 ? run : best)));
   return { ...view, a: all[0], b: all.length > 1 ? all.at(-1) : null, pass: LAST, step: LAST };
