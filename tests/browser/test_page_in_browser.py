@@ -252,6 +252,33 @@ def test_the_first_view_moves_and_a_column_without_a_value_is_not_there(
     assert "rate" not in heads
 
 
+def test_a_text_that_diverged_is_said_to_have_no_mean(browser: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "s" / "r", prompts={"p": "a b c d"}, feedback__strength=9.0)
+    rows = pd.read_parquet(run / "trajectory.parquet")
+    rows["log_prob"] = rows["log_prob"].mask(rows["iteration"].gt(1) & rows["position"].gt(1))
+    rows.to_parquet(run / "trajectory.parquet")
+    path = tmp_path / "diverged.html"
+    path.write_text(build(load(str(run))), encoding="utf-8")
+    shown = Shown(browser, path, "#pass=2&token=3")
+    assert shown.find("#side-a .mean").text == "no mean surprise: not every estimate is a number"
+    assert shown.find("#readout").text.endswith("surprise – nats")
+
+
+def test_a_printed_table_has_all_its_rows(browser: Any, tmp_path: Path) -> None:
+    for number in range(20):
+        write_run(tmp_path / "s" / f"r{number}", prompts={"p": "a b"}, feedback__strength=number)
+    path = tmp_path / "many.html"
+    path.write_text(build(load(str(tmp_path / "s"))), encoding="utf-8")
+    shown = Shown(browser, path)
+    cut = (
+        "const box = document.querySelector('.scroll'); return box.scrollHeight > box.clientHeight"
+    )
+    assert shown.run(cut)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not shown.run(cut)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_seeds_of_one_setting_are_one_row_that_keeps_to_the_seed_on_show(
     browser: Any, tmp_path: Path
 ) -> None:

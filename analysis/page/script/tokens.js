@@ -95,6 +95,7 @@ function walk(event, box) {
 
 function meanSentence(text) {
   const now = mean(text, view.pass, surprise);
+  if (now === null && text.tokens.length > 1) return "no mean surprise: not every estimate is a number";
   const than = mean(text, view.pass, change);
   const kept = text.passes.findLast((pass) => pass <= view.pass);
   const after = hasPass(text, view.pass) ? "" : ` after pass ${kept}, the last one kept before`;
@@ -127,7 +128,7 @@ function drawReadout() {
       `${strengthName(run)}${own}: surprise ${number(now, 2)} nats`,
       now === null ? "" : `, probability ${percent(Math.exp(-now))}`,
       than === null ? "" : `, ${number(than, 2, true)} against the plain model`,
-      settles ? `, settles at pass ${settles}` : ", still moving at the end",
+      settles ? `, settles at pass ${settles}` : now === null ? "" : ", still moving at the end",
     ].join("");
   });
   const name = make("bdi", {}, `“${visible(sides[0][1].tokens[token])}”`);
