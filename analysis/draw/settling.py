@@ -25,21 +25,17 @@ USUAL = 10.0  # nats: the size of an estimate that is rounded
 @style.house_style()
 def settling(runs: Runs) -> Figure:
     """Error by pass, a panel for each sign of the strength, down to the level of rounding."""
-    measured = runs.iterations.dropna(subset=[*MEASURES], how="all")["run"]
-    told = runs.runs.index.isin(measured)
-    groups, note = style.facets(runs.where(runs.runs.index[told]))
+    counts = runs.iterations.groupby("run")[[*MEASURES]].count().reindex(runs.runs.index)
+    told, strengths = counts.any(axis=1), runs.runs["strength"].fillna(0.0)
+    groups, note = style.facets(runs.where(runs.runs.index[told & (strengths != 0)]))
     if not groups:
         raise style.NotDrawn("no run with feedback recorded an error or a step")
     silent = list(runs.runs.loc[~told & fed(runs.runs), "label"])
     shown = pd.concat(groups.values())
-    known = runs.iterations.groupby("run")[[*MEASURES]].count().reindex(shown.index) > 0
-    shared = known[shown["strength"] != 0].all()  # one axis has one measure
-    measure = next((name for name in MEASURES if shared[name]), None)
-    if measure is None:
+    measure = next((name for name in MEASURES if counts.loc[shown.index, name].all()), None)
+    if measure is None:  # one axis has one measure
         raise style.NotDrawn("no measure of errors or steps that every run with feedback recorded")
     signs = [sign for sign in (-1, 1) if (shown["strength"] * sign > 0).any()]
-    if not signs:
-        raise style.NotDrawn("no strength differs from 0")
     curves = _curves(runs, shown, measure)
     if curves.empty:
         raise style.NotDrawn("no error is a number")
@@ -85,9 +81,8 @@ def settling(runs: Runs) -> Figure:
                 style.band(axes, ends, colour)
                 names.append((ends.index.max(), -ends["median"].iloc[-1], name, colour))
             lowest = max(lowest, _name(axes, names, rounding * FLOOR, passes))
-            prefix = f"{variant}: " if len(groups) > 1 else ""
-            side = "below 0" if sign < 0 else "above 0"
-            style.panel_title(axes, f"{prefix}{style.symbol(group)} {side}", 4.0)
+            side = f"{style.symbol(group)} {'below' if sign < 0 else 'above'} 0"
+            style.panel_title(axes, f"{variant}: {side}" if len(groups) > 1 else side, 4.0)
             if not names:
                 style.nothing(axes, "no such strength")
             style.log_axis(axes)
