@@ -64,8 +64,7 @@ def paired(
 
     Tokens of one text are averaged first, as a run's own nll is, and those of several runs (other
     seeds, repeats) before that. Whole texts are resampled, or the tokens within each text where
-    there are fewer than 8. What has no token with a change has no interval, and a text that
-    diverged, if only at its end, has no change.
+    there are fewer than 8. A text that diverged does not count; without a change, no interval.
 
     Args:
         estimates: as `Runs.estimates` has them; the last step counts.
@@ -73,6 +72,7 @@ def paired(
         by_prompt: an interval for each (group, prompt_id), not for each group.
     """
     known = last_step(estimates[estimates["run"].isin(groups.index)]).dropna(subset=["plain"])
+    # where a text diverged, tokens that the feedback did not reach yet are no sample of it
     finite = known["change"].astype(float).abs() < np.inf
     whole = finite.groupby([known["run"], known["prompt_id"]], observed=True).transform("all")
     known = known[whole]

@@ -54,10 +54,8 @@ def recurrence(runs: Runs) -> Figure:
     figure, grid = style.sheet(title, caption, size=(10.0, 4.8), shape=(1, 2))
     loss, movement = grid[0]
     for colour, same in zip(style.DISTINCT, groups.values(), strict=False):
-        known = frame[frame["run"].isin(same.index)].fillna({"nll": np.inf, "kl_step": np.inf})
-        wide = known.pivot(
-            index="iteration", columns=["run", "prompt_id"], values=["nll", "kl_step"]
-        )
+        known = frame[frame["run"].isin(same.index)].set_index(["iteration", "run", "prompt_id"])
+        wide = known[["nll", "kl_step"]].fillna(np.inf).unstack(["run", "prompt_id"])
         # a text that ended early stays where it ended, one that diverged has no value from there on
         wide = wide.set_axis(wide.index - 1).ffill().replace(np.inf, np.nan)
         moved = wide["kl_step"].iloc[1:].clip(lower=LEAST_KL)
@@ -91,8 +89,7 @@ def trainings(models: Models) -> Figure:
     rows = trained(models).sort_values(["best", "group"], kind="stable")
     settings = list(rows.groupby("group", sort=False))
     shown = settings[:MOST_LINES]
-    more = len(settings) > MOST_LINES
-    best = f" The best {MOST_LINES} of {len(settings)} settings." if more else ""
+    best = f" The best {MOST_LINES} of {len(settings)} settings." if settings[MOST_LINES:] else ""
     title = "Held-out loss by depth of the recurrence, and for its compute"
     caption = (
         f"Mean and range over {_seeds([len(same) for _, same in shown])}. Left: depth n: n passes "
@@ -171,8 +168,7 @@ def _contest(row: Sequence[Axes], models: Models, group: pd.DataFrame) -> None:
     style.pass_axis(levels, 1, tested, label="Level (symbols read)")
     depths.set_title("by depth of the recurrence")
     style.pass_axis(depths, 0, max(tested - 1, 1), label="Depth (passes with feedback)")
-    words = "Evaluations of a layer (per word)"
-    compute.set(title=f"level {tested} against compute", xlabel=words)
+    compute.set(title=f"level {tested} against compute", xlabel="Evaluations of a layer (per word)")
     compute.xaxis.set_major_locator(MaxNLocator(5))
     for axes in row:
         axes.set(ylabel="Accuracy", ylim=(0.0, 1.03))

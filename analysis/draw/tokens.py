@@ -49,6 +49,7 @@ def tokens(runs: Runs) -> Figure:
     label = str(runs.runs.at[run, "label"])
     last = last[last["prompt_id"] == prompt_id].sort_values("position")
     after = last[last["run"] == run]
+    before = after.assign(last=after["plain"])
     if facet is None:
         origin = "the first pass"
         what = f"since the first pass, after later ones ({label})"
@@ -58,12 +59,10 @@ def tokens(runs: Runs) -> Figure:
         variant = facet["variant"].iloc[0]
         what = f"from {origin}, by strength{f' ({variant})' if variant else ''}"
         rows = _by_strength(last, facet)
-    before = after.assign(last=after["plain"])
-    if facet is not None:  # the text that the plain model reads, or wrote with the same seeds
         seeds = facet.reindex(columns=[*SEEDS]).astype(str)
         plain = facet.index[(seeds == seeds.loc[run]).all(axis=1) & ~fed(facet)]
         read = last[last["run"].isin(plain[:1])]
-        before = before if read.empty else read
+        before = before if read.empty else read  # what it reads, or wrote with the same seeds
     cut = ""
     if len(rows.columns) > MOST_TOKENS:
         cut = f" Of {len(rows.columns)} tokens, the {MOST_TOKENS} in a row that change most."

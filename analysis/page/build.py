@@ -62,8 +62,6 @@ def page_of_run(folder: Path) -> str:
 
 
 def _texts(saved: Runs) -> list[Text]:
-    if saved.trajectory.empty:
-        return []
     tolerance = pd.to_numeric(saved.setting("reporting_tolerance"), errors="coerce")
     still = saved.prompts[saved.prompts["outcome"] == "settled"]
     texts = texts_of(

@@ -30,10 +30,8 @@ def finding(
 
 
 def _rest(runs: pd.DataFrame, longest: int) -> str:
-    if runs["outcome"].isna().all():  # only some prompts were chosen
-        return ""
     runs = runs[fed(runs)]
-    if runs.empty:
+    if runs["outcome"].isna().all():  # nothing was fed back, or only some prompts were chosen
         return ""
     needed = runs["iterations_to_tolerance"].astype(float)
     # out of passes, and yet as near to the end as was asked for
@@ -63,7 +61,7 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
         none = f"In none of {len(changes)} {noun} with feedback"
         return f"{none} does the model clearly predict worse or better{rest}"
     if not clear:
-        by = _by(*changes.values(), sign="+")
+        (by,) = (_by(change, sign="+") for change in changes.values())
         return f"The model predicts neither clearly worse nor better: by {by}{rest}"
     parts = []
     for word, sign in (("worse", 1), ("better", -1)):

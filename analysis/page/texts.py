@@ -73,8 +73,7 @@ def texts_of(
         unpredicted = ~numbers.any(axis=0)  # nothing predicts the first token
         settles = np.where((moving | ~numbers[-1]) & ~unpredicted, 0, settles)
         settles = np.where(unpredicted, passes[0], settles).astype(np.uint16)
-        changes = np.flatnonzero((values != values[-1]).any(axis=1))
-        end = changes[-1] + 2 if len(changes) else 1
+        end = np.flatnonzero((values != values[-1]).any(axis=1)).max(initial=-1) + 2
         yield Text(
             run=int(run),
             prompt=str(prompt),
