@@ -28,6 +28,7 @@ from tests.conftest import MakeGPT
 from tests.forked import Forker
 
 ROOT = Path(__file__).parents[1]
+OLD = ROOT / "tests/fixtures/ca8ee83/old"  # a study
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = [
     [words for line in block.replace("\\\n", "").splitlines() if (words := shlex.split(line, True))]
@@ -205,6 +206,13 @@ def test_an_environment_that_could_not_be_made_is_made_again(tmp_path: Path) -> 
         done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert "ensurepip is not available" in done.stderr
+
+
+def test_what_a_notebook_is_told_runs(forker: Forker) -> None:
+    told = README.split("In a notebook")[1].split("| frame |")[0]
+    words = [word for word in re.findall("`([^`]+)`", told) if "/" not in word or "=" in word]
+    done = forker.run(["-c", "\n".join(words).replace("runs/mine", str(OLD))])
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
