@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from pydantic import ValidationError
 
+from analysis.runs import FORMERLY, SHORT_NAMES
 from experiments.command import help_of
 from experiments.converge.identity import run_id
 from experiments.converge.settings import ConvergeSettings, DeviceSettings, FeedbackSettings
@@ -101,6 +102,16 @@ def test_contests_keep_their_names(words: str, identity: str) -> None:
 def test_a_new_setting_counts_where_it_changes_results(words: str, same: bool) -> None:
     one, other = (run_id(settings_of(w), model="m", prompts="p") for w in ("", words))
     assert (one == other) == same
+
+
+def test_a_setting_that_has_a_former_value_has_it_in_tables_too() -> None:
+    settings = ConvergeSettings()
+    whole, deciding = settings.plain(), settings.deciding()
+    for group in ("feedback", "recompute", "generation"):
+        for key in set(whole[group]) - set(deciding[group]):
+            value = whole[group][key]  # null is no other than one that is missing
+            name = SHORT_NAMES.get(f"{group}.{key}", f"{group}.{key}")
+            assert value is None or FORMERLY[name] == value, name
 
 
 def test_a_run_stores_its_settings_as_before(tmp_path: Path) -> None:
