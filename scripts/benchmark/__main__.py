@@ -47,9 +47,8 @@ def main() -> None:
             print(f"{row.key:22} {spread:30} {row.target:8} {mark:6}  {row.note}", flush=True)
             done.append(row)
     if options.json:
-        values = {row.key: row.value for row in done}  # one of load's is called rows
-        about = {**values, **machine, "quick": options.quick}
-        print(json.dumps({"rows": list(map(asdict, done)), **about}))
+        about = {**machine, "quick": options.quick, "rows": list(map(asdict, done))}
+        print(json.dumps({row.key: row.value for row in done} | about))
 
 
 def hardware() -> dict[str, object]:
