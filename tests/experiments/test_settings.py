@@ -16,12 +16,18 @@ from pydantic import ValidationError
 from analysis.runs import FORMERLY, SHORT_NAMES
 from experiments.command import help_of
 from experiments.converge.identity import run_id
-from experiments.converge.settings import ConvergeSettings, DeviceSettings, FeedbackSettings
+from experiments.converge.settings import (
+    ConvergeSettings,
+    DeviceSettings,
+    FeedbackSettings,
+    ModelSettings,
+)
 from experiments.runs.folder import RunFolder
 from experiments.settings import ConfigError, parse, to_settings
 from experiments.state_tracking import run as state_tracking
 from experiments.state_tracking.settings import StateTrackingSettings, TaskSettings
 from experiments.state_tracking.tasks import TASKS
+from stateful_gpt.checkpoint import Library
 from stateful_gpt.device import DEVICES, DTYPES
 from stateful_gpt.feedback import KINDS
 
@@ -187,6 +193,7 @@ def test_names_are_those_of_the_library() -> None:
     assert choices(DeviceSettings, "dtype") == tuple(DTYPES)
     assert set(choices(FeedbackSettings, "kind")) == set(KINDS)
     assert choices(TaskSettings, "name") == tuple(TASKS)
+    assert choices(ModelSettings, "library") == get_args(Library)
 
 
 def test_settings_and_help_need_no_torch() -> None:
