@@ -110,6 +110,7 @@ def _train(
     asked: Asked,
 ) -> None:
     output, stateful = Path(settings.output), architecture.hidden_feedback
+    about = provenance(device)  # a source edited while it trains is not what runs
     encoding: Any = origin.tokenizer if origin else _tokenizer(settings, texts[0])
     if encoding.n_vocab > architecture.vocab_size:
         raise ConfigError(
@@ -163,7 +164,7 @@ def _train(
             loss += f" in one pass, **{profile.nll_full / length:.4f}** with hidden states fed back"
         if windows is not None and windows < len(held_out.windows()):
             loss += f" (on {windows} windows spread over it)"
-        files.write_text(output / CARD, _card(settings, training, asked, loss=loss))
+        files.write_text(output / CARD, _card(settings, training, about, asked, loss))
         tracker.summarize({"held_out_nats_per_character": profile.nll[0] / length})
     except BaseException:
         tracker.finish(failed=True)
@@ -276,10 +277,10 @@ def _open_tracker(settings: TrainSettings, output: Path, sources: str) -> Tracke
     )
 
 
-def _card(settings: TrainSettings, training: Training, asked: Asked, *, loss: str) -> str:
+def _card(settings: TrainSettings, training: Training, origin: Any, asked: Asked, loss: str) -> str:
     """The text of a model folder's README.md: what it was trained on, how, how well it predicts."""
     model, shape, chosen = training.model, training.model.config, settings.training
-    origin, corpus = provenance(model.device), settings.corpus
+    corpus = settings.corpus
     measured = "python -m scripts.held_out_loss --model THIS_FOLDER"
     measured += f" --texts {shlex.quote(corpus.held_out)}"
     if corpus.documents == "line":

@@ -153,14 +153,19 @@ def test_a_loss_on_a_part_of_the_text_is_stated_as_one(
     assert (part in card.replace("**", ""), part in out) == (told, told)
 
 
-def test_a_card_says_whether_the_source_was_that_of_its_commit(
+def test_a_card_says_whether_the_source_was_that_of_its_commit_when_it_began(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for size, words in [(0, ""), (9, ", with uncommitted changes")]:  # new data leave a patch empty
-        found = Changes(b"", {"sha256": "5e", "bytes": size})
-        monkeypatch.setattr(provenance, "changes", lambda found=found: found)
-        assert train("training.steps=1", f"output={tmp_path / str(size)}")[0] == 0
-        card = (tmp_path / str(size) / "README.md").read_text(encoding="utf-8")
+        folder = tmp_path / str(size)
+
+        def found(size: int = size, folder: Path = folder) -> Changes:
+            edited = (folder / "history.json").exists()  # while it trained, or taken back
+            return Changes(b"", {"sha256": "5e", "bytes": 9 - size if edited else size})
+
+        monkeypatch.setattr(provenance, "changes", found)
+        assert train("training.steps=1", f"output={folder}")[0] == 0
+        card = (folder / "README.md").read_text(encoding="utf-8")
         assert re.search(rf"\| commit \| (None|\w{{40}}){words} \|", card)
 
 
