@@ -118,13 +118,12 @@ class Study:
         return list(dict.fromkeys([*needed, *filter(None, own)]))
 
     def _here(self, command: object, config: dict[str, Any] | None) -> str | None:
-        """``ours``, and where the study has been moved or copied to since, if it has."""
-        said, here = ours(command), os.path.abspath(self.path)
-        was = f"{config.get('runs_dir')}/{config.get('study')}" if config else here
-        if said is None or here == os.path.abspath(was):
+        """``ours``, and where the study has been moved or copied to since, if it may have been."""
+        said, here, was = ours(command), os.path.abspath(self.path), config or {}
+        if said is None or here == os.path.abspath(f"{was.get('runs_dir')}/{was.get('study')}"):
             return said
-        runs_dir, study = os.path.split(here)
-        return shlex.join([*shlex.split(said), f'runs_dir="{runs_dir}"', f"study={study}"])
+        runs_dir, study = os.path.split(here)  # quoted: 2024_11_30 is a number
+        return shlex.join([*shlex.split(said), f'runs_dir="{runs_dir}"', f'study="{study}"'])
 
 
 def ours(command: object) -> str | None:

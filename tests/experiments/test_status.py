@@ -131,11 +131,11 @@ def test_a_study_that_was_moved_is_completed_where_it_lies(
     in_process: Call, settings: list[str], ask: Call, tmp_path: Path, words: list[str]
 ) -> None:
     assert in_process("converge", *settings, *words)[0] == 0
-    there = tmp_path / "an, other" / "t"
+    there = tmp_path / "an, other" / "2024_11_30"  # as a number, 20241130
     there.parent.mkdir()
     shutil.move(tmp_path / "runs" / "s", there)
-    for file in there.glob("*/summary.json"):
-        file.unlink()
+    for file in there.glob("*/config.yaml"):
+        file.write_text("{")
     (command,) = re.findall(r"^Complete it:  (.*)$", ask(there)[1], re.MULTILINE)
     code, out, _ = in_process("converge", *shlex.split(command)[3:])
     assert code == 0, out
