@@ -129,8 +129,8 @@ class Training:
             nll, broken = part.nll, part.broken_at
             row |= {"nll_by_depth": nll, "kl_by_depth": part.kl, "contracts": broken is None}
             falls = f"does not fall at depth {broken}" if broken else "falls with every pass"
-            said += f", of a part {nll[0]:.4f}, {nll[1]:.4f} at depth 1, {nll[-1]:.4f} at {depth}"
-            said += f"; KL {falls}"
+            said += f", of up to {windows} windows {nll[0]:.4f}, {nll[1]:.4f} at depth 1"
+            said += f", {nll[-1]:.4f} at {depth}; KL {falls}"
         where = f"step {self.step:6d}  {self.seconds:6.0f} s  train {self.loss:.3f}"
         tqdm.write(f"{where}  {said}", file=sys.stdout)
         sys.stdout.flush()

@@ -661,7 +661,7 @@ def test_a_stateful_training_tells_loss_and_movement_at_every_depth(
         assert (len(row["nll_by_depth"]), len(row["kl_by_depth"])) == (6, 5)
         falling = [b < a for a, b in pairwise(row["kl_by_depth"])]
         assert row["contracts"] == all(falling)
-    assert "at depth 1" in out
+    assert ", of up to 2 windows " in out  # a text may have fewer
     assert rows[-1]["tokens_read"] == 60 * 8 * 16 * 2
 
     checkpoint = load_checkpoint(folder)
