@@ -29,7 +29,7 @@ def settling(runs: Runs) -> Figure:
     told, strengths = counts.any(axis=1), runs.runs["strength"].fillna(0.0)
     groups, note = style.facets(runs.where(runs.runs.index[told & (strengths != 0)]))
     if not groups:
-        raise style.NotDrawn("no run with feedback recorded an error or a step")
+        raise style.NotDrawn("no run of another strength than 0 recorded an error or a step")
     silent = list(runs.runs.loc[~told & fed(runs.runs), "label"])
     shown = pd.concat(groups.values())
     measure = next((name for name in MEASURES if counts.loc[shown.index, name].all()), None)
@@ -60,7 +60,7 @@ def settling(runs: Runs) -> Figure:
         f"Grey: no more than rounding (16 units in the last place of {USUAL:g} nats); "
         "lines stop there."
         f"{' Of a text that grew: its last step.' if grew else ''}{thinned}{note}"
-        + (f" No pass was measured of {some(silent, 4)}." if silent else "")
+        + (f" No error or step was recorded of {some(silent, 4)}." if silent else "")
     )
     shape = (len(groups), len(signs))
     size = (max(1.6 + 4.4 * len(signs), 7.4), 1.6 + (PANEL + 0.8) * len(groups))

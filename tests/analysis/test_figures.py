@@ -188,7 +188,15 @@ def test_a_run_that_nothing_was_measured_of_takes_no_curve_from_the_others(
     measures.assign(step_max=np.nan).to_parquet(run / "iterations.parquet")  # it diverged
     figure = settling(load(str(tmp_path)))
     assert len(figure.axes[0].lines) == 2
-    assert "No pass was measured of β = 9." in " ".join(figure.get_supxlabel().split())
+    assert "No error or step was recorded of β = 9." in " ".join(figure.get_supxlabel().split())
+
+
+def test_why_hidden_states_beside_no_estimates_are_not_drawn_is_true(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "r", prompts=ONE, feedback__strength=0.0, feedback__hidden_strength=1.0)
+    with pytest.raises(NotDrawn, match="no run of another strength than 0 recorded an error"):
+        settling(load(str(tmp_path)))
 
 
 def test_the_text_before_is_that_of_the_same_seed(make_run: MakeRun, tmp_path: Path) -> None:
