@@ -56,7 +56,7 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
     noun = "settings" if (rows["runs"] > 1).any() else "runs"
     clear = {row: one for row, one in changes.items() if one.low > 0 or one.high < 0}
     unknown = int(fed(rows).sum()) - len(changes)
-    rest = f", of {unknown} the interval is not known." if unknown else "."
+    rest = f"; the interval of {unknown} more is not known." if unknown else "."
     if not clear and len(changes) > 1:
         none = f"In none of {len(changes)} {noun} with feedback"
         return f"{none} does the model clearly predict worse or better{rest}"

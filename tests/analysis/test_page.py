@@ -359,18 +359,18 @@ def test_the_finding_speaks_of_what_is_fed_back_and_owns_what_it_does_not_know()
     change = {2: Interval(1.0, 0.9, 1.1, "tokens")}
     assert finding(runs, runs, change, longest=5, left_out=0) == (
         "Fed back, the model's estimates came to rest in all 2 runs. With feedback the model "
-        "predicts worse, by 1.00 ± 0.10 nats a token (β = 1), of 1 the interval is not known."
+        "predicts worse, by 1.00 ± 0.10 nats a token (β = 1); the interval of 1 more is not known."
     )
     slight = {2: Interval(-0.007, -0.0108, -0.0032, "tokens")}
     assert "by 0.0070 ± 0.0038 nats" in finding(runs, runs, slight, longest=5, left_out=0)
     none = {2: Interval(-0.02, -0.05, 0.01, "tokens")}
     assert finding(runs, runs, none, longest=5, left_out=0).endswith(
-        "nor better: by −0.02 ± 0.03 nats a token, of 1 the interval is not known."
+        "nor better: by −0.02 ± 0.03 nats a token; the interval of 1 more is not known."
     )
     more = runs_frame(strength=[0.5, 1.0, 2.0])
     assert finding(more, more, {1: none[2], 2: none[2]}, longest=5, left_out=0).endswith(
-        "In none of 2 runs with feedback does the model clearly predict worse or better, of 1 the "
-        "interval is not known."
+        "In none of 2 runs with feedback does the model clearly predict worse or better; the "
+        "interval of 1 more is not known."
     )
     plain = runs[:1]
     assert finding(plain, plain, {}, longest=5, left_out=0) == ""
