@@ -57,8 +57,8 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     Runs of one `variant` differ in strength and seed at most, those of one `group` (a number) in
     their seed at most: they are repeats of one setting. No two rows share a `label`. `settings` are
     the columns that can change a result; run_id is unique within a study. Columns of CONTENTS, if
-    there are any, say what a run read from its files: where that of one variant's runs differs, it
-    tells them apart. They are not returned; missing, one is taken for the first.
+    there are any, say what a run read from its files: where that of one variant's runs differs, its
+    number within the frame tells them apart, and is returned; missing, it is taken for the least.
     """
     strength = [name for name in settings if name == "strength"]  # models have none
     seeds = [name for name in settings if name in SEEDS]
@@ -70,13 +70,13 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     spoken = made[named].assign(**{name: _stems(made[name]) for name in named if name == FILE})
     words = [[spelt(name, row[name]) for name in named] for row in spoken.to_dict("records")]
     made["variant"] = [", ".join(filter(None, one)) for one in words]
-    for noun in CONTENTS:
-        contents = made.pop(noun) if noun in made else pd.Series(None, made.index, dtype=object)
-        for variant, read in contents.groupby(made["variant"]):
+    for noun in made.columns.intersection([*CONTENTS]):
+        place = {one: number for number, one in enumerate(made[noun].dropna().unique(), start=1)}
+        for variant, read in made.pop(noun).map(place).groupby(made["variant"]):
             if read.nunique() > 1:
-                numbers = pd.factorize(read)[0].clip(min=0) + 1
+                numbers = [f"{one:g}" for one in read.fillna(read.min())]
                 names = [", ".join(filter(None, (variant, f"{noun} {n}"))) for n in numbers]
-                made.loc[read.index, "variant"] = names
+                made.loc[read.index, noun], made.loc[read.index, "variant"] = numbers, names
     labels = made["variant"]
     if strength:
         pairs = zip(map(strength_text, made["kind"], made["strength"]), labels, strict=True)

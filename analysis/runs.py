@@ -256,7 +256,7 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     # strictly triangular and undamped: method.md, section 2
     known = frame.reindex(columns=["shift", "damping"])
     frame["ends_by_theorem"] = known["shift"].ne(0) & known["damping"].fillna(1.0).eq(1.0)
-    return frame, settings
+    return frame, (*settings, *frame.columns.intersection([*CONTENTS]))
 
 
 def _read(run: SavedRun) -> str | None:

@@ -186,10 +186,24 @@ def test_runs_of_a_model_that_was_trained_again_are_not_pooled_with_those_before
     runs = load(str(tmp_path))
     assert list(runs.runs["group"]) == [0, 0, 0, 1]
     assert list(runs.runs["variant"]) == ["weights 1"] * 3 + ["weights 2"]
-    assert "weights" not in runs.runs
+    page = data_of(build(runs))
+    assert page["settings"] == ["weights"]
+    assert [run["settings"] for run in page["runs"]] == [["1"]] * 3 + [["2"]]
 
 
 def test_a_curve_over_strengths_is_of_one_text(make_run: MakeRun, tmp_path: Path) -> None:
     for strength, text in ((0.5, "one two"), (1.0, "one two"), (2.0, "one two three")):
         make_run(tmp_path / f"r{strength}", prompts={"p": text}, feedback__strength=strength)
     assert list(load(str(tmp_path)).runs["variant"]) == ["texts 1", "texts 1", "texts 2"]
+
+
+def test_a_number_is_of_the_same_texts_whatever_is_fed_back(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    texts = {"a": "one two", "b": "one two three", "c": "four five"}
+    for kind, names in (("log_prob", "ab"), ("prob", "bc")):
+        for name in names:
+            changes = {"feedback__kind": kind, "feedback__strength": 0.5}
+            make_run(tmp_path / f"{kind}_{name}", prompts={"p": texts[name]}, **changes)
+    variants = list(load(str(tmp_path)).runs["variant"])
+    assert variants == ["log_prob, texts 1", "log_prob, texts 2", "prob, texts 2", "prob, texts 3"]
