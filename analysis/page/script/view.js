@@ -68,7 +68,7 @@ function lastPass() {
   return Math.max(...family().map(([, text]) => Math.max(text.passes.at(-1), ...text.settles)));
 }
 
-/** The first view: both ends of the strengths at rest, where there are most and most has changed. */
+/** The first view: both ends of the strengths at rest, where most are, move, and changed most. */
 function firstView() {
   const at = study.columns.findIndex(({ key }) => key === "change");
   const moves = (run) => run.texts.at(-1).passes.length > 1 && run.texts.at(-1).plain !== null;
