@@ -34,8 +34,7 @@ LOSS = "Loss above plain model\n(nats/token)"
 def headline(runs: Runs) -> Figure:
     """Passes until settled, and the change of the loss with paired intervals, by strength."""
     ended = runs.prompts.dropna(subset=["outcome"])["run"]  # a torn history does not tell
-    runs = runs.where(pd.Index(ended.unique()))
-    groups, note = style.facets(runs, least=2, most=PANELS)
+    groups, note = style.facets(runs.where(pd.Index(ended.unique())), least=2, most=PANELS)
     if not groups:
         raise style.NotDrawn("it needs two runs that differ in strength and tell how they ended")
     panel = 4.2 if len(groups) <= 3 else 2.8  # inches

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pyarrow import Table
 
 from analysis import load
 from analysis.draw.recurrence import recurrence
@@ -19,6 +22,7 @@ from analysis.draw.settling import settling
 from analysis.draw.strength import headline, regimes
 from analysis.draw.style import NotDrawn
 from analysis.draw.tokens import generation, tokens
+from analysis.read.saved import SavedRun
 
 MakeRun = Callable[..., Path]
 STRENGTHS = (-1.0, -0.5, -0.25, -0.2, -0.1, 0.0, 0.1, 0.5, 1.0, 2.0)  # one more than README's
@@ -91,6 +95,20 @@ def test_a_caption_counts_the_texts_of_a_run_not_those_of_all_runs(
     for draw in (headline, settling, regimes):
         caption = " ".join(draw(load(str(tmp_path / "s"))).get_supxlabel().split())
         assert "the range over 5 texts" in caption
+
+
+def test_figures_of_the_same_runs_read_every_trajectory_once(study: Path) -> None:
+    runs, read = load(str(study)), list[str]()
+
+    def counted(one: SavedRun) -> Table:
+        read.append(one.run_id)
+        return one.trajectory()
+
+    saved = {run: replace(one, trajectory=partial(counted, one)) for run, one in runs.saved.items()}
+    runs = replace(runs, saved=saved)
+    headline(runs)
+    tokens(runs)
+    assert sorted(read) == sorted(runs.run_ids)
 
 
 def test_the_title_counts_only_what_is_fed_back(make_run: MakeRun, tmp_path: Path) -> None:
