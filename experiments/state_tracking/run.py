@@ -173,7 +173,6 @@ def accuracy_by_depth(model: GPT, task: Task, *, words: int, depth: int) -> list
 
     With T positions, depth T - 1 is the fixed point, which reading from left to right has.
     """
-    model.eval()
     level = model.block_size  # words that fill their windows, the same for every contestant
     batch = word_batch(task, seed=2**60, size=words, level=level, length=level)
     tokens, targets = (ids.to(model.device) for ids in batch)
