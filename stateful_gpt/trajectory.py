@@ -54,8 +54,7 @@ def trajectory(
     passes: list[Tensor] = []
 
     def keep(iteration: Iteration) -> None:
-        first = torch.empty_like(iteration.log_probs, device="cpu")
-        passes.append(passes[-1].clone() if passes else first)
+        passes.append((passes or [iteration.log_probs])[-1].to("cpu", copy=True))
         passes[-1][iteration.span.rows] = iteration.log_probs.cpu()
 
     result = generate(
