@@ -15,13 +15,13 @@ from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, quiet
 from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer, shown
 from stateful_gpt.untrusted import TOKENIZER_SIZE, CheckpointError, machine_memory, open_regular
-from stateful_gpt.weights import CONFIG, SHARDS, WEIGHTS
+from stateful_gpt.weights import SHARDS, WEIGHTS
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
 # without a network, and without code that lies in a folder
 _SAFELY: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 _ATTENTION = "eager"  # a model's settings may name one that is code from the hub
-_LAYERS = re.compile(r'"(?:n|num|num_hidden)_layers?": (\d+)')  # how many a model states
+_LAYERS = re.compile(r'"(?:n|num|num_hidden|\w*decoder)_layers?": (\d+)')  # how many a model states
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # as SentencePiece spells one
 
 
@@ -113,10 +113,12 @@ def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
 def _check_sizes(transformers: Any, folder: Path, dtype: torch.dtype) -> None:
     """Refuse sizes that the files belie, or that no memory holds, before anything is made."""
     files = list(folder.glob("*.safetensors"))
-    settings = json.loads((folder / CONFIG).read_bytes())
-    parts = {settings.get("transformers_weights") or files[0].name}
-    if (index := folder / SHARDS).exists() and not (folder / WEIGHTS).exists():
-        parts |= set(json.loads(index.read_bytes())["weight_map"].values())
+    # of the file for this version of transformers, if there are several
+    settings, _ = transformers.PretrainedConfig.get_config_dict(folder, **_SAFELY)
+    sharded = (folder / SHARDS).exists() and not (folder / WEIGHTS).exists()
+    parts = {settings.get("transformers_weights") or (SHARDS if sharded else WEIGHTS)}
+    for index in parts & {file.name for file in folder.glob("*.json")}:
+        parts = set(json.loads((folder / index).read_bytes())["weight_map"].values())
     for name in sorted(parts - {file.name for file in files}):  # nothing else was looked at
         raise CheckpointError(f"{folder} lacks {cut(repr(name))}, a part of its weights")
     headers: list[Any] = [safe_open(file, "pt") for file in files]
@@ -133,8 +135,8 @@ def _check_sizes(transformers: Any, folder: Path, dtype: torch.dtype) -> None:
             config, attn_implementation=_ATTENTION, trust_remote_code=False
         )
     weights, stored = made.num_parameters(), sum(file.stat().st_size for file in files)
-    held = sum(tensor.numel() for tensor in (*made.parameters(), *made.buffers()))
-    wanted, memory = held * dtype.itemsize, machine_memory()
+    wanted = sum(tensor.nbytes for tensor in (*made.parameters(), *made.buffers()))
+    memory = machine_memory()
     problem = None
     if weights > 8 * stored:  # no format has less than a bit for one
         problem = f"the sizes it states take {weights:,} weights; it has {stored:,} bytes"

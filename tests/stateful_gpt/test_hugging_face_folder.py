@@ -229,6 +229,34 @@ def test_settings_do_not_choose_weights_that_were_not_looked_at(folder: Path) ->
     assert f"lacks {name!r}" in refusal(folder)
 
 
+def test_settings_may_name_an_index_whose_parts_are_in_the_folder(folder: Path) -> None:
+    tokens, index = torch.tensor([[3, 5, 8]]), folder / "mine.safetensors.index.json"
+    expected = logits(folder, tokens)
+    (folder / "model.safetensors.index.json").rename(index)
+    edit(folder / "config.json", transformers_weights=index.name)
+    assert torch.equal(logits(folder, tokens), expected)
+    names = json.loads(index.read_text())["weight_map"]
+    edit(index, weight_map=names | {min(names): "further/part.safetensors"})
+    assert "lacks 'further/part.safetensors'" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 10**4}, "take 10,000 layers"),
+        ({"transformers_weights": "further/w.safetensors"}, "lacks 'further/w.safetensors'"),
+    ],
+)
+def test_settings_for_a_version_are_those_that_count(
+    folder: Path, changes: dict[str, object], words: str
+) -> None:
+    (folder / "config.4.0.0.json").write_text((folder / "config.json").read_text())
+    edit(folder / "config.json", configuration_files=["config.4.0.0.json"])
+    load_hugging_face(folder, tokenizer="byte")
+    edit(folder / "config.4.0.0.json", **changes)
+    assert words in refusal(folder)
+
+
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", "more.json", "chat_template.jinja"]
 )
@@ -251,10 +279,22 @@ def test_layers_are_counted_before_they_are_listed(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+def test_layers_of_a_decoder_are_counted(folder: Path) -> None:
+    edit(folder / "config.json", model_type="trocr", decoder_layers=10**4)
+    assert "take 10,000 layers" in refusal(folder)
+
+
 def test_tables_of_positions_that_no_memory_holds_are_not_made(tmp_path: Path) -> None:
     tiny("gptj", dtype=torch.float32, vocab_size=BYTES).save_pretrained(tmp_path)
     edit(tmp_path / "config.json", n_positions=10**13)  # they are no weights
     assert "bytes of memory, and the machine has" in refusal(tmp_path)
+
+
+def test_a_mask_takes_a_byte_for_each_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("gpt_bigcode", dtype=torch.float32, vocab_size=BYTES, n_positions=2048)
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr("stateful_gpt.hugging_face_folder.machine_memory", lambda: 2 * 2048**2)
+    assert load_hugging_face(tmp_path, tokenizer="byte").model.block_size == 2048
 
 
 def test_a_model_larger_than_the_machine_is_refused(
