@@ -210,10 +210,9 @@ def _feedback(settings: ConvergeSettings, model: LanguageModel) -> Feedback:
 
 
 @lru_cache(maxsize=1)
-def _in_float64(model: Any) -> LanguageModel:
+def _in_float64(model: LanguageModel) -> LanguageModel:
     """Kept for the next run of a sweep."""
-    double: LanguageModel = model.in_float64()
-    return double
+    return model.in_float64()
 
 
 @lru_cache(maxsize=1)
