@@ -135,8 +135,9 @@ def _check_sizes(transformers: Any, folder: Path, dtype: torch.dtype) -> None:
             config, attn_implementation=_ATTENTION, trust_remote_code=False
         )
     weights, stored = made.num_parameters(), sum(file.stat().st_size for file in files)
-    wanted = sum(tensor.nbytes for tensor in (*made.parameters(), *made.buffers()))
-    memory = machine_memory()
+    held = [*made.parameters(), *made.buffers()]  # and tables that some models hold as neither
+    held += [x for m in made.modules() for x in vars(m).values() if isinstance(x, torch.Tensor)]
+    wanted, memory = sum(tensor.nbytes for tensor in held), machine_memory()
     problem = None
     if weights > 8 * stored:  # no format has less than a bit for one
         problem = f"the sizes it states take {weights:,} weights; it has {stored:,} bytes"
