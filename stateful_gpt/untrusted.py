@@ -18,7 +18,7 @@ from stateful_gpt.console import cut
 
 # bytes; the most that is read of a file (of a model: what the machine has memory for)
 SETTINGS_SIZE = 2**24
-TOKENIZER_SIZE = 2**26  # the largest published ones have a tenth of it
+TOKENIZER_SIZE = 2**26  # the largest published ones have half of it
 PROMPTS_SIZE = 2**26  # far more than any model's block holds
 CORPUS_SIZE = 2**34
 
