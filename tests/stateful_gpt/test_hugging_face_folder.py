@@ -185,17 +185,15 @@ def test_sizes_that_the_files_belie_are_refused_before_they_are_made(
     assert "the sizes it states take" in refusal(folder)
 
 
-NOT_BEFORE_5 = pytest.mark.skipif(transformers.__version__ < "5", reason="it knows no auto itself")
-
-
-@pytest.mark.parametrize(
-    "dtype", [pytest.param("auto", marks=NOT_BEFORE_5), "int8", "float8_e4m3fn"]
-)
+@pytest.mark.parametrize("dtype", ["auto", "int8", "float8_e4m3fn"])
 def test_the_precision_that_settings_state_does_not_matter(folder: Path, dtype: str) -> None:
     tokens = torch.tensor([[3, 5, 8]])
     expected = logits(folder, tokens)
     edit(folder / "config.json", dtype=dtype)
-    assert torch.equal(logits(folder, tokens), expected)
+    if dtype == "auto" and transformers.__version__ < "5":  # such settings it cannot read itself
+        assert "is not a causal model that transformers loads: AttributeError" in refusal(folder)
+    else:
+        assert torch.equal(logits(folder, tokens), expected)
 
 
 def test_weights_of_two_bits_are_not_too_few(tmp_path: Path) -> None:
