@@ -39,7 +39,7 @@ WORDS: Mapping[str, str | Mapping[object, str]] = {
 }
 FILE = "prompts.file"  # named without folder and suffix where that tells them apart
 # of files that may have been others when another run read them, under one name
-CONTENTS = ("texts", "weights")
+CONTENTS = ("texts", "weights", "sources")
 SEEDS = ("seed", "generation.seed")
 # settings that only repeat what another has said, unless they say more
 IMPLIED_BY = {

@@ -47,7 +47,7 @@ def models_of(saved: Sequence[SavedModel], kind: str) -> Models:
     if contest:  # a question is a panel of its own, and the best rates stand for a contestant
         own = [key for key in settings if not key.startswith("task.") and key not in RATES]
         settings = ["stateful", *own]
-    else:  # its path says little of a corpus: how long its tokens are tells it from another
+    else:  # of early versions, how long its tokens are is all that tells a corpus from another
         rows["texts"] = rows["characters_per_token"]
     rows = with_labels(rows, settings).rename_axis("model")
     parts = [curve.assign(model=model) for model, curve in rows.pop("curve").items()]

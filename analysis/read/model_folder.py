@@ -44,6 +44,8 @@ def read_training(folder: Path) -> SavedModel:
             "nll_full": depths["nll_full"],
             "contracts": bool(depths["contracts"]) if stateful else None,
             "characters_per_token": float(depths["characters_per_token"]),
+            # a hash of texts and starting weights, which early versions did not keep
+            "sources": str(depths.get("sources") or "") or None,
             "trained_depth": int(settings["training"]["passes"]) - 1 if stateful else None,
         }
         return _model(folder, "training", settings, facts, curve.astype({"nll": float}))

@@ -40,6 +40,7 @@ def train(tmp_path: Path) -> Save:
         steps: int = 10,
         width: int = 8,
         characters_per_token: float = 2.0,
+        sources: str | None = None,
     ) -> Path:
         folder = tmp_path / "models" / name
         folder.mkdir(parents=True)
@@ -63,6 +64,7 @@ def train(tmp_path: Path) -> Save:
             "nll_full": nll[-1] + 0.01 if stateful else None,
             "contracts": True,
             "characters_per_token": characters_per_token,
+            "sources": sources,
         }
         (folder / "depths.json").write_text(json.dumps(depths))
         (folder / "history.json").write_text(json.dumps([{"tokens_read": 1000 * passes * steps}]))
@@ -107,12 +109,22 @@ def test_seeds_of_one_setting_are_put_together_where_nothing_else_differs(train:
     assert rows["label"].nunique() == 2
 
 
+@pytest.mark.parametrize(
+    ("novels", "names"),
+    [
+        ({"characters_per_token": 2.0}, {"characters_per_token": 1.5}),  # of early versions
+        ({"sources": "a"}, {"sources": "b"}),  # a byte is a character of any text
+    ],
+)
 def test_models_of_other_texts_are_not_put_together(
-    train: Save, capsys: pytest.CaptureFixture[str]
+    train: Save,
+    novels: dict[str, Any],
+    names: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for seed in (0, 1):
-        train(f"novels-{seed}", nll=[3.0], seed=seed)
-        folder = train(f"names-{seed}", nll=[2.0], seed=seed, characters_per_token=1.5)
+        train(f"novels-{seed}", nll=[3.0], seed=seed, **novels)
+        folder = train(f"names-{seed}", nll=[2.0], seed=seed, **names)
     rows = load(str(folder.parent)).models.rows
     assert rows["label"].nunique() == 4
     assert main(["table", str(folder.parent)]) == 0
