@@ -3,17 +3,18 @@
 Reads files only. Needs no model, no GPU and no tracker, and knows nothing of how a run is made.
 """
 
+from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from analysis.runs import Runs
 
 
-def load(*sources: str) -> "Runs":
+def load(*sources: str | PathLike[str]) -> "Runs":
     """Everything finished in the sources, as tidy frames: see `analysis.runs.Runs`.
 
     Raises analysis.read.saved.SourceError, a sentence, if a source cannot be read or is empty.
     """
     from analysis.runs import runs_of  # pandas takes a second: only where runs are read
 
-    return runs_of(sources)
+    return runs_of([*map(fspath, sources)])

@@ -35,7 +35,7 @@ def test_a_study_folder_nested_at_any_depth_gives_every_run_once(
 ) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "sweep").symlink_to(study)
-    runs = load(str(tmp_path), str(study), str(study / "run_0p5"))
+    runs = load(tmp_path, str(study), study / "run_0p5")
     assert list(runs.runs["strength"]) == [-0.5, -0.1, 0.0, 0.1, 0.5, 2.0]
     assert len(runs.prompts) == 6 * 3
 
