@@ -59,7 +59,7 @@ def _news(runs: Runs) -> Iterator[str]:
     if len(lacking):
         noun = "1 run has" if len(lacking) == 1 else f"{len(lacking)} runs have"
         names = some([*(lacking["run_id"] + " (" + lacking["lacking"] + ")")])
-        yield f"{noun} only W&B's history, with measures over all prompts: {names}."
+        yield f"{noun} only W&B's history, which does not tell prompts apart: {names}."
 
 
 def _figures(runs: Runs, arguments: argparse.Namespace) -> None:

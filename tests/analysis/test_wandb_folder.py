@@ -256,7 +256,8 @@ def test_without_the_copy_the_history_gives_measures_over_all_prompts(
         ["0.5", "overall", "–", "settled", "3", "–", "–", "4.3000", "+0.3000", "–", "–"]
     ]
     assert said.err == (
-        "1 run has only W&B's history, with measures over all prompts: abc (no files/run_folder).\n"
+        "1 run has only W&B's history, which does not tell prompts apart: abc"
+        " (no files/run_folder).\n"
     )
 
 

@@ -225,7 +225,7 @@ def test_a_group_of_runs_is_paged_fetched_once_and_gives_the_table_of_its_run_fo
     server.files["run0"]["run_folder/summary.json"] += b"\n"
     later = analysis(server.url, "table", "wandb:me/p")
     assert later.returncode == 0, later.stderr
-    assert "1 run has only W&B's history, with measures over all prompts: older" in later.stderr
+    assert "1 run has only W&B's history, which does not tell prompts apart: older" in later.stderr
     assert len(server.fetched) == 3 * 5 + 5 + 5, "the changed one, and that of the other group"
 
 
