@@ -15,6 +15,7 @@ def load(*sources: str | PathLike[str]) -> "Runs":
 
     Raises analysis.read.saved.SourceError, a sentence, if a source cannot be read or is empty.
     """
-    from analysis.runs import runs_of  # pandas takes a second: only where runs are read
+    from analysis.read.sources import read  # pandas takes a second: only where runs are read
+    from analysis.runs import frames_of
 
-    return runs_of([*map(fspath, sources)])
+    return frames_of(*read([fspath(source) for source in sources]))

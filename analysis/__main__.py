@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from analysis import load
 from analysis.output import with_steady_streams, write_whole
 from analysis.read.saved import SourceError
 from analysis.read.sources import left_out_line
-from analysis.runs import Runs, runs_of
+from analysis.runs import Runs
 from analysis.table import csv_tables, text_tables
 from analysis.text import printable, some
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
-        runs = runs_of(arguments.sources)
+        runs = load(*arguments.sources)
         runs = runs.only(run_ids=arguments.run, prompt_ids=arguments.prompt)
         for line in _news(runs):
             _complain(line)

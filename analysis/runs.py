@@ -26,7 +26,6 @@ from analysis.read.saved import (
     SavedRun,
     SourceError,
 )
-from analysis.read.sources import read
 from analysis.text import some
 
 SECTIONS = ("seed", "model", "feedback", "recompute", "generation", "prompts")
@@ -184,11 +183,6 @@ class Runs:
         prompts = self.prompts[self.prompts["run"].isin(runs)]
         iterations = self.iterations[self.iterations["run"].isin(runs)]
         return replace(self, runs=self.runs.loc[runs], prompts=prompts, iterations=iterations)
-
-
-def runs_of(sources: Sequence[str]) -> Runs:
-    """Everything finished in the sources. SourceError if one cannot be read or is empty."""
-    return frames_of(*read(sources))
 
 
 def frames_of(found: Sequence[SavedRun | SavedModel], left_out: tuple[LeftOut, ...] = ()) -> Runs:
