@@ -17,7 +17,7 @@ from analysis.runs import Runs
 from analysis.text import number, printable, short, visible
 
 MISSING = "–"
-COUNTS = ("prompt_tokens", "generated_tokens", "iterations", "iterations_to_tolerance")
+COUNTS = ["prompt_tokens", "generated_tokens", "iterations", "iterations_to_tolerance"]
 ABOUT = ["group", "study", "variant", "kind", "strength"]
 DERIVED = ["variant", "group", "change", "ends_by_theorem", "lacking", "off"]
 LEFT_ALIGNED = frozenset({"prompt", "outcome"})
@@ -184,9 +184,7 @@ def _run_rows(runs: Runs) -> pd.DataFrame:
     overall = frame["prompt_id"] == ALL_PROMPTS
     frame["row"] = overall.map({True: "overall", False: "prompt"})
     frame["prompt_id"] = frame["prompt_id"].mask(overall)
-    for name in COUNTS:
-        if (frame[name].dropna() % 1 == 0).all():  # 58, not 58.0
-            frame[name] = frame[name].astype("Int64")
+    frame[COUNTS] = frame[COUNTS].convert_dtypes()  # 58, not 58.0
     about = runs.runs.drop(columns=frame.columns, errors="ignore")
     full = about.join(frame.set_index("run"), how="right")
     first = ["run_id", "study", "commit", "dirty", "kind", "strength", "label", "row", "prompt_id"]
