@@ -232,7 +232,9 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
                 if value is False and key.startswith("measures.")
             ),
             "lacking": run.lacking,
-            "texts": _read(run),
+            "texts": None  # a history alone has none
+            if run.trajectory is None
+            else str([(text["prompt_id"], text.get("text")) for text in run.summary["prompts"]]),
             "weights": str(run.status.get("model_hash") or "") or None,
             "saved": run,
         }
@@ -251,13 +253,6 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     known = frame.reindex(columns=["shift", "damping"])
     frame["ends_by_theorem"] = known["shift"].ne(0) & known["damping"].fillna(1.0).eq(1.0)
     return frame, (*settings, *frame.columns.intersection([*CONTENTS]))
-
-
-def _read(run: SavedRun) -> str | None:
-    """The texts that it read; None where a history alone was kept, which has none."""
-    if run.trajectory is None:
-        return None
-    return str([(one["prompt_id"], one.get("text")) for one in run.summary["prompts"]])
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
