@@ -19,8 +19,8 @@ from analysis.read.saved import NotData, SavedModel
 SETTINGS = "training.yaml"  # the first file of a training
 TRAINING = "depths.json"  # its last
 CONTEST = "accuracy.parquet"
-# what says only where a result was kept and made
-ELSEWHERE = frozenset({"corpus", "device", "tracking", "output", "runs_dir", "study"})
+# what says only where texts and a result were kept, and where it was made
+ELSEWHERE = ("corpus.train", "corpus.held_out", "device", "tracking", "output", "runs_dir", "study")
 RATES = ("training.learning_rate", "training.matrix_learning_rate")
 OF_RECURRENCE = ("passes", "every_pass", "drawn", "through")  # they say nothing of a plain model
 
@@ -81,7 +81,7 @@ def _model(
     settings = {
         key: value
         for key, value in flat(config).items()
-        if key.partition(".")[0] not in ELSEWHERE
+        if not key.startswith(ELSEWHERE)
         and (facts["stateful"] or not key.endswith(OF_RECURRENCE))
     }
     return SavedModel(folder.name, str(folder.resolve()), kind, settings, facts, curve)

@@ -41,13 +41,14 @@ def train(tmp_path: Path) -> Save:
         width: int = 8,
         characters_per_token: float = 2.0,
         sources: str | None = None,
+        documents: str = "file",
     ) -> Path:
         folder = tmp_path / "models" / name
         folder.mkdir(parents=True)
         stateful = passes > 1
         settings = {
             "seed": seed,
-            "corpus": {"train": f"/somewhere/{name}"},
+            "corpus": {"train": f"/somewhere/{name}", "documents": documents},
             "architecture": {"n_layer": 4, "n_embd": width, "hidden_feedback": stateful},
             "training": {
                 "steps": steps,
@@ -114,6 +115,7 @@ def test_seeds_of_one_setting_are_put_together_where_nothing_else_differs(train:
     [
         ({"characters_per_token": 2.0}, {"characters_per_token": 1.5}),  # of early versions
         ({"sources": "a"}, {"sources": "b"}),  # a byte is a character of any text
+        ({"documents": "file"}, {"documents": "line"}),
     ],
 )
 def test_models_of_other_texts_are_not_put_together(
