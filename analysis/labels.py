@@ -118,7 +118,7 @@ def spelt(name: str, value: Any) -> str:
     if isinstance(word, Mapping):
         return word.get(value, str(value))
     real = isinstance(value, Real) and not isinstance(value, bool)
-    text = word.format(number(float(value)) if real else value)
+    text = word.replace("{}", number(float(value)) if real else str(value))
     if text == "1× steps":
         return ""
     return re.sub(r"(?<=ss)es$|s$", "", text) if text.startswith("1 ") else text

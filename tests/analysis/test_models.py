@@ -148,6 +148,10 @@ def test_one_of_a_kind_is_singular() -> None:
     assert spelt("training.passes", 2) == "2 passes"
 
 
+def test_a_setting_of_any_name_is_spelt_as_it_is() -> None:
+    assert spelt("model.{0}", 2) == "model.{0} 2"
+
+
 def test_the_table_states_mean_spread_and_cost(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
