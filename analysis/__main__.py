@@ -36,9 +36,9 @@ def _command(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         runs = load(*arguments.sources)
-        runs = runs.only(run_ids=arguments.run, prompt_ids=arguments.prompt)
         for line in _news(runs):
             _complain(line)
+        runs = runs.only(run_ids=arguments.run, prompt_ids=arguments.prompt)
         {"figures": _figures, "table": _table, "page": _page}[arguments.command](runs, arguments)
         if runs.damaged:
             _complain(left_out_line(runs.damaged))

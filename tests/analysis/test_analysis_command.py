@@ -247,8 +247,10 @@ def test_runs_left_out_are_named_in_one_line(
     make_run(tmp_path / "a", prompts=ONE)
     make_run(tmp_path / "b", prompts=ONE, state="failed")
     assert main(["table", str(tmp_path)]) == 0
-    said = capsys.readouterr()
-    assert said.err == "Left out 1 run that is not finished and whole: b (failed).\n"
+    left_out = "Left out 1 run that is not finished and whole: b (failed).\n"
+    assert capsys.readouterr().err == left_out
+    assert main(["table", str(tmp_path), "--run", "b"]) == 2
+    assert capsys.readouterr().err == f"{left_out}There is no run b; there are: a.\n"
 
 
 @pytest.mark.parametrize("command", ["figures", "table", "page"])
