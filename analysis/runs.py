@@ -124,10 +124,9 @@ class Runs:
                 continue
             try:
                 table = saved.trajectory()
-                types = {field.name: field.type for field in table.schema} | TYPES
-                schema = pa.schema([(name, types[name]) for name in table.column_names])
+                types = [(field.name, TYPES.get(field.name, field.type)) for field in table.schema]
                 numbers = pa.array(np.full(len(table), run, dtype=np.int32))
-                tables.append(table.cast(schema).add_column(0, "run", numbers))
+                tables.append(table.cast(pa.schema(types)).add_column(0, "run", numbers))
             except (NotData, pa.ArrowException) as reason:
                 why = " ".join(str(reason).split())
                 damaged.append(LeftOut(run_id=saved.run_id, place=saved.place, reason=why))
@@ -299,9 +298,8 @@ def _begins(frame: pd.DataFrame) -> pd.Series:
     """Which rows are the first position of their text: 0, until a window of a generation slides."""
     first = frame["position"] == 0
     later = frame[frame["step"] > 0]
-    if len(later):
-        least = later.groupby(STEP, observed=True)["position"].transform("min")
-        first.loc[later.index] = later["position"] == least
+    least = later.groupby(STEP, observed=True)["position"].transform("min")
+    first.loc[later.index] = later["position"] == least
     return first
 
 

@@ -81,8 +81,7 @@ def _model(
     settings = {
         key: value
         for key, value in flat(config).items()
-        if not key.startswith(ELSEWHERE)
-        and (facts["stateful"] or not key.endswith(OF_RECURRENCE))
+        if not key.startswith(ELSEWHERE) and (facts["stateful"] or not key.endswith(OF_RECURRENCE))
     }
     return SavedModel(folder.name, str(folder.resolve()), kind, settings, facts, curve)
 
