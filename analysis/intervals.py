@@ -14,7 +14,6 @@ from analysis.runs import last_step
 
 MEANS = ["tokens", "iterations_to_tolerance", "rate", "lyapunov", "nll", "change", "kl_effect"]
 RESAMPLES = 2000
-LEVEL = 95.0  # %
 LEAST_TEXTS = 8  # fewer texts say too little of texts: their tokens are resampled instead
 
 
@@ -94,7 +93,7 @@ def paired(
         else:
             each = [_resampled(np.array(text), rng) for text in zip(*members, strict=True)]
             drawn = np.mean(each, axis=0)
-        ends = np.percentile(drawn, [50 - LEVEL / 2, 50 + LEVEL / 2], axis=1)
+        ends = np.percentile(drawn, [2.5, 97.5], axis=1)
         over = f"{sum(lengths)} tokens of {len(lengths)} text{'s' if len(lengths) > 1 else ''}"
         for key, mean, low, high in zip(same, means.mean(axis=1), *ends, strict=True):
             made[key] = Interval(float(mean), float(low), float(high), over)
