@@ -46,10 +46,11 @@ class RecomputeConfig:
     # The next pass is fed (1 - damping) of its predecessor's state and damping of what that one
     # said. Below 1 the theorem's bound no longer holds
     damping: float = 1.0
-    # How many positions a pass evaluates from the front on; ``all`` reads to the end, and ``auto``
-    # takes twice as many as the pass before has settled. A tolerance then also settles each
-    # position by itself. None reads to the end, and with a tolerance of 0 every pass evaluates
-    # every position: the definition, to the letter
+    # How many positions a pass evaluates from the front on, but the first and the last, which read
+    # to the end, as ``all`` does; ``auto`` takes twice as many as the pass before has settled. A
+    # tolerance then also settles each position by itself, and rows go on until the output of the
+    # last is final, if they may. None reads to the end, and with a tolerance of 0 every pass
+    # evaluates every position: the definition, to the letter
     window: int | Literal["all", "auto"] | None = None
 
     def __post_init__(self) -> None:
@@ -160,20 +161,19 @@ def recompute(
             position's own estimate, and so takes one pass more than the estimates.
         leave: whether rows that have ended leave the batch; else they are evaluated on, fed what
             they were fed last, and stay as they are.
-        observe: called after every pass. With a window the first one then reads to the end, so that
-            few passes may settle more, and rows go on until their last output is final, if allowed.
+        observe: called after every pass.
     """
     known = [1] * len(lengths) if settled is None else settled
     rows = [
         Row(number, length, reach, goal=length + output_too)
         for number, (length, reach) in enumerate(zip(lengths, known, strict=True))
     ]
-    loop = _Loop(config, rows, triangular=triangular, inert=inert, seen=observe is not None)
+    loop = _Loop(config, rows, triangular=triangular, inert=inert)
     if start is not None:
         loop.fed = start
         loop.now = (start, start.new_zeros(start.shape[:2]) if log_probs is None else log_probs)
     for number in range(1, config.iterations + 1):
-        span = loop.span(number == config.iterations or (number == 1 and observe is not None))
+        span = loop.span(number in (1, config.iterations))
         said = run_pass(loop.fed, span) if span.end > span.begin else None
         iteration = loop.take(number, span, said)
         if observe is not None:
@@ -188,13 +188,13 @@ class _Loop:
     """Where the loop stands. Tensors hold the rows ``self.rows``, in their order."""
 
     def __init__(
-        self, config: RecomputeConfig, rows: list[Row], *, triangular: bool, inert: bool, seen: bool
+        self, config: RecomputeConfig, rows: list[Row], *, triangular: bool, inert: bool
     ) -> None:
         self.config, self.inert, self.all, self.rows = config, inert, rows, rows
         self.exact = triangular and config.damping == 1.0
         self.by_front = triangular and config.skips_what_is_final
-        # a window may have left out the last position, whose output observers measure, too
-        self.reads_the_end = seen and self.by_front and config.window is not None
+        # a window may have left out the last position, whose output is measured, too
+        self.reads_the_end = self.by_front and config.window is not None
         self.outcomes: dict[int, Outcome] = {}
         # the first position to move is final then: a triangular pass cannot come back
         self.cycles = None if self.exact else CycleDetector(len(rows))

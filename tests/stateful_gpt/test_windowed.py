@@ -356,15 +356,33 @@ def test_a_pass_evaluates_no_more_than_its_window(
     make_gpt: Make, make_tokens: Tokens, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     model, text = make_gpt(3, block_size=32), make_tokens(4, 1, 30).tolist()
-    counts, options = evaluated(model, monkeypatch), {"tolerance": "auto"}
-    study(model, text, Feedback(strength=0.5), window, **options)
-    assert all(count <= window for count in counts)
-    if window == 1:
-        assert counts == [1] * 29
-    del counts[:]
-    study(model, text, Feedback(strength=0.5), window, seen=Recording(model), **options)
-    assert counts[0] == 30  # an observer is shown the plain model's estimates of the whole text
+    counts = evaluated(model, monkeypatch)
+    study(model, text, Feedback(strength=0.5), window, tolerance="auto")
+    assert counts[0] == 30  # the plain model's estimates of the whole text
     assert all(count <= window for count in counts[1:])
+
+
+@pytest.mark.parametrize("window", [1, 3, "all", "auto"])
+@pytest.mark.parametrize(("iterations", "tolerance"), [(3, "auto"), (40, "auto"), (40, 0.1)])
+@pytest.mark.parametrize("start", Start)
+def test_watching_changes_nothing(
+    make_gpt: Make,
+    make_tokens: Tokens,
+    window: int | str,
+    iterations: int,
+    tolerance: float | str,
+    start: Start,
+) -> None:
+    model, texts = (
+        make_gpt(3),
+        [make_tokens(seed, 1, T).tolist()[0] for seed, T in ((4, 9), (5, 2))],
+    )
+
+    def grown(seen: Recording | None) -> Generation:
+        options = {"iterations": iterations, "tolerance": tolerance, "start": start}
+        return study(model, texts, Feedback(), window, new=5, seen=seen, **options)
+
+    assert_same(grown(None), grown(Recording(model)), within=0.0)
 
 
 def test_passes_after_the_end_evaluate_nothing(
