@@ -85,8 +85,19 @@ class Feedback:
         hidden_strength: float = 0.0,
         shift: Literal[0, 1] = 1,
     ) -> "Feedback":
-        """The feedback of one of KINDS; of hidden states alone, ``strength`` is that of theirs."""
+        """The feedback of one of KINDS; of hidden states alone, ``strength`` is that of theirs.
+
+        Raises:
+            ValueError: no such kind, or settings that hidden states alone do not have.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         if kind == HIDDEN_STATE:
+            if layers is not None or hidden_strength != 0.0:
+                raise ValueError(
+                    "layers must be None and hidden_strength 0 with hidden_state, which enriches"
+                    f" embeddings at its own strength, got {layers!r} and {hidden_strength}"
+                )
             return cls(FeedbackKind.NONE, 0.0, hidden_strength=strength, shift=shift)
         return cls(FeedbackKind(kind), strength, layers, hidden_strength, shift)
 

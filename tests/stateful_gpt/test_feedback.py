@@ -296,6 +296,19 @@ def test_a_name_is_no_kind_and_a_shift_is_of_one_token_at_most() -> None:
     assert Feedback.of_kind("prob", 0.5) == Feedback(FeedbackKind.PROB, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "chosen", "words"),
+    [
+        ("hidden_state", {"layers": [0]}, r"layers must be None .* got \[0\] and 0\.0"),
+        ("hidden_state", {"hidden_strength": 0.5}, r"hidden_strength 0 .* got None and 0\.5"),
+        ("logprob", {}, "kind must be one of log_prob, logit, prob, none, hidden_state, got 'logp"),
+    ],
+)
+def test_what_a_kind_would_drop_is_refused(kind: str, chosen: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Feedback.of_kind(kind, 1.0, **chosen)
+
+
 @pytest.mark.parametrize("layers", [1, iter([0, 1])])
 def test_layers_that_can_be_looked_at_but_once_are_refused(layers: Any) -> None:
     # an iterator would be at its end before the first pass, and nothing be modulated
