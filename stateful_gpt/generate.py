@@ -48,8 +48,9 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"temperature must be above 0 (None: greedy), got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1 (None: all), got {self.top_k}")
+        for name, count in (("top_k", self.top_k), ("vocab_size", self.vocab_size)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1 (None: all), got {count}")
 
 
 @dataclass(frozen=True)

@@ -860,6 +860,7 @@ def test_every_prompt_has_a_generator_where_there_are_several(make_gpt: Make) ->
         ({"temperature": -1.0}, r"got -1\.0"),
         ({"temperature": math.nan}, "got nan"),
         ({"temperature": 1.0, "top_k": 0}, r"top_k must be at least 1 \(None: all\)"),
+        ({"vocab_size": -1}, r"vocab_size must be at least 1 \(None: all\), got -1"),
     ],
 )
 def test_a_sampling_that_cannot_draw_is_refused(chosen: dict[str, Any], words: str) -> None:
