@@ -41,7 +41,7 @@ class DepthProfile:
         rounding, it holds.
         """
         for n in range(1, len(self.kl)):
-            if self.kl[n] >= self.kl[n - 1] and self.kl[n] > KL_FLOOR:
+            if not (self.kl[n] < self.kl[n - 1] or self.kl[n] <= KL_FLOOR):  # nan is broken
                 return n
         return None
 

@@ -1,5 +1,6 @@
 """Training in parallel passes: whose gradients flow where; and losses by depth."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -217,6 +218,7 @@ def test_a_depth_is_a_pass_of_the_recompute_loop_and_padding_changes_nothing(
         ([0.3, 0.2, 0.25], 2),
         ([0.3, KL_FLOOR / 9, KL_FLOOR / 2], None),  # rounding moves, distributions do not
         ([0.3], None),
+        ([0.3, math.nan], 1),
     ],
 )
 def test_the_seeds_inequality_is_judged_at_every_depth(
