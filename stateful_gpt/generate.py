@@ -78,8 +78,8 @@ class Generation:
     """What became of the prompts; one entry each.
 
     Log-probabilities (nats) and estimates are each token's newest: the first of a window that has
-    slid, which nothing predicts any more, and those left behind keep the last that they had. A text
-    whose estimates diverged ends there.
+    slid, which nothing predicts any more, and those left behind keep the last that they had (0 if
+    no window ever held them). A text whose estimates diverged ends there.
     """
 
     tokens: list[list[int]]  # prompt and generated ids
@@ -140,14 +140,18 @@ def generate(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if isinstance(generators, Sequence) and len(generators) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many generators, got {len(generators)}")
-    _check(prompts, previous, model.vocab_size)
-    texts = []
-    for row, prompt in enumerate(prompts):
-        estimates = feedback.blank(len(prompt), model=model)
-        if previous is not None:
-            estimates.copy_(previous[row])
-        log_probs = torch.zeros(len(prompt), dtype=wide(model.dtype), device=model.device)
-        texts.append(_Text(list(prompt), estimates, log_probs))
+    _check(prompts, model.vocab_size)
+    blanks = [feedback.blank(len(prompt), model=model) for prompt in prompts]
+    known = blanks if previous is None else previous
+    if [estimates.shape for estimates in known] != [blank.shape for blank in blanks]:
+        raise ValueError(
+            "previous must hold one estimate for every token of every prompt, as wide as those of"
+            " this feedback"
+        )
+    texts = [
+        _Text(list(prompt), blank.copy_(estimates), blank.new_zeros(len(prompt)))
+        for prompt, blank, estimates in zip(prompts, blanks, known, strict=True)
+    ]
     capacity = min(model.block_size, max(map(len, prompts)) + max_new_tokens)
     cached = feedback.triangular and config.skips_what_is_final
     passes = Passes(model, feedback, batch=len(texts), capacity=capacity, cached=cached)
@@ -167,10 +171,8 @@ def generate(
             tokens=pad_sequence(ids, batch_first=True),
             plain_first=not carried,
         )
-        passes.window(window.tokens, kept)
         watcher = watch(window) if watch is not None else None
-        if watcher is not None and watcher.score is not None:
-            passes.score = watcher.score
+        passes.window(window.tokens, kept, score=None if watcher is None else watcher.score)
         result = recompute(
             passes,
             config=config,
@@ -282,14 +284,10 @@ def _together(values: list[Tensor]) -> Tensor:
     return batch
 
 
-def _check(
-    prompts: Sequence[Sequence[int]], previous: Sequence[Tensor] | None, vocab_size: int
-) -> None:
+def _check(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
     for ids in prompts:
         if not ids:
             raise ValueError("a prompt must have at least one token")
         worst = max(ids) if min(ids) >= 0 else min(ids)
         if not 0 <= worst < vocab_size:
             raise ValueError(f"token ids must be from 0 to {vocab_size - 1}, got {worst}")
-    if previous is not None and list(map(len, previous)) != list(map(len, prompts)):
-        raise ValueError("previous must hold one estimate for every token of every prompt")

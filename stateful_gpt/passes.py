@@ -27,7 +27,6 @@ class Passes:
 
     Attributes:
         hidden: (B, T, C) the newest hidden state of every position of the window.
-        score: how tokens are scored; whoever measures passes may take its own.
     """
 
     def __init__(
@@ -41,11 +40,13 @@ class Passes:
         self.hidden = torch.zeros(
             batch, capacity, model.width, dtype=model.dtype, device=model.device
         )
-        self.score: Score = self._score
+        self._score: Score = self._score_targets
 
-    def window(self, tokens: Tensor, kept: list[int] | None = None) -> None:
-        """Go over to the next window, (B, T) ids; of the last one's rows only ``kept`` remain."""
-        kept = list(range(len(tokens))) if kept is None else kept
+    def window(self, tokens: Tensor, kept: list[int], *, score: Score | None = None) -> None:
+        """Go over to the next window, (B, T) ids; of the last one's rows only ``kept`` remain.
+
+        ``score``: how to score its tokens, in place of the plain way.
+        """
         if len(kept) < len(self.hidden):
             self.hidden = self.hidden[kept]
         if self._cache is not None and self._rows != kept:
@@ -54,7 +55,7 @@ class Passes:
             else:  # rows had left
                 self._cache = self._model.new_cache(batch=len(kept), capacity=self._capacity)
         self._tokens, self._rows = tokens, list(range(len(tokens)))
-        self.score = self._score
+        self._score = score or self._score_targets
 
     def __call__(self, state: Tensor | None, span: Span) -> Said:
         if self._cache is not None and span.rows != self._rows:
@@ -75,7 +76,7 @@ class Passes:
             cache=self._cache,
         )
         self.hidden[rows, begin:end] = hidden
-        scores = self.score(hidden, tokens, span)
+        scores = self._score(hidden, tokens, span)
         if begin == 0:  # nothing predicts position 0: log-probability 0, no hidden state
             scores = TokenScores(F.pad(scores.log_probs, (1, 0)), F.pad(scores.logits, (1, 0)))
             if self._feedback.shift == 1:
@@ -83,6 +84,6 @@ class Passes:
         state = self._feedback.estimates(scores, hidden[:, : scores.log_probs.size(1)])
         return Said(state, scores.log_probs, begin=begin + (begin > 0))
 
-    def _score(self, hidden: Tensor, tokens: Tensor, span: Span) -> TokenScores:
+    def _score_targets(self, hidden: Tensor, tokens: Tensor, span: Span) -> TokenScores:
         targets = tokens[:, span.begin + 1 : span.end + 1]
         return score_targets(self._model, hidden[:, : targets.size(1)], targets)

@@ -132,5 +132,5 @@ def _passes(
     batch, capacity = tokens.shape
     cached = cached and feedback.triangular
     passes = Passes(model, feedback, batch=batch, capacity=capacity, cached=cached)
-    passes.window(tokens)
+    passes.window(tokens, list(range(batch)))
     return passes

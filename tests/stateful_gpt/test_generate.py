@@ -807,6 +807,7 @@ def test_a_text_that_diverges_while_it_grows_ends_without_an_exception(
         ([[1, -1]], None, "from 0 to 22, got -1"),
         ([[1, 2]], [torch.zeros(3)], "one estimate for every token"),
         ([[1, 2]], [], "one estimate for every token"),
+        ([[1, 2]], [torch.zeros(2, 1)], "as wide as those of this feedback"),
     ],
 )
 def test_impossible_prompts_are_refused(
