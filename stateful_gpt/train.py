@@ -121,13 +121,13 @@ def training_step(
     *,
     step: int,
     config: TrainingConfig,
-    passes: int | None = None,
+    seed: int = 0,
     targets: Tensor | None = None,
 ) -> list[float]:
     """Train on (B, T + 1) ids, IGNORE being padding; the loss of each pass in nats per token.
 
-    ``passes`` are those of this step, in place of ``config.passes``; (B, T) ``targets`` are to be
-    predicted at each of (B, T) windows, in place of the tokens that follow.
+    ``seed`` draws the number of passes, if it is drawn; (B, T) ``targets`` are to be predicted at
+    each of (B, T) windows, in place of the tokens that follow.
     """
     factor = schedule(step, config)
     peaks = (config.matrix_learning_rate, config.learning_rate)
@@ -139,7 +139,7 @@ def training_step(
         inputs = windows[:, :-1].clamp_min(0)  # padding is on the right: causality hides it
         targets = windows[:, 1:]
     model.train()
-    count = passes or config.passes
+    count = passes_at(step, config, seed=seed)
     losses: list[Tensor] = []
     fed: Tensor | None = None
     for number in range(1, count + 1):

@@ -22,7 +22,7 @@ from experiments.tracking.tracker import Tracker
 from stateful_gpt.feedback import shift_right
 from stateful_gpt.language_model import Modulation
 from stateful_gpt.model import GPT, GPTConfig
-from stateful_gpt.train import TrainingConfig, make_optimizers, passes_at, training_step
+from stateful_gpt.train import TrainingConfig, make_optimizers, training_step
 
 HISTORY = "history.parquet"
 GOOD = 0.9  # accuracy at which a level counts as solved
@@ -149,18 +149,17 @@ def train_contestant(
             level=asked.trained_level,
             length=asked.tested_level,
         )
-        passes = passes_at(step, config, seed=settings.seed)
         losses = training_step(
             model,
             optimizers,
             tokens.to(device),
             step=step,
             config=config,
-            passes=passes,
+            seed=settings.seed,
             targets=targets.to(device),
         )
         check_losses(losses, step + 1)
-        passes_made += passes
+        passes_made += len(losses)
         on_step()
         if (step + 1) % recipe.record_every == 0 or step + 1 == config.steps:
             history.append({"step": step + 1, "loss_first": losses[0], "loss_last": losses[-1]})

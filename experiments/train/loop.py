@@ -27,7 +27,7 @@ from experiments.train.corpus import Corpus
 from experiments.train.settings import TrainSettings
 from stateful_gpt.depth import DepthProfile, depth_profile
 from stateful_gpt.model import GPT
-from stateful_gpt.train import TrainingConfig, make_optimizers, passes_at, training_step
+from stateful_gpt.train import TrainingConfig, make_optimizers, training_step
 
 STATE = "training_state.pt"
 HISTORY = "history.json"
@@ -84,7 +84,7 @@ class Training:
                         windows.to(self.model.device),
                         step=self.step,
                         config=self.config,
-                        passes=passes_at(self.step, self.config, seed=seed),
+                        seed=seed,
                     )
                 check_losses(losses, self.step)
                 loss = losses[0]

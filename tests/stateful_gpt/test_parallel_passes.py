@@ -147,6 +147,10 @@ def test_the_number_of_passes_is_drawn_evenly_and_again_the_same() -> None:
     # 200 each expected, with a standard deviation of 11.5
     assert all(140 < drawn.count(n) < 260 for n in (1, 2, 3))
     assert passes_at(3, TrainingConfig(steps=1, passes=3), seed=0) == 3
+    windows = torch.arange(26).view(2, 13) % 23
+    for step in range(5):  # a step of training makes them
+        losses = training_step(trainable(), [idle()] * 2, windows, step=step, config=config, seed=5)
+        assert len(losses) == drawn[step]
 
 
 @pytest.mark.parametrize("through", [False, True])
