@@ -149,21 +149,14 @@ def training_step(
         if config.autocast:
             hidden = hidden.to(torch.bfloat16)
         losses.append(next_token_loss(model, hidden, targets))
-        if config.update_every_pass:
-            losses[-1].backward()
-            _update(model, optimizers, config)
-        elif not config.through_passes:
-            (losses[-1] / count).backward()
+        if not config.through_passes:
+            (losses[-1] / (1 if config.update_every_pass else count)).backward()
         elif number == count:
             torch.stack(losses).mean().backward()
-    if not config.update_every_pass:
-        _update(model, optimizers, config)
+        if config.update_every_pass or number == count:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
     values: list[float] = torch.stack(losses).tolist()
     return values
-
-
-def _update(model: GPT, optimizers: list[torch.optim.Optimizer], config: TrainingConfig) -> None:
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
