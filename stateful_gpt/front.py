@@ -29,17 +29,16 @@ class Row:
     reach: int  # its front; at length + 1 the output of its last position is final, too
     goal: int  # of the front
     rough: bool = False  # whether some position counts as final by the tolerance alone
-    width: int = 2 * NARROWEST  # of a window ``auto``
+    width: int = NARROWEST  # of a window ``auto``
     end: int = 0  # of what a pass evaluates for this row
     passes: int = 0
     running: bool = True
 
-    def look(self, window: int | str | None, *, to_the_end: bool) -> None:
-        """Choose the end of what the next pass evaluates."""
+    def look(self, window: int | str | None) -> None:
+        """Choose the end of what the next pass evaluates: None is the row's."""
         width = self.width if window == "auto" else window
-        self.end = self.length
-        if isinstance(width, int) and not to_the_end:
-            self.end = min(self.length, self.reach - 1 + width)
+        ahead = width if isinstance(width, int) else self.length
+        self.end = min(self.length, self.reach - 1 + ahead)
 
     def advance(self, begin: int, exactly: int, roughly: int) -> None:
         """Move the front behind the first position that a pass has moved.

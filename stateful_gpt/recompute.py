@@ -173,7 +173,7 @@ def recompute(
         loop.fed = start
         loop.now = (start, start.new_zeros(start.shape[:2]) if log_probs is None else log_probs)
     for number in range(1, config.iterations + 1):
-        span = loop.span(number in (1, config.iterations))
+        span = loop.span(to_the_end=number in (1, config.iterations))
         said = run_pass(loop.fed, span) if span.end > span.begin else None
         iteration = loop.take(number, span, said)
         if observe is not None:
@@ -202,10 +202,10 @@ class _Loop:
         self.now: tuple[Tensor, Tensor] | None = None  # what was said of it: (R, T, ...), (R, T)
         self.ended: tuple[Tensor, Tensor] | None = None  # the same of all B rows, once some left
 
-    def span(self, whole: bool) -> Span:
+    def span(self, *, to_the_end: bool) -> Span:
         """What the next pass evaluates; an empty range where all is final."""
         for row in self.rows:
-            row.look(self.config.window if self.by_front else None, to_the_end=whole)
+            row.look(None if to_the_end or not self.by_front else self.config.window)
         numbers = [row.number for row in self.rows]
         if not self.by_front:
             return Span(numbers, 0, max(row.end for row in self.rows))
@@ -269,10 +269,8 @@ class _Loop:
             that has moved, at all and by more than the tolerance.
         """
         begin, end, device = said.begin, said.begin + said.log_probs.size(1), said.log_probs.device
-        if self.now is None:
-            shape = (len(self.rows), max(end, *(row.length for row in self.rows)))
-            blank = said.state.new_zeros(*shape, *said.state.shape[2:])
-            self.now = (blank, said.log_probs.new_zeros(shape))
+        if self.now is None:  # a cold start says everything
+            self.now = (torch.zeros_like(said.state), torch.zeros_like(said.log_probs))
         if begin == end:  # the output of a last token alone, of which no estimate is made
             finite = self.now[0].isfinite().flatten(1).all(dim=1)
             return [(int(each), 0, 0) for each in finite.tolist()]
