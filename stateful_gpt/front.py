@@ -47,13 +47,9 @@ class Row:
         """
         if self.reach > self.length:
             return
-
-        def reach(still: int) -> int:
-            inside = begin + still < min(self.end + 1, self.length)
-            return begin + still + 1 if inside else self.end + 1
-
-        before, self.reach = self.reach, reach(roughly)
-        self.rough |= reach(exactly) != self.reach
+        # behind its end nothing was evaluated
+        before, self.reach = self.reach, min(begin + roughly, self.end) + 1
+        self.rough |= min(begin + exactly, self.end) + 1 != self.reach
         self.width = max(NARROWEST, 2 * (self.reach - before))
 
 
