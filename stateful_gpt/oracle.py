@@ -18,6 +18,7 @@ from stateful_gpt.scoring import score_targets, wide
 
 LINEAR_RANGE = (1e-12, 1e-3)  # nats: above float64 rounding, below where a response saturates
 NUDGE = 1e-7  # nats
+COPIES = 8  # of a text, each disturbed at one token
 SHORTEST = 16  # tokens in which growth can be told
 
 
@@ -93,17 +94,12 @@ def left_to_right(model: LanguageModel, tokens: Tensor, feedback: Feedback) -> T
 
 
 def disturbed_reading(
-    model: LanguageModel,
-    tokens: Tensor,
-    feedback: Feedback,
-    *,
-    lengths: Sequence[int],
-    starts: int = 8,
+    model: LanguageModel, tokens: Tensor, feedback: Feedback, *, lengths: Sequence[int]
 ) -> tuple[Tensor, list[float | None]]:
     """The fixed point, and the growth rate per token of a small disturbance of its recursion.
 
-    In each of ``starts`` copies of a text, what is fed back of one token in the first half is moved
-    by 1e-7 (nats, or in every component of a hidden state); the slope of the logarithm of the later
+    In each of up to 8 copies of a text, what is fed back of one token in the first half is moved by
+    1e-7 (nats, or in every component of a hidden state); the slope of the logarithm of the later
     tokens' response (root mean square over the copies) against the distance from the disturbance is
     the Lyapunov exponent. Negative: disturbances, and rounding with them, die out along the text.
     Positive: they grow, and longer texts take more passes, at worst one a token as the front of
@@ -125,7 +121,7 @@ def disturbed_reading(
         (position, text, position + length // 2)
         for text, length in enumerate(lengths)
         if length >= SHORTEST and feedback.active
-        for position in torch.linspace(1, length // 2, starts).long().unique().tolist()
+        for position in torch.linspace(1, length // 2, COPIES).long().unique().tolist()
     )
     responses: list[list[Tensor]] = [[] for _ in lengths]  # (distances,) each, a copy each
     reader = LeftToRight(model, feedback, batch=texts + len(copies), capacity=T)
