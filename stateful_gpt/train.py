@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from stateful_gpt.feedback import shift_right
 from stateful_gpt.language_model import Modulation
 from stateful_gpt.model import GPT
+from stateful_gpt.scoring import wide
 
 IGNORE = -100  # targets that do not count: padding
 
@@ -66,9 +67,7 @@ def next_token_loss(model: GPT, hidden: Tensor, targets: Tensor, *, chunk: int =
     total = torch.zeros((), device=hidden.device)
     chunks = (hidden.flatten(0, 1).split(chunk), targets.flatten().split(chunk))
     for h, t in zip(*chunks, strict=True):
-        logits = h @ weight.mT  # (chunk, V)
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
+        logits = (h @ weight.mT).to(wide(hidden.dtype))  # (chunk, V)
         total = total + F.cross_entropy(logits, t, reduction="sum", ignore_index=IGNORE)
     return total / (targets != IGNORE).sum()
 
