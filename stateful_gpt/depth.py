@@ -58,7 +58,7 @@ def depth_profile(
     kl = torch.zeros(depth, dtype=torch.float64)
     nll_full, tokens = 0.0, 0
     for batch in windows.split(batch_size):
-        batch = batch.to(model.lm_head.weight.device)
+        batch = batch.to(model.device)
         inputs, targets = batch[:, :-1].clamp_min(0), batch[:, 1:]
         counted = targets != IGNORE
         tokens += int(counted.sum())

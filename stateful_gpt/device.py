@@ -17,4 +17,4 @@ def choose_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ValueError("device is cuda, but PyTorch finds no CUDA device here: use auto or cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")

@@ -40,8 +40,7 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            self._require(name, whole, "a whole number of at least 1")
+            self._require(name, type(value) is int and value >= 1, "a whole number of at least 1")
         for name in ("bias", "hidden_feedback"):
             self._require(name, isinstance(getattr(self, name), bool), "true or false")
         fits = self.n_embd % self.n_head == 0

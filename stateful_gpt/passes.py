@@ -37,16 +37,12 @@ class Passes:
         self._cache = model.new_cache(batch=batch, capacity=capacity) if cached else None
         self._rows = list(range(batch))  # of the cache, by their number in the window
         self._tokens = torch.empty(batch, 0, dtype=torch.long, device=model.device)
-        self.hidden = torch.zeros(
-            batch, capacity, model.width, dtype=model.dtype, device=model.device
-        )
+        shape = (batch, capacity, model.width)
+        self.hidden = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self._score: Score = self._score_targets
 
     def window(self, tokens: Tensor, kept: list[int], *, score: Score | None = None) -> None:
-        """Go over to the next window, (B, T) ids; of the last one's rows only ``kept`` remain.
-
-        ``score``: how to score its tokens, in place of the plain way.
-        """
+        """Go over to the next window, (B, T) ids; of the last one's rows only ``kept`` remain."""
         if len(kept) < len(self.hidden):
             self.hidden = self.hidden[kept]
         if self._cache is not None and self._rows != kept:
