@@ -56,7 +56,8 @@ class RecomputeConfig:
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
-        if self.tolerance != "auto" and not self.tolerance >= 0.0:  # nor nan
+        number = isinstance(self.tolerance, int | float)
+        if self.tolerance != "auto" and not (number and self.tolerance >= 0.0):  # nor nan
             raise ValueError(f"tolerance must be auto or at least 0, got {self.tolerance!r}")
         if not 0.0 < self.damping <= 1.0:
             raise ValueError(f"damping must be above 0 and at most 1, got {self.damping}")

@@ -292,6 +292,8 @@ def test_a_divergence_after_the_bound_is_still_one() -> None:
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
         ({"tolerance": -1e-3}, "tolerance must be auto or at least 0, got -0.001"),
         ({"tolerance": math.nan}, "tolerance must be auto or at least 0, got nan"),
+        ({"tolerance": None}, "tolerance must be auto or at least 0, got None"),
+        ({"tolerance": "none"}, "tolerance must be auto or at least 0, got 'none'"),
         ({"damping": 0.0}, "damping must be above 0 and at most 1, got 0.0"),
         ({"damping": 1.5}, "damping must be above 0 and at most 1, got 1.5"),
         ({"damping": math.nan}, "damping must be above 0 and at most 1, got nan"),
