@@ -35,7 +35,7 @@ class Row:
     running: bool = True
 
     def look(self, window: int | str | None) -> None:
-        """Choose the end of what the next pass evaluates: None is the row's."""
+        """Choose the end of what the next pass evaluates; without a window, the row's own."""
         width = self.width if window == "auto" else window
         ahead = width if isinstance(width, int) else self.length
         self.end = min(self.length, self.reach - 1 + ahead)

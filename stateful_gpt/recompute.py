@@ -155,7 +155,7 @@ def recompute(
         lengths: valid leading positions of each row; what lies behind them is padding.
         start: (B, T, ...) the state before the first pass, and ``log_probs`` (B, T) those that go
             with it (nats; default: zeros).
-        settled: leading positions of each row whose start is already right; default 1.
+        settled: leading positions of each row of ``start`` that are already right; default 1.
         triangular: whether the theorem above holds of it.
         inert: whether a pass says the same whatever it is fed.
         output_too: whether the output of the last position has to be final as well. It sees that
