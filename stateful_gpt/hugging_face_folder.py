@@ -182,8 +182,10 @@ class HuggingFaceTokenizer:
         self._backend = backend
         added = backend.get_added_tokens_decoder()
         self._special = {i for i, token in added.items() if token.special}
-        decoder = str(backend.decoder)
-        self._byte_level, self._spaced = "ByteLevel" in decoder, "▁" in decoder
+        self._byte_level = "ByteLevel" in str(backend.decoder)
+        # without a decoder, tokenizers writes a space between any two
+        self._join = " ".join if backend.decoder is None else backend.decoder.decode
+        self._follower = self._join(["a", "a"])[1:]  # an "a" behind another
         # of the characters of a byte-level vocabulary, as GPT-2 has them
         self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
         vocabulary = backend.get_vocab()
@@ -191,8 +193,7 @@ class HuggingFaceTokenizer:
         model, lacks = backend.model, self._bytes.keys() - vocabulary.keys()
         self._silent = isinstance(model, BPE) and not (model.unk_token or model.byte_fallback)
         self._lacking = {self._bytes[character] for character in lacks}
-        space = " " if self._spaced else "▁"  # runs of spaces may be added tokens, as in Gemma
-        self._added = {i: str(t.content).replace("▁", space).encode() for i, t in added.items()}
+        self._added = set(added)
         self.name = name
         self.n_vocab = max(vocabulary.values()) + 1  # there may be holes below it
         self.start_tokens = self._start()
@@ -252,15 +253,14 @@ class HuggingFaceTokenizer:
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of one id; KeyError where there is none."""
-        if token in self._added:
-            return self._added[token]
         text = self._backend.id_to_token(token) if 0 <= token < self.n_vocab else None
         if text is None:
             raise KeyError(token)
-        if self._byte_level and all(character in self._bytes for character in text):
-            return bytes(self._bytes[character] for character in text)
-        if self._spaced:
-            if byte := _BYTE.fullmatch(text):
-                return bytes([int(byte[1], 16)])
-            text = text.replace("▁", " ")
-        return str(text).encode()
+        if self._byte_level:
+            if token not in self._added and self._bytes.keys() >= set(text):
+                return bytes(self._bytes[character] for character in text)
+            return str(text).encode()
+        if byte := _BYTE.fullmatch(text):
+            return bytes([int(byte[1], 16)])
+        between: str = self._join(["a", text, "a"])  # as decoders write it inside a text
+        return between[1:].removesuffix(self._follower).encode()

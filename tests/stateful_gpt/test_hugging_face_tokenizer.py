@@ -182,6 +182,24 @@ def test_runs_of_spaces_that_were_added_are_spaces() -> None:
     assert encoding.decode_single_token_bytes(backend.token_to_id("▁▁")) == b"  "
 
 
+@pytest.mark.parametrize(
+    ("model", "decoder"),
+    [
+        (models.WordPiece, decoders.WordPiece()),
+        (models.WordLevel, None),
+        (partial(models.BPE, merges=[], end_of_word_suffix="</w>"), decoders.BPEDecoder()),
+    ],
+)
+def test_words_are_apart_as_the_decoder_has_them(model: Any, decoder: Any) -> None:
+    words = ["<unk>", "the", "cat", "c", "##at", "##ty", "c</w>", "."]
+    backend = Tokenizer(model({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    if decoder is not None:
+        backend.decoder = decoder
+    encoding = HuggingFaceTokenizer(backend, name="words", end_tokens=[])
+    ids = [1, 2, 5, 3, 4, 6, 1, 7]
+    assert decode(encoding, ids).lstrip() == backend.decode(ids)
+
+
 def test_special_tokens_are_used_only_where_they_start_a_text() -> None:
     assert 257 not in HuggingFaceTokenizer(byte_level(), name="bytes", end_tokens=[]).used
     used = HuggingFaceTokenizer(sentence_pieces(), name="pieces", end_tokens=[]).used
