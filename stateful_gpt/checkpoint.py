@@ -49,6 +49,7 @@ from stateful_gpt.weights import (
 )
 
 NANOGPT_WEIGHTS = "ckpt.pt"
+ADAPTER = "adapter_config.json"  # of peft, which would change the model beside it
 BUNDLED = ("bundled", "bundled_stateful")
 # names that stand for a folder of transformers, and the command that makes it
 PREPARED = {"smollm2": (Path("data/models/smollm2"), "python -m scripts.prepare_smollm2")}
@@ -163,25 +164,32 @@ def locate(source: str | Path, library: Library = "stateful_gpt") -> Path:
     if not ours and name in PREPARED:
         path = PREPARED[name][0]
     try:
-        exists, has_settings = path.exists(), (path / CONFIG).is_file()
-    except OSError as error:  # a name that no file system takes
+        exists = (path / CONFIG).exists() or path.exists()
+    except OSError as error:  # a name that no file system takes, or a folder that is not ours
         raise CheckpointError(
             f"there is no model file or folder {cut(repr(name))} ({error.strerror})"
         ) from None
-    if exists and not ours and not has_settings:
-        raise CheckpointError(
-            f"{path} must be a folder with config.json and safetensors: it has no config.json"
-        )
     if not exists and not ours and path.name in PREPARED:
         raise CheckpointError(
             f"there is no model folder {path}: make it with {PREPARED[path.name][1]}"
         )
-    if exists:
-        of_nanogpt = path / NANOGPT_WEIGHTS
-        return of_nanogpt if ours and not has_settings and of_nanogpt.exists() else path
-    if ours:
-        return _download(name, (CONFIG, WEIGHTS, SHARDS, *TOKENIZER_FILES), extra="hub")
-    return _download(name, FILES, extra="hugging_face")
+    if not exists and ours:
+        path = _download(name, (CONFIG, WEIGHTS, SHARDS, ADAPTER, *TOKENIZER_FILES), extra="hub")
+    elif not exists:
+        path = _download(name, FILES, extra="hugging_face")
+    if (path / ADAPTER).exists():
+        raise CheckpointError(
+            f"{path} holds an adapter ({ADAPTER}): merge it into its model with peft, and name the"
+            " folder in which that is saved"
+        )
+    if (path / CONFIG).is_file():
+        return path
+    if not ours:
+        raise CheckpointError(
+            f"{path} must be a folder with config.json and safetensors: it has no config.json"
+        )
+    of_nanogpt = path / NANOGPT_WEIGHTS
+    return of_nanogpt if of_nanogpt.exists() else path
 
 
 def _download(name: str, files: Sequence[str], *, extra: str) -> Path:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stateful_gpt.checkpoint import (
     CheckpointError,
+    Library,
     fingerprint,
     load_checkpoint,
     load_model,
@@ -175,6 +176,18 @@ def test_weights_that_are_missing_or_too_many_are_refused(
     message = refusal(folder)
     assert f"model.layers.{min(layers, 3)}." in message
     assert message.endswith(f"is {kind}")
+
+
+@pytest.mark.parametrize("library", ["transformers", "stateful_gpt"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_adapter_is_not_passed_over(tmp_path: Path, library: Library, alone: bool) -> None:
+    if not alone:
+        tiny("gpt2", dtype=torch.float32, vocab_size=BYTES).save_pretrained(tmp_path)
+        load_model(tmp_path, library=library, tokenizer="byte")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for read in (fingerprint, load_model):
+        with pytest.raises(CheckpointError, match="merge it into its model with peft"):
+            read(tmp_path, library=library)
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "vocab_size", "intermediate_size"])
