@@ -172,9 +172,10 @@ def has_other_words(folder: Path) -> bool:
         try:
             content = parse_json(read_regular(file, most=TOKENIZER_SIZE))
             ids = content if file.name == "vocab.json" else dict(content["model"]["vocab"])
+            added = [word for word in content.get("added_tokens", ()) if not word["special"]]
         except (ValueError, KeyError, TypeError):
             return True
-        if [ids.get(word) for word in ("Ġthe", "Ġgazed")] != [262, 50255]:
+        if added or [ids.get(word) for word in ("Ġthe", "Ġgazed")] != [262, 50255]:
             return True
     return False
 

@@ -20,6 +20,7 @@ from stateful_gpt.checkpoint import (
     CheckpointError,
     Library,
     fingerprint,
+    library_of,
     load_checkpoint,
     load_model,
 )
@@ -401,6 +402,9 @@ def test_a_gpt2_is_never_read_with_words_that_are_not_its_own(tmp_path: Path) ->
     words = {"model": {"vocab": {"Ġthe": 262, "Ġgazed": 50255}}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(words))
     assert isinstance(load_model(tmp_path).model, GPT)
+    for special in (True, False):  # that is spelled out in a text: text, or an id
+        edit(tmp_path / "tokenizer.json", added_tokens=[{"content": "<sep>", "special": special}])
+        assert (library_of(tmp_path) == "stateful_gpt") == special
 
 
 def test_words_that_were_downloaded_to_look_at_change_no_id(tmp_path: Path) -> None:
