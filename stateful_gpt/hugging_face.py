@@ -121,26 +121,26 @@ class HuggingFaceModel:
         architecture = f"models of the architecture {type(self._model).__name__}"
         refused = f"{architecture} cannot be studied"
         ids = torch.arange(1, CHECKED_TOKENS + 1, device=self.device)[None] % self.vocab_size
-        reading, failure, hidden = _Reading(PLAIN), None, None
+        reading = _Reading(PLAIN)
         try:
             hidden = self._read(ids, reading)
+            for layer in range(self.n_layer):
+                if layer not in reading.asked:
+                    raise CheckpointError(
+                        f"{refused}: layer {layer} has no attention into which transformers lets a"
+                        " number per key be fed"
+                    )
             cache = self.new_cache(batch=1, capacity=CHECKED_TOKENS)
             by_cache = torch.empty_like(hidden)
             for start, end in ((0, 3), (3, 5), (4, 6)):
                 cache.length = start
                 by_cache[:, start:end] = self._read(ids[:, start:end], _Reading(PLAIN), cache)
         except Exception as error:  # of any kind: code written for another attention or cache
-            if exhausted(error):
+            if isinstance(error, CheckpointError) or exhausted(error):
                 raise
-            failure = f"{type(error).__name__}: {cut(error)}"
-        for layer in range(self.n_layer):
-            if layer not in reading.asked and hidden is not None:
-                raise CheckpointError(
-                    f"{refused}: layer {layer} has no attention into which transformers lets a"
-                    " number per key be fed"
-                )
-        if hidden is None or failure is not None:
-            raise CheckpointError(f"{architecture} cannot be read: {failure}")
+            raise CheckpointError(
+                f"{architecture} cannot be read: {type(error).__name__}: {cut(error)}"
+            ) from None
         self.width = hidden.size(-1)
         plain = _with_same_weights(self._model)
         plain.set_attn_implementation("eager")
