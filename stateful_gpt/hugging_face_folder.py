@@ -198,6 +198,8 @@ class HuggingFaceTokenizer:
         self.n_vocab = max(vocabulary.values()) + 1  # there may be holes below it
         self.start_tokens = self._start()
         self.end_tokens = tuple(end_tokens)
+        # that encode_ordinary can produce
+        self.used = (set(vocabulary.values()) - self._special).union(self.start_tokens)
 
     def _start(self) -> tuple[int, ...]:
         """What the tokenizer itself puts before a text."""
@@ -209,12 +211,6 @@ class HuggingFaceTokenizer:
                     starts = (ids[:at] for at in range(len(ids)) if ids[at : at + count] == alone)
                     return tuple(next(starts, ()))
         return ()
-
-    @property
-    def used(self) -> list[int]:
-        """The ids that :meth:`encode_ordinary` can produce."""
-        ids = set(self._backend.get_vocab().values()) - self._special
-        return sorted(ids | set(self.start_tokens))
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text behind the start token, if the model was trained with one."""

@@ -83,14 +83,11 @@ def read_folder(folder: Path) -> Stored:
             f"{file} describes neither a model of this project (format {FORMAT!r})"
             f" nor a GPT-2 (model_type 'gpt2'){hint}"
         )
-    if (folder / SHARDS).exists() and not weights.exists():
-        raise CheckpointError(
-            f"{folder} has its weights in several files: model=hugging_face reads them"
-        )
     if not weights.exists():
-        raise CheckpointError(
-            f"{folder} has no {WEIGHTS} (weights in other formats, pickles above all, are not read)"
-        )
+        why = f"no {WEIGHTS} (weights in other formats, pickles above all, are not read)"
+        if (folder / SHARDS).exists():
+            why = "its weights in several files: model=hugging_face reads them"
+        raise CheckpointError(f"{folder} has {why}")
     open_regular(weights).close()
     try:
         state = load_file(weights)
@@ -106,7 +103,7 @@ def read_folder(folder: Path) -> Stored:
 def _own_format(
     file: Path, settings: dict[str, Any], weights: Path, state: dict[str, Tensor]
 ) -> Stored:
-    architecture = settings.get("architecture")
+    architecture: Any = settings.get("architecture")
     tokenizer, passes = settings.get("tokenizer"), settings.get("trained_passes")
     whole = passes is None or (type(passes) is int and passes >= 1)
     allowed = ("gpt2", "byte", TOKENIZER)
@@ -114,7 +111,7 @@ def _own_format(
     _require(file, "tokenizer", tokenizer, tokenizer in allowed, " or ".join(allowed))
     _require(file, "trained_passes", passes, whole, "a whole number of at least 1")
     named = file.with_name(TOKENIZER) if tokenizer == TOKENIZER else tokenizer
-    return Stored(weights, state, _config(file, **(architecture or {})), named or "gpt2", passes)
+    return Stored(weights, state, _config(file, **architecture), named, passes)
 
 
 def _published_gpt2(
