@@ -98,7 +98,9 @@ def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
     if not any(file.is_file() for name in TOKENIZER_FILES for file in folder.glob(name)):
         if model.config.model_type == "gpt2":
             return load_tokenizer("gpt2")
-        raise CheckpointError(f"{folder} has no tokenizer: name one (gpt2, byte or a file)")
+        raise CheckpointError(
+            f"{folder} has no tokenizer: name one (gpt2, byte or a file), or copy its own there"
+        )
     with _loading(folder, "tokenizer") as transformers:
         found = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, **_SAFELY)
     if not hasattr(found, "backend_tokenizer"):
@@ -180,20 +182,18 @@ class HuggingFaceTokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        added = backend.get_added_tokens_decoder()
-        self._special = {i for i, token in added.items() if token.special}
+        self._added = backend.get_added_tokens_decoder()
+        self._special = {i for i, token in self._added.items() if token.special}
         self._byte_level = "ByteLevel" in str(backend.decoder)
         # without a decoder, tokenizers writes a space between any two
         self._join = " ".join if backend.decoder is None else backend.decoder.decode
         self._follower = self._join(["a", "a"])[1:]  # an "a" behind another
         # of the characters of a byte-level vocabulary, as GPT-2 has them
         self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
-        vocabulary = backend.get_vocab()
+        vocabulary, model = backend.get_vocab(), backend.model
         # the one kind that leaves out what it has no id for, and says nothing
-        model, lacks = backend.model, self._bytes.keys() - vocabulary.keys()
         self._silent = isinstance(model, BPE) and not (model.unk_token or model.byte_fallback)
-        self._lacking = {self._bytes[character] for character in lacks}
-        self._added = set(added)
+        self._lacking = {self._bytes[one] for one in self._bytes.keys() - vocabulary.keys()}
         self.name = name
         self.n_vocab = max(vocabulary.values()) + 1  # there may be holes below it
         self.start_tokens = self._start()
