@@ -206,19 +206,18 @@ class HuggingFaceTokenizer:
         words = (word for word, i in self._backend.get_vocab().items() if i not in self._special)
         for text in ("a", *words):
             with suppress(TokenizerError):  # some vocabularies have no "a"
-                if alone := self._ids(text):
-                    ids, count = self._ids(text, add_special_tokens=True), len(alone)
-                    starts = (ids[:at] for at in range(len(ids)) if ids[at : at + count] == alone)
-                    return tuple(next(starts, ()))
+                if self._ids(text):
+                    whole = self._backend.encode(text)
+                    return tuple(whole.ids[: whole.special_tokens_mask.index(0)])
         return ()
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text behind the start token, if the model was trained with one."""
         return [*self.start_tokens, *self._ids(text)]
 
-    def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    def _ids(self, text: str) -> list[int]:
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         except Exception as error:  # tokenizers raises no other kind
             raise TokenizerError(
                 f"the tokenizer {cut(repr(self.name))} cannot encode the text: {cut(error)}"
