@@ -66,9 +66,10 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
         )
     wide = dtype == torch.float64
     with _loading(folder, "causal model") as transformers:
-        _check_sizes(transformers, folder, dtype)
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
+            # or one in the file would have the say on attention
+            config=_checked_settings(transformers, folder, dtype),
             # float64 by way of float32: what is computed when a model is made is the same then
             dtype=torch.float32 if wide else dtype,
             use_safetensors=True,
@@ -112,7 +113,7 @@ def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
     return HuggingFaceTokenizer(found.backend_tokenizer, name=folder.name, end_tokens=sorted(ends))
 
 
-def _check_sizes(transformers: Any, folder: Path, dtype: torch.dtype) -> None:
+def _checked_settings(transformers: Any, folder: Path, dtype: torch.dtype) -> Any:
     """Refuse sizes that the files belie, or that no memory holds, before anything is made."""
     files = list(folder.glob("*.safetensors"))
     # of the file for this version of transformers, if there are several
@@ -147,6 +148,7 @@ def _check_sizes(transformers: Any, folder: Path, dtype: torch.dtype) -> None:
         problem = f"it needs {wanted:,} bytes of memory, and the machine has {memory:,}"
     if problem is not None:
         raise CheckpointError(f"{folder}: {problem}")
+    return config
 
 
 @contextmanager

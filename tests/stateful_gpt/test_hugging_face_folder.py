@@ -151,10 +151,12 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path, tmp_path: Path) -
     assert not ran.exists()
 
 
-def test_settings_do_not_choose_the_code_of_attention(folder: Path) -> None:
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("code", ["somebody/kernels", "flash_attention_2"])
+def test_settings_do_not_choose_the_code_of_attention(folder: Path, key: str, code: str) -> None:
     tokens = torch.tensor([[3, 5, 8]])
     expected = logits(folder, tokens)
-    edit(folder / "config.json", attn_implementation="somebody/kernels")
+    edit(folder / "config.json", **{key: code})
     assert torch.equal(logits(folder, tokens), expected)
 
 
