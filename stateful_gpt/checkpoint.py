@@ -226,8 +226,7 @@ def fingerprint(source: str | Path, *, library: Library | None = None) -> str:
     path = locate(source, library)
     if library == "transformers":
         for file in sorted({f for pattern in FILES for f in path.glob(pattern)}):
-            named = f"{file.name} {file.stat().st_size} {_hash(file).hex()}\n"
-            digest.update(named.encode())
+            digest.update(f"{file.name} {file.stat().st_size} {_hash(file).hex()}\n".encode())
         return digest.hexdigest()[:16]
     own = [path / name for name in sorted((WEIGHTS, CONFIG, TOKENIZER))]
     if path.parent.name == HUB_CACHE and not has_other_words(path):

@@ -1,8 +1,7 @@
 """The command line of ``python -m stateful_gpt.generate``: a prompt goes in, text comes out.
 
 The text goes to standard output as it is generated, everything else to standard error. Exit codes:
-0 done, 1 the model, what is asked of it, or the computation failed, 2 arguments that are wrong
-whatever the model, 130 interrupted.
+0 done, 1 the model or what is asked of it failed, 2 wrong arguments, 130 interrupted.
 """
 
 import argparse

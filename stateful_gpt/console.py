@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO, cast
 
-CUT = 200  # characters of a value that an error sentence repeats
-
 # C0 but tab and line feed, C1, marks that turn the reading direction, line separators, surrogates
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -23,7 +21,7 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def cut(value: object, most: int = CUT) -> str:
+def cut(value: object, most: int = 200) -> str:
     """A value for an error sentence: one printable line; what is left out of it is counted."""
     text = " ".join(printable(str(value)).split())
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"

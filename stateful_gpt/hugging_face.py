@@ -28,7 +28,6 @@ from stateful_gpt.language_model import PLAIN, Cache, Modulation
 from stateful_gpt.untrusted import CheckpointError
 
 ATTENTION = "stateful_gpt"  # transformers makes checks of its own where "sdpa" is in the name
-CHECKED_TOKENS = 6
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class HuggingFaceModel:
         """Refuse what does not take a number per key, or says something else by another way."""
         architecture = f"models of the architecture {type(self._model).__name__}"
         refused = f"{architecture} cannot be studied"
-        ids = torch.arange(1, CHECKED_TOKENS + 1, device=self.device)[None] % self.vocab_size
+        ids = torch.arange(1, 7, device=self.device)[None] % self.vocab_size
         reading = _Reading(PLAIN)
         try:
             hidden = self._read(ids, reading)
@@ -130,7 +129,7 @@ class HuggingFaceModel:
                         f"{refused}: layer {layer} has no attention into which transformers lets a"
                         " number per key be fed"
                     )
-            cache = self.new_cache(batch=1, capacity=CHECKED_TOKENS)
+            cache = self.new_cache(batch=1, capacity=6)
             by_cache = torch.empty_like(hidden)
             for start, end in ((0, 3), (3, 5), (4, 6)):
                 cache.length = start

@@ -68,7 +68,7 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
     with _loading(folder, "causal model") as transformers:
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
-            # or one in the file would have the say on attention
+            # without it, _attn_implementation in the file would overrule the argument below
             config=_checked_settings(transformers, folder, dtype),
             # float64 by way of float32: what is computed when a model is made is the same then
             dtype=torch.float32 if wide else dtype,
@@ -114,7 +114,7 @@ def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
 
 
 def _checked_settings(transformers: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """Refuse sizes that the files belie, or that no memory holds, before anything is made."""
+    """Settings whose sizes the files bear out and memory holds, before anything is made of them."""
     files = list(folder.glob("*.safetensors"))
     # of the file for this version of transformers, if there are several
     settings, _ = transformers.PretrainedConfig.get_config_dict(folder, **_SAFELY)
@@ -189,7 +189,7 @@ class HuggingFaceTokenizer:
         self._byte_level = "ByteLevel" in str(backend.decoder)
         # without a decoder, tokenizers writes a space between any two
         self._join = " ".join if backend.decoder is None else backend.decoder.decode
-        self._follower = self._join(["a", "a"])[1:]  # an "a" behind another
+        self._follower = self._join(["a", "a"])[1:]  # the second, and a space where there is one
         # of the characters of a byte-level vocabulary, as GPT-2 has them
         self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
         vocabulary, model = backend.get_vocab(), backend.model
