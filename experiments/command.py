@@ -5,6 +5,7 @@ Exit codes: 0 all done, 1 a run failed, 2 the settings are wrong, 130 interrupte
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,8 @@ def run_command(runner: Runner) -> int:
     # β on any terminal, also from the workers of a launcher
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
+    # like Ctrl-C it ends the workers, too, and runs say that they were interrupted
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return console.run_command(runner.name, lambda: _run(runner))
 
 
