@@ -50,9 +50,10 @@ class Command:
             settings = to_settings(config, self.runner.settings)
             self.runner.run(settings, asked)
         except (ConfigError, RunError, KeyboardInterrupt) as error:  # Hydra would say more
-            if HydraConfig.get().mode is RunMode.MULTIRUN:  # of another sweeper than ours
-                raise
             self.code = _say_why(error)
+            if HydraConfig.get().mode is RunMode.MULTIRUN:  # of another sweeper than ours
+                print(f"that was {asked.command_of_this_run}", file=sys.stderr)
+                raise
             if isinstance(error, ConfigError):
                 return
         if self.runner.locate is not None and settings is not None:  # None: interrupted before
@@ -100,7 +101,7 @@ def _run(runner: Runner) -> int:
     try:
         hydra.main(config_path=str(CONF), config_name=runner.name, version_base="1.3")(command)()
     except (ConfigError, RunError, KeyboardInterrupt) as error:
-        return _say_why(error)
+        return command.code or _say_why(error)  # a worker of a launcher may not be heard
     except (HydraException, OmegaConfBaseException) as error:
         place = getattr(error, "missing_cfg_file", None) or ""
         options = overlays(runner.name) if "experiment/" in place else None

@@ -444,6 +444,22 @@ def test_a_sweep_of_trainings_leaves_nothing_that_git_would_see(
     assert "/runs/" in ignored
 
 
+def test_every_training_of_a_sweep_that_fails_is_told_with_its_command(
+    in_process: Train, settings: list[str], tmp_path: Path
+) -> None:
+    rates = "training.matrix_learning_rate=1e30,0.02,1e31"
+    places = f"output={tmp_path}/${{training.matrix_learning_rate}}"
+    code, out, err = in_process("train", "-m", *settings, "training.steps=3", places, rates)
+    assert code == 1
+    assert f"{tmp_path / '0.02'}: held out" in out
+    lines = err.splitlines()
+    assert [line[:28] for line in lines if line.startswith("error")] == [
+        "error: the training diverged"
+    ] * 2
+    commands = [line for line in lines if line.startswith("that was python -m experiments.train ")]
+    assert [line.rpartition("=")[2] for line in commands] == ["1e+30", "1e+31"]
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
