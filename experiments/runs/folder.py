@@ -173,7 +173,7 @@ class RunFolder:
                 shutil.rmtree(self._part(first, name))
         files.write_table(self._part(first, TRAJECTORY), trajectory)
         files.write_table(self._part(first, ITERATIONS), iterations)
-        part = {"prompts": summaries, "origin": _origin_of_part(self._status)}
+        part = {"prompts": summaries, "origin": origin_of_part(self._status)}
         files.write_json(
             self._part(first, "json"), part | {"checksum": self._checksum(first, part)}
         )
@@ -195,12 +195,11 @@ class RunFolder:
                         writer.write_table(pq.read_table(part))
 
             files.write_atomically(self.path / name, write)
-        ours = _origin_of_part(self._status)
+        ours = origin_of_part(self._status)
         others = [kept["origin"] for kept in self._status["kept"] if kept["origin"] != ours]
-        names = [name for name in ours if any(o.get(name) != ours[name] for o in others)]
         if others:
             said = f"{self.path}: {len(others)} of its prompts were computed by an earlier attempt"
-            said += f" with {', '.join(map(_OTHER.__getitem__, names))}; {STATUS} says which"
+            said += f" with {unlike(ours, others)}; {STATUS} says which"
             print(f"warning: {said}", file=sys.stderr)
 
     def summarize(self, summary: dict[str, Any]) -> None:
@@ -265,10 +264,16 @@ def run_id(folder: Path) -> str:
     return cut(read_status(folder).get("run_id") or folder.resolve().name)
 
 
-def _origin_of_part(status: dict[str, Any]) -> dict[str, Any]:
+def origin_of_part(status: dict[str, Any]) -> dict[str, Any]:
     """What of a run's origin can make one of its parts unlike another."""
     origin = {name: status.get(name) for name in ("commit", "device", "threads")}
     return {**origin, "changes": changes_of(status)}
+
+
+def unlike(ours: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
+    """In what the origins of other parts differ from that of ours, in words."""
+    names = [name for name in ours if any(other.get(name) != ours[name] for other in others)]
+    return ", ".join(map(_OTHER.__getitem__, names))
 
 
 def changes_of(status: dict[str, Any]) -> str | None:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from experiments.runs.compute_once import check_losses
 from experiments.runs.files import short_hash, write_atomically, write_json
+from experiments.runs.folder import unlike
 from experiments.tracking.tracker import Tracker, warn
 from experiments.train.corpus import Corpus
 from experiments.train.settings import TrainSettings
@@ -40,10 +41,21 @@ _DAMAGE = (
 
 
 class Training:
-    """Model, optimizers and history of one training, and the folder where they are kept."""
+    """Model, optimizers and history of one training, and the folder where they are kept.
+
+    Args:
+        origin: what can make the steps of this attempt unlike those of another.
+    """
 
     def __init__(
-        self, settings: TrainSettings, model: GPT, train: Corpus, held_out: Corpus, output: Path
+        self,
+        settings: TrainSettings,
+        model: GPT,
+        train: Corpus,
+        held_out: Corpus,
+        output: Path,
+        *,
+        origin: dict[str, Any],
     ) -> None:
         self.settings, self.model, self.output = settings, model, output
         self.corpus, self.held_out = train, held_out
@@ -58,6 +70,7 @@ class Training:
         self.tokens_read = 0  # in all passes: what training has cost, up to a factor
         self.loss: float | None = None  # smoothed
         self.history: list[dict[str, Any]] = []
+        self.origins = [origin]  # of all attempts, the latest last
         read = [train.tokens, held_out.tokens]
         if settings.start_from is not None:
             read += model.state_dict().values()
@@ -145,6 +158,7 @@ class Training:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "history": json.dumps(self.history),
+            "origins": self.origins,
             **{name: getattr(self, name) for name in _COUNTS},
         }
         whole = io.BytesIO()  # into a file, torch makes a RuntimeError of a full disk
@@ -178,6 +192,12 @@ class Training:
         self.history = json.loads(state["history"])
         for name in _COUNTS:
             setattr(self, name, state[name])
+        (ours,) = self.origins
+        # some early versions did not say theirs
+        if others := [origin for origin in state.get("origins", ()) if origin != ours]:
+            self.origins = [*others, ours]
+            said = f"of its first {self.step} steps, an earlier attempt computed some"
+            warn(f"{self.output}: {said} with {unlike(ours, others)}; its card will say which")
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

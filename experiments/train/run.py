@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from experiments.runs import files
 from experiments.runs.compute_once import ALONE, Asked, RunError, disk_sentence
-from experiments.runs.folder import TRACKER, changes_of, read_config
+from experiments.runs.folder import TRACKER, origin_of_part, read_config
 from experiments.runs.lock import LOCK, locked
 from experiments.runs.provenance import provenance
 from experiments.settings import ConfigError
@@ -110,7 +110,8 @@ def _train(
     asked: Asked,
 ) -> None:
     output, stateful = Path(settings.output), architecture.hidden_feedback
-    about = provenance(device)  # a source edited while it trains is not what runs
+    # a source edited while it trains is not what runs
+    about = origin_of_part(provenance(device))
     encoding: Any = origin.tokenizer if origin else _tokenizer(settings, texts[0])
     if encoding.n_vocab > architecture.vocab_size:
         raise ConfigError(
@@ -134,7 +135,7 @@ def _train(
     try:
         torch.manual_seed(settings.seed)  # dropout draws from the global generator
         model = _model(origin, architecture, seed=settings.seed).to(device)
-        training = Training(settings, model, train, held_out, output)
+        training = Training(settings, model, train, held_out, output, origin=about)
         training.run(tracker)
         save_checkpoint(
             model,
@@ -164,7 +165,7 @@ def _train(
             loss += f" in one pass, **{profile.nll_full / length:.4f}** with hidden states fed back"
         if windows is not None and windows < len(held_out.windows()):
             loss += f" (on {windows} windows spread over it)"
-        files.write_text(output / CARD, _card(settings, training, about, asked, loss))
+        files.write_text(output / CARD, _card(settings, training, asked, loss))
         tracker.summarize({"held_out_nats_per_character": profile.nll[0] / length})
     except BaseException:
         tracker.finish(failed=True)
@@ -277,7 +278,7 @@ def _open_tracker(settings: TrainSettings, output: Path, sources: str) -> Tracke
     )
 
 
-def _card(settings: TrainSettings, training: Training, origin: Any, asked: Asked, loss: str) -> str:
+def _card(settings: TrainSettings, training: Training, asked: Asked, loss: str) -> str:
     """The text of a model folder's README.md: what it was trained on, how, how well it predicts."""
     model, shape, chosen = training.model, training.model.config, settings.training
     corpus = settings.corpus
@@ -292,6 +293,10 @@ def _card(settings: TrainSettings, training: Training, origin: Any, asked: Asked
         ", ".join(path.stem for path in sorted(Path(folder).glob("*.txt")))
         for folder in (corpus.train, corpus.held_out)
     )
+    origins = training.origins
+    devices = [origin["device"] for origin in origins]
+    edited = (", with uncommitted changes" if origin["changes"] else "" for origin in origins)
+    commits = [f"{origin['commit']}{more}" for origin, more in zip(origins, edited, strict=True)]
     rows = {
         "start": "from scratch" if settings.start_from is None else f"`{settings.start_from}`",
         "size": f"{model.count_parameters():,} parameters: {shape.n_layer} layers ×"
@@ -305,10 +310,10 @@ def _card(settings: TrainSettings, training: Training, origin: Any, asked: Asked
         "seed": settings.seed,
         "steps": f"{training.step:,} of {chosen.batch_size} × {shape.block_size} tokens",
         "passes": passes,
-        "hardware": origin["device"],
+        "hardware": ", then ".join(dict.fromkeys(devices)),
         "time": f"{training.seconds / 60:.0f} minutes",
-        "commit": f"{origin['commit']}{', with uncommitted changes' if changes_of(origin) else ''}",
-        "PyTorch": origin["versions"]["torch"],
+        "commit": ", then ".join(dict.fromkeys(commits)),
+        "PyTorch": torch.__version__,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
