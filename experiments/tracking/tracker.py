@@ -23,7 +23,7 @@ from experiments.settings import ConfigError
 # all that a study ever waits for a server that fails; W&B's own process gets what it needs
 INIT_SECONDS = 5.0
 FINISH_SECONDS = 7.0
-OFFLINE_SECONDS = 60.0
+LONG_SECONDS = 60.0  # offline, or to begin a run for whoever has patience
 
 SYNCED = "synced.json"  # beside W&B's files of a run: where it has been uploaded to
 LOGIN = "there is no API key (wandb login makes one known)"
@@ -42,8 +42,8 @@ class Tracker:
             which W&B's server has already is not added a second time.
         measures: over which column each measure is drawn.
         later: the command that uploads what could not be.
-        patience: seconds that the server may take to begin and to end a run, for whoever has
-            nothing else to do than to upload: that never goes on offline.
+        patience: seconds that the server may take to end a run, for whoever has nothing else to do
+            than to upload: that never goes on offline.
     """
 
     server_failed = False  # what this process has learned about W&B's server
@@ -155,15 +155,17 @@ class Tracker:
         if self.online and not has_login():
             raise wandb.errors.UsageError(LOGIN)
         in_sweep = "WANDB_SWEEP_ID" in os.environ  # W&B names the runs of its own sweeps
-        longest = (INIT_SECONDS, FINISH_SECONDS) if self.online else (OFFLINE_SECONDS,) * 2
+        begin, end = (INIT_SECONDS, FINISH_SECONDS) if self.online else (LONG_SECONDS,) * 2
+        if self._patience is not None:
+            begin, end = min(self._patience, LONG_SECONDS), self._patience
         run = wandb.init(
             **described,
             mode="online" if self.online else "offline",
             resume="allow" if self.online and not in_sweep else None,
             reinit="create_new",
             settings=wandb.Settings(
-                init_timeout=self._patience or longest[0],
-                finish_timeout=self._patience or longest[1],
+                init_timeout=begin,
+                finish_timeout=end,
                 finish_timeout_raises=True,
                 silent=True,
                 console="off",

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from experiments.converge.run import converge
 from experiments.converge.settings import ConvergeSettings
 from experiments.runs.folder import RunFolder
 from experiments.settings import parse
+from experiments.tracking import tracker as tracking
 from experiments.tracking.tracker import Tracker, stop_helper
 from scripts import sync_wandb
 from tests.forked import Forker
@@ -251,6 +254,22 @@ def test_a_setting_of_wandb_that_cannot_be_is_one_sentence(
     code, out, err = sync(str(study))
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith(f"error: W&B says: {said}")
+
+
+def test_who_uploads_to_no_server_hears_of_it_soon(
+    study: Path, sync: Sync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_helper()  # it has read the environment
+    monkeypatch.setattr(sync_wandb, "PATIENCE", 600.0)
+    monkeypatch.setattr(tracking, "LONG_SECONDS", 2.0)  # a minute, for others
+    began = time.monotonic()
+    with socket.socket() as taken:  # a port where nothing listens
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        code, out, err = sync(str(study))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("error: 0 of 2 runs are uploaded, ")
+    assert time.monotonic() - began < 300  # far below its patience
 
 
 @pytest.mark.slow
