@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from experiments.runs.compute_once import check_losses
 from experiments.runs.files import short_hash, write_atomically, write_json
-from experiments.runs.folder import unlike
 from experiments.tracking.tracker import Tracker, warn
 from experiments.train.corpus import Corpus
 from experiments.train.settings import TrainSettings
@@ -33,7 +32,7 @@ from stateful_gpt.train import TrainingConfig, make_optimizers, training_step
 STATE = "training_state.pt"
 HISTORY = "history.json"
 # what is saved beside weights, optimizers, random numbers and history
-_COUNTS = ("step", "seconds", "tokens_read", "loss")
+_COUNTS = ("step", "seconds", "tokens_read", "loss", "origins")
 _DAMAGE = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
     *(OSError, ValueError, RuntimeError, EOFError, TypeError, KeyError),
@@ -41,21 +40,10 @@ _DAMAGE = (
 
 
 class Training:
-    """Model, optimizers and history of one training, and the folder where they are kept.
-
-    Args:
-        origin: what can make the steps of this attempt unlike those of another.
-    """
+    """Model, optimizers and history of one training, and the folder where they are kept."""
 
     def __init__(
-        self,
-        settings: TrainSettings,
-        model: GPT,
-        train: Corpus,
-        held_out: Corpus,
-        output: Path,
-        *,
-        origin: dict[str, Any],
+        self, settings: TrainSettings, model: GPT, train: Corpus, held_out: Corpus, output: Path
     ) -> None:
         self.settings, self.model, self.output = settings, model, output
         self.corpus, self.held_out = train, held_out
@@ -70,7 +58,7 @@ class Training:
         self.tokens_read = 0  # in all passes: what training has cost, up to a factor
         self.loss: float | None = None  # smoothed
         self.history: list[dict[str, Any]] = []
-        self.origins = [origin]  # of all attempts, the latest last
+        self.origins: list[dict[str, Any]] = []  # of all attempts: what can make steps differ
         read = [train.tokens, held_out.tokens]
         if settings.start_from is not None:
             read += model.state_dict().values()
@@ -158,7 +146,6 @@ class Training:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "history": json.dumps(self.history),
-            "origins": self.origins,
             **{name: getattr(self, name) for name in _COUNTS},
         }
         whole = io.BytesIO()  # into a file, torch makes a RuntimeError of a full disk
@@ -190,14 +177,8 @@ class Training:
         if state["cuda_rng"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
         self.history = json.loads(state["history"])
-        for name in _COUNTS:
-            setattr(self, name, state[name])
-        (ours,) = self.origins
-        # some early versions did not say theirs
-        if others := [origin for origin in state.get("origins", ()) if origin != ours]:
-            self.origins = [*others, ours]
-            said = f"of its first {self.step} steps, an earlier attempt computed some"
-            warn(f"{self.output}: {said} with {unlike(ours, others)}; its card will say which")
+        for name in _COUNTS:  # some early versions did not say their origins
+            setattr(self, name, state.get(name, getattr(self, name)))
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

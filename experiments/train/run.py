@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from experiments.runs import files
 from experiments.runs.compute_once import ALONE, Asked, RunError, disk_sentence
-from experiments.runs.folder import TRACKER, origin_of_part, read_config
+from experiments.runs.folder import TRACKER, origin_of_part, read_config, unlike
 from experiments.runs.lock import LOCK, locked
 from experiments.runs.provenance import provenance
 from experiments.settings import ConfigError
@@ -135,7 +135,11 @@ def _train(
     try:
         torch.manual_seed(settings.seed)  # dropout draws from the global generator
         model = _model(origin, architecture, seed=settings.seed).to(device)
-        training = Training(settings, model, train, held_out, output, origin=about)
+        training = Training(settings, model, train, held_out, output)
+        if others := [origin for origin in training.origins if origin != about]:
+            said = f"of its first {training.step} steps, an earlier attempt computed some"
+            warn(f"{output}: {said} with {unlike(about, others)}; its {CARD} will say which")
+        training.origins = [*others, about]
         training.run(tracker)
         save_checkpoint(
             model,

@@ -263,7 +263,7 @@ def test_a_training_that_is_resumed_elsewhere_says_so(
         monkeypatch.setattr(training, "provenance", lambda _, found=found: found)
         code, _, err = train("training.steps=2")
         said = f"{tmp_path / 'out'}: of its first 2 steps, an earlier attempt computed some with"
-        said += " another commit, another device, other threads; its card will say which"
+        said += " another commit, another device, other threads; its README.md will say which"
         assert (code, err) == (0, f"warning: {said}\n" if warned else "")
         card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
         (tmp_path / "out" / "README.md").unlink()  # as if killed before the end
