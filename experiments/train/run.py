@@ -110,8 +110,7 @@ def _train(
     asked: Asked,
 ) -> None:
     output, stateful = Path(settings.output), architecture.hidden_feedback
-    # a source edited while it trains is not what runs
-    about = origin_of_part(provenance(device))
+    about = origin_of_part(provenance(device))  # a source edited while it trains is not what runs
     encoding: Any = origin.tokenizer if origin else _tokenizer(settings, texts[0])
     if encoding.n_vocab > architecture.vocab_size:
         raise ConfigError(
@@ -136,7 +135,7 @@ def _train(
         torch.manual_seed(settings.seed)  # dropout draws from the global generator
         model = _model(origin, architecture, seed=settings.seed).to(device)
         training = Training(settings, model, train, held_out, output)
-        if others := [origin for origin in training.origins if origin != about]:
+        if others := [other for other in training.origins if other != about]:
             said = f"of its first {training.step} steps, an earlier attempt computed some"
             warn(f"{output}: {said} with {unlike(about, others)}; its {CARD} will say which")
         training.origins = [*others, about]
@@ -297,10 +296,11 @@ def _card(settings: TrainSettings, training: Training, asked: Asked, loss: str) 
         ", ".join(path.stem for path in sorted(Path(folder).glob("*.txt")))
         for folder in (corpus.train, corpus.held_out)
     )
-    origins = training.origins
-    devices = [origin["device"] for origin in origins]
-    edited = (", with uncommitted changes" if origin["changes"] else "" for origin in origins)
-    commits = [f"{origin['commit']}{more}" for origin, more in zip(origins, edited, strict=True)]
+    devices = [origin["device"] for origin in training.origins]
+    commits = [
+        f"{origin['commit']}{', with uncommitted changes' if origin['changes'] else ''}"
+        for origin in training.origins
+    ]
     rows = {
         "start": "from scratch" if settings.start_from is None else f"`{settings.start_from}`",
         "size": f"{model.count_parameters():,} parameters: {shape.n_layer} layers ×"
