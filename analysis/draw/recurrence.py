@@ -14,7 +14,6 @@ from analysis.models import QUESTION, Models, at_best_rates, at_full_depth, sett
 from analysis.runs import Runs, last_step
 
 MOST_LINES = 7
-MOST_DEPTHS = 32  # beyond them, movements are rounding
 LEAST_KL = 1e-12  # nats: what is less is drawn as that
 GREY = "#b5b5b5"
 DASHED = (0, (4, 1.5))
@@ -38,7 +37,6 @@ def recurrence(runs: Runs) -> Figure:
     grew = " Of a text that grew: its last step" if frame["step"].any() else ""
     grew += ", or its first where later ones begin with carried estimates" if carried.any() else ""
     frame = last_step(frame[~carried])  # depth 0 is fed nothing
-    frame = frame[frame["iteration"] <= MOST_DEPTHS + 1]
     if frame.empty or frame["iteration"].max() < 2:
         raise style.NotDrawn("no run that feeds hidden states back made a second pass")
     left_out = fed["group"].nunique() - len(groups)

@@ -320,3 +320,10 @@ def test_a_run_that_diverged_has_no_loss_by_depth_and_a_narrow_axis_has_numbers(
     assert np.isfinite(diverged.get_ydata()).tolist()[:2] == [True, False]
     low, high = movement.get_ylim()
     assert sum(low <= tick <= high for tick in movement.get_yticks()) >= 2
+
+
+def test_every_depth_that_was_read_is_drawn(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(tmp_path / "s", feedback__kind="hidden_state", recompute__iterations=40)
+    for axes, last in zip(recurrence(load(str(tmp_path / "s"))).axes, (39, 38), strict=True):
+        assert max(axes.lines[0].get_xdata()) == last
+        assert axes.get_xlim()[1] > 39
