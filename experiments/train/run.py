@@ -315,7 +315,7 @@ def _card(settings: TrainSettings, training: Training, asked: Asked, loss: str) 
         "steps": f"{training.step:,} of {chosen.batch_size} × {shape.block_size} tokens",
         "passes": passes,
         "hardware": ", then ".join(dict.fromkeys(devices)),
-        "time": f"{training.seconds / 60:.0f} minutes",
+        "time": f"{training.seconds:,.1f} s",
         "commit": ", then ".join(dict.fromkeys(commits)),
         "PyTorch": torch.__version__,
     }

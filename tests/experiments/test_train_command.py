@@ -129,6 +129,9 @@ def test_it_learns_and_the_folder_is_a_model_whose_card_states_its_loss(
     assert float(stated[1]) == pytest.approx(per_character, abs=5e-5)  # four digits are written
     assert f"{per_character:.4f} nats per character" in out
     assert f"{checkpoint.model.count_parameters():,} parameters" in card
+    seconds = json.loads((folder / "history.json").read_text())[-1]["seconds"]
+    (stated_seconds,) = re.findall(r"time \| ([\d,.]+) s \|", card)
+    assert float(stated_seconds.replace(",", "")) >= seconds > 0
     (measured,) = re.findall(r"measured by \| `python -m scripts\.held_out_loss (.+)` \|", card)
     words = measured.replace("THIS_FOLDER", str(folder)).split()
     monkeypatch.setattr(sys, "argv", ["held_out_loss", *words])
