@@ -118,7 +118,7 @@ def _run(runner: Runner) -> int:
 
 def _impossible(word: str, command: str) -> str | None:
     """What is wrong with an override on which Hydra would end in a traceback, or not say why."""
-    key, _, value = word.partition("=")
+    key, equals, value = word.partition("=")
     group = key.lstrip("+")
     if re.search(rf"[\d_]{{{sys.get_int_max_str_digits() + 1}}}", value):
         return f"{cut(key)} must be a number of fewer digits, got {cut(value)}"
@@ -128,6 +128,8 @@ def _impossible(word: str, command: str) -> str | None:
         word.encode()
     except UnicodeEncodeError:  # no file of a run could say it
         return f"{cut(key)} must be UTF-8, got {cut(value)}"
+    if equals and len(key.encode()) > 255:  # it may name a folder of conf
+        return f"the key {cut(key)} must have at most 255 bytes"
     inner = r"(\.launcher(\.ray(\.init|\.remote)?)?|\.sweeper(\.params(?!=null$))?)?"
     if re.match(rf"\+*hydra{inner}=(?!\{{)", word):
         return f"{group} must be a group of settings, such as {{key: value}}, got {cut(value)}"
@@ -165,7 +167,7 @@ def help_of(command: str, words: Sequence[str] = ()) -> str:
     for group, default in re.findall(r"^  - (\w+): (\w+)", own, re.MULTILINE):
         choice = chosen.get(group, default)
         path = CONF / group / f"{choice}.yaml"
-        if group != "experiment" and path.exists():
+        if group != "experiment" and os.path.isfile(path):  # at peace with too long a name
             others = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
             text = path.read_text("utf-8").rstrip().replace("\n", "\n  ")
             parts.append(f"{group}: # {group}={choice} of {others}\n  {text}\n")

@@ -154,6 +154,8 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         (f"model.tokenizer={'a' * 5000}", ["model.tokenizer", "(5,000 char"]),
         (f"prompts.file={'a' * 5000}.txt", ["prompts.file", "(5,004 char"]),
         (f"tracking.mode={'a' * 5000}", ["tracking.mode", "(5,002 char"]),
+        (f"{'a' * 300}=1", ["the key aaa", "(300 char", "at most 255 bytes"]),
+        (f"{'β' * 200}=x", ["the key βββ", "at most 255 bytes"]),
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else None,
 )
