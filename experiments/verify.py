@@ -116,7 +116,8 @@ def compare(old: pd.DataFrame, new: pd.DataFrame, dtype: str) -> tuple[bool, str
     what = [*KEYS, "token_id"]
     before, after = old["log_prob"].to_numpy(), new["log_prob"].to_numpy()
     if before.dtype != after.dtype or not old[what].equals(new[what]):
-        return False, ": its tokens, passes or precision are others"
+        ends = [f"{len(one)} estimates to iteration {one['iteration'].max()}" for one in (old, new)]
+        return False, f": its tokens, passes or precision are others ({', now '.join(ends)})"
     count = f"{len(old)} estimates of {old['prompt_id'].nunique()} prompts"
     # as whole numbers, 0 and -0 differ
     bits = f"u{before.itemsize}"

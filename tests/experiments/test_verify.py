@@ -129,6 +129,19 @@ def test_what_a_run_needs_and_is_gone_or_changed_is_one_sentence(
     assert out.count("\n") == 1
 
 
+def test_a_run_of_more_passes_than_today_is_told_from_it(compute: Compute, ask: Ask) -> None:
+    folder = compute("feedback.strength=0", "recompute.damping=0.5")
+    path = folder / "trajectory.parquet"
+    once = pq.read_table(path)  # as plain passes were repeated before they counted as settled
+    at = once.schema.get_field_index("iteration")
+    again = once.set_column(at, once.schema.field(at), pc.add(once["iteration"], 1).cast("int32"))
+    pq.write_table(pa.concat_tables([once, again]), path)
+    code, out, _ = ask(folder)
+    assert code == 1
+    said = "others (48 estimates to iteration 2, now 24 estimates to iteration 1)"
+    assert out == f"{folder.name} is NOT reproduced: its tokens, passes or precision are {said}.\n"
+
+
 def test_other_commits_changes_and_versions_are_warned_of(
     compute: Compute, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
