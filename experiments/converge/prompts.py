@@ -41,7 +41,27 @@ def read_prompts(settings: PromptSettings) -> list[Prompt]:
         ConfigError: a missing, empty, binary, huge or malformed file.
     """
     path = BUILT_IN if settings.file is None else Path(settings.file)
-    return _from_file(path, by_line=settings.split == "lines")[: settings.limit]
+    what = f"prompts.file {cut(repr(str(path)))}"
+    try:
+        # line ends stay as they are
+        text = read_regular(path, most=PROMPTS_SIZE).decode("utf-8-sig")
+    except CheckpointError as error:
+        raise ConfigError(f"prompts.file {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{what} is not text: it must be UTF-8") from None
+    if "\0" in text:
+        raise ConfigError(f"{what} is not text: it has NUL bytes")
+    if not text.strip():
+        raise ConfigError(f"{what} is empty: it must hold a prompt")
+    if path.suffix == ".jsonl":
+        prompts = _from_lines(text, what)
+    elif settings.split == "lines":
+        # splitlines would cut at form feeds, too
+        lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+        prompts = [Prompt(str(number), line) for number, line in enumerate(lines, start=1)]
+    else:
+        prompts = [Prompt(path.stem, text)]
+    return prompts[: settings.limit]
 
 
 def content_hash(prompts: list[Prompt]) -> str:
@@ -87,31 +107,6 @@ def encode_prompts(
             )
         encoded.append(EncodedPrompt(prompt.id, decode(encoding, tokens), tokens))
     return encoded
-
-
-def _from_file(path: Path, *, by_line: bool) -> list[Prompt]:
-    named = cut(repr(str(path)))
-    if path.suffix not in (".txt", ".jsonl"):
-        raise ConfigError(f"prompts.file must end in .txt or .jsonl, got {named}")
-    what = f"prompts.file {named}"
-    try:
-        # line ends stay as they are
-        text = read_regular(path, most=PROMPTS_SIZE).decode("utf-8-sig")
-    except CheckpointError as error:
-        raise ConfigError(f"prompts.file {error}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{what} is not text: it must be UTF-8") from None
-    if "\0" in text:
-        raise ConfigError(f"{what} is not text: it has NUL bytes")
-    if not text.strip():
-        raise ConfigError(f"{what} is empty: it must hold a prompt")
-    if path.suffix == ".jsonl":
-        return _from_lines(text, what)
-    if by_line:
-        # splitlines would cut at form feeds, too
-        lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
-        return [Prompt(id=str(number), text=line) for number, line in enumerate(lines, start=1)]
-    return [Prompt(id=path.stem, text=text)]
 
 
 def _from_lines(text: str, what: str) -> list[Prompt]:

@@ -35,7 +35,7 @@ Folder = Annotated[
 
 class ModelSettings(Settings):
     name: str = "bundled"
-    path: str = "bundled"
+    path: str = Field(default="bundled", min_length=1, description="a file, folder or name")
     tokenizer: str | None = None
     library: Literal["stateful_gpt", "transformers"] = "stateful_gpt"  # what reads it
 
@@ -115,7 +115,9 @@ class GenerationSettings(Settings):
 
 class PromptSettings(Settings):
     source: Literal["builtin", "file"] = "builtin"
-    file: str | None = None
+    file: str | None = Field(
+        default=None, pattern=r"\.(txt|jsonl)$", description="a file that ends in .txt or .jsonl"
+    )
     split: Literal["text", "lines"] = "text"
     limit: Count | None = None
     max_tokens: Count | None = None

@@ -112,6 +112,8 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         ("prompts.limit=0", ["prompts.limit", "or equal to 1", "0"]),
         ("prompts.max_tokens=0", ["prompts.max_tokens", "or equal to 1", "0"]),
         ("prompts=file", ["prompts.file", ".txt or .jsonl"]),
+        ("prompts.file=", ["prompts.file must be a file that ends in .txt or .jsonl, got ''"]),
+        ("model.path=", ["model.path must be a file, folder or name, got ''"]),
         ("device.name=tpu", ["device.name", "'auto', 'cpu' or 'cuda'", "'tpu'"]),
         ("device.batch=0", ["device.batch", "'auto' or greater than or equal to 1", "0"]),
         ("generation.slide=0", ["generation.slide", "or equal to 1", "0"]),
