@@ -267,6 +267,8 @@ def run_id(folder: Path) -> str:
 def origin_of_part(status: dict[str, Any]) -> dict[str, Any]:
     """What of a run's origin can make one of its parts unlike another."""
     origin = {name: status.get(name) for name in ("commit", "device", "threads")}
+    # of a CPU the device says the threads, too, which count by themselves
+    origin["device"] = str(origin["device"]).removesuffix(f", {origin['threads']} threads")
     return {**origin, "changes": changes_of(status)}
 
 

@@ -138,6 +138,8 @@ def test_kept_prompts_say_where_they_came_from(
     monkeypatch.setattr(RunFolder, "keep", keep_one)
     origin = compute_once.provenance(torch.device("cpu"))
     before = {**origin, "commit": "before", "changes": {"sha256": "before"}}
+    device = origin["device"].removesuffix(f", {origin['threads']} threads")
+    before |= {"threads": 77, "device": f"{device}, 77 threads"}  # the same processor
     monkeypatch.setattr(compute_once, "provenance", lambda _: before)
     with pytest.raises(RunError):
         compute("device.batch=1")
@@ -146,11 +148,13 @@ def test_kept_prompts_say_where_they_came_from(
     folder = compute("device.batch=1")
     (kept,) = status(folder)["kept"]
     assert kept["origin"]["commit"] == "before"
+    assert kept["origin"]["device"] == device
     assert status(folder)["commit"] == "now"
     err = capfd.readouterr().err
     assert err.count("\n") == 1
     assert "1 of its prompts were computed by an earlier attempt" in err
-    assert "attempt with another commit, other uncommitted changes; status.json says" in err
+    named = "another commit, other threads, other uncommitted changes"
+    assert f"attempt with {named}; status.json says" in err
 
 
 def test_a_new_file_that_is_no_source_is_no_change(
