@@ -34,7 +34,7 @@ _REAL, _WHOLE = pa.float64(), pa.int32()
 _WHERE = [
     _column("prompt_id", pa.string(), "the id of the prompt"),
     _column("step", _WHOLE, "tokens generated so far"),
-    _column("iteration", _WHOLE, "the pass, from 1, which is the plain model"),
+    _column("iteration", _WHOLE, "the pass, from 1, the plain model where nothing is carried"),
 ]
 _MEASURED = [
     _column("step_max", _REAL, "how far the estimates moved since the last pass at most, nats"),
