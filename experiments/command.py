@@ -124,9 +124,7 @@ def _impossible(word: str, command: str) -> str | None:
         return f"{cut(key)} must be a number of fewer digits, got {cut(value)}"
     if re.match(r"--[\w.]*\.", word):
         return f"{cut(key)} must be written KEY=VALUE, without dashes"
-    try:
-        word.encode()
-    except UnicodeEncodeError:  # no file of a run could say it
+    if re.search(r"[\ud800-\udfff]", word):  # what is no UTF-8 arrives so; no file could say it
         return f"{cut(key)} must be UTF-8, got {cut(value)}"
     if equals and len(key.encode()) > 255:  # it may name a folder of conf
         return f"the key {cut(key)} must have at most 255 bytes"

@@ -32,10 +32,8 @@ def _main() -> int:
     except OSError as error:
         study, problem = None, f"cannot be read ({error.strerror or error})"
     if study is None or not study.runs:
-        print(
-            f"error: STUDY must be a study's folder; {cut(repr(str(path)))} {problem}",
-            file=sys.stderr,
-        )
+        said = f"STUDY must be a study's folder; {cut(repr(str(path)))} {problem}"
+        print(f"error: {said}", file=sys.stderr)
         return 2
     print(report(study))
     return 0 if study.complete else 1
