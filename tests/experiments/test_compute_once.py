@@ -245,6 +245,7 @@ def test_no_prompt_of_one_seed_draws_like_a_prompt_of_another() -> None:
         ("experiments.status nowhere", 2),
         ("experiments.status --help", 0),
         ("experiments.converge --help", 0),
+        (f"experiments.converge --help feedback={'a' * 300}", 0),
         ("experiments.converge --cfg job", 0),
         ("experiments.converge feedback.strenth=1", 2),
         ("experiments.converge -m feedback.strength=0,x", 2),
