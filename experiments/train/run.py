@@ -296,7 +296,7 @@ def _card(settings: TrainSettings, training: Training, asked: Asked, loss: str) 
         ", ".join(path.stem for path in sorted(Path(folder).glob("*.txt")))
         for folder in (corpus.train, corpus.held_out)
     )
-    devices = [origin["device"] for origin in training.origins]
+    devices = [f"{one['device']}, {one['threads']} threads" for one in training.origins]
     commits = [
         f"{origin['commit']}{', with uncommitted changes' if origin['changes'] else ''}"
         for origin in training.origins

@@ -262,15 +262,20 @@ def test_a_training_that_is_resumed_elsewhere_says_so(
 ) -> None:
     origin = {**provenance.provenance(torch.device("cpu")), "commit": "now"}
     for commit, threads, warned in [("before", 7, False), ("now", 1, True), ("now", 1, True)]:
-        found = {**origin, "commit": commit, "threads": threads, "device": f"{threads} threads"}
+        found = {
+            **origin,
+            "commit": commit,
+            "threads": threads,
+            "device": f"a CPU, {threads} threads",
+        }
         monkeypatch.setattr(training, "provenance", lambda _, found=found: found)
         code, _, err = train("training.steps=2")
         said = f"{tmp_path / 'out'}: of its first 2 steps, an earlier attempt computed some with"
-        said += " another commit, another device, other threads; its README.md will say which"
+        said += " another commit, other threads; its README.md will say which"
         assert (code, err) == (0, f"warning: {said}\n" if warned else "")
         card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
         (tmp_path / "out" / "README.md").unlink()  # as if killed before the end
-    assert "| hardware | 7 threads, then 1 threads |" in card
+    assert "| hardware | a CPU, 7 threads, then a CPU, 1 threads |" in card
     assert re.search(r"\| commit \| before(, with uncommitted changes)?, then now", card)
 
 
