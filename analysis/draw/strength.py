@@ -117,15 +117,13 @@ def regimes(runs: Runs) -> Figure:
         raise style.NotDrawn(lacking)
     predictable = bool(prompts["predicted"].notna().any())
     dots = " Passes predicted: by the first error and the rate; a dot a text, coloured by strength."
-    growing = prompts[prompts["lyapunov"] > 0]
-    title = f"Small changes die out along the text at every strength{' shown' if note else ''}"
-    if "lyapunov" not in measures:
-        title = "How fast the passes contract"
-    elif len(growing):
-        share = f"{len(growing)} of {prompts['lyapunov'].count()} cases"
+    title = "How fast the passes contract"
+    if "lyapunov" in measures:
+        growing = prompts[prompts["lyapunov"] > 0]
+        share = f"{len(growing) or 'none'} of {prompts['lyapunov'].count()} cases"
         where = [number(strength) for strength in sorted(set(growing["strength"]))]
-        at = f"strength{'s' if len(where) > 1 else ''} {some(where, 4)}"
-        title = f"Small changes grow along the text in {share}, at {at}"
+        at = f", at strength{'s' if len(where) > 1 else ''} {some(where, 4)}" if where else ""
+        title = f"Small changes grow along the text in {share}{at}"
     caption = (
         f"{' '.join(MEASURES[name][2] for name in measures)} Dots, bars: median and "
         f"{style.spread_words(prompts)}.{dots if predictable else ''}{note}"

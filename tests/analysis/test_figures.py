@@ -84,6 +84,15 @@ def test_a_measure_that_no_run_recorded_has_no_panel(ten: Path) -> None:
     assert len(regimes(runs).axes) == 1
 
 
+def test_a_title_counts_the_cases_that_have_an_exponent(ten: Path) -> None:
+    runs = load(str(ten))
+    title = " ".join(regimes(runs).get_suptitle().split())
+    assert title.startswith("Small changes grow along the text in 5 of 10 cases, at strengths −1, ")
+    runs.prompts["lyapunov"] = runs.prompts["lyapunov"].where(runs.prompts["lyapunov"] < 0)
+    title = " ".join(regimes(runs).get_suptitle().split())
+    assert title == "Small changes grow along the text in none of 5 cases"
+
+
 def test_a_caption_counts_the_texts_of_a_run_not_those_of_all_runs(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
