@@ -189,6 +189,14 @@ def test_runs_of_several_precisions_end_each_in_its_own_rounding(
         assert shown[-1] <= 160 * eps < shown[-2]
 
 
+def test_what_is_exact_after_one_pass_is_said_to_be(make_run: MakeRun, tmp_path: Path) -> None:
+    changes = {"feedback__strength": 1e-8, "device__dtype": "float32"}
+    make_run(tmp_path / "r", prompts=ONE, **changes)
+    figure = settling(load(str(tmp_path)))
+    assert figure.get_suptitle() == "The text is exact but for rounding after 1 pass"
+    assert figure.axes[0].get_xlim() == (0.5, 2.5)
+
+
 def test_where_some_runs_have_no_exact_solution_all_are_drawn_by_their_steps(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
