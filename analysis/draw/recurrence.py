@@ -77,7 +77,7 @@ def recurrence(runs: Runs) -> Figure:
     movement.set_ylabel("KL(depth n ‖ depth n + 1) (nats)")
     for axes in grid[0]:
         style.pass_axis(axes, 0, int(frame["iteration"].max()) - 1, label="Depth n")
-    movement.legend(loc="upper right")
+    style.name_curves(loss, beside=movement)
     return figure
 
 
@@ -116,8 +116,7 @@ def trainings(models: Models) -> Figure:
     compute.set(xlim=(0, None), xlabel="Tokens read in all passes (millions)")
     compute.set_ylabel("Held-out loss when generating (nats/token)")
     compute.xaxis.set_major_locator(MaxNLocator(6))
-    handles = loss.get_legend_handles_labels()[0]
-    figure.legend(handles=handles, loc="outside upper right", ncols=1 if len(handles) < 4 else 2)
+    style.name_curves(loss, beside=compute)
     return figure
 
 
@@ -171,9 +170,7 @@ def _contest(row: Sequence[Axes], models: Models, group: pd.DataFrame) -> None:
     for axes in row:
         axes.set(ylabel="Accuracy", ylim=(0.0, 1.03))
         axes.axhline(one["chance"], color=style.INK, linewidth=1.0, linestyle="dotted")
-    named = levels.get_legend_handles_labels()
-    if named[0]:
-        compute.legend(*named, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8.0)
+    style.name_curves(levels, beside=compute)
 
 
 def _curve(

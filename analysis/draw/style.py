@@ -45,7 +45,7 @@ SETTINGS: dict[Any, Any] = {
     "xtick.color": "#444444",
     "ytick.color": "#444444",
     "legend.frameon": False,
-    "legend.fontsize": 9.0,
+    "legend.fontsize": 8.0,
     "lines.linewidth": 2.0,
     "savefig.dpi": 150,
     "svg.hashsalt": "stateful_gpt",  # the same ids in every SVG
@@ -237,6 +237,12 @@ def band(axes: Axes, ends: pd.DataFrame, colour: str, mark: Any = None, **style:
     axes.plot(ends.index, line, marker=point, color=colour, **style)
     if mark in ends.index:
         axes.plot(mark, line[mark], "o", color=colour)
+
+
+def name_curves(curves: Axes, *, beside: Axes) -> None:
+    """The names of a panel's curves, to the right of the last panel of its row."""
+    named = curves.get_legend_handles_labels()
+    beside.legend(*named, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def nothing(axes: Axes, words: str = "no value recorded") -> None:

@@ -344,3 +344,17 @@ def test_every_depth_that_was_read_is_drawn(make_run: MakeRun, tmp_path: Path) -
     for axes, last in zip(recurrence(load(str(tmp_path / "s"))).axes, (39, 38), strict=True):
         assert max(axes.lines[0].get_xdata()) == last
         assert axes.get_xlim()[1] > 39
+
+
+def test_no_name_lies_on_a_curve(make_run: MakeRun, tmp_path: Path) -> None:
+    for shift in (0, 1):
+        for strength in (1.0, 2.0, 3.0):
+            changes = {"kind": "hidden_state", "strength": strength, "shift": shift}
+            feedback = {f"feedback__{name}": value for name, value in changes.items()}
+            make_run(tmp_path / f"r{shift}{strength}", recompute__iterations=5, **feedback)
+    figure = recurrence(load(str(tmp_path)))
+    figure.draw_without_rendering()
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    (names,) = [legend.get_window_extent() for legend in legends if legend]
+    assert len(figure.axes[0].get_legend_handles_labels()[1]) == 6
+    assert not any(names.overlaps(axes.bbox) for axes in figure.axes)

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from analysis import load
 from analysis.__main__ import main
-from analysis.draw.recurrence import recurrence
+from analysis.draw.recurrence import recurrence, trainings
 from analysis.labels import spelt
 from analysis.models import at_best_rates, at_full_depth, trained
 from analysis.table import spread
@@ -186,6 +186,23 @@ def test_plain_models_alone_are_drawn(train: Save, tmp_path: Path) -> None:
     folder = train("plain", nll=[3.0])
     assert main(["figures", str(folder), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "recurrence_trained.svg").exists()
+
+
+def test_names_of_many_models_touch_neither_a_curve_nor_the_title(
+    train: Save, tmp_path: Path
+) -> None:
+    for width in (1024, 2048):
+        for passes in (2, 3, 4):
+            nll = [3.5, 2.9, 2.8, 2.7]
+            name = f"d{passes}-{width}"
+            train(name, nll=nll, passes=passes, width=width, steps=1234567 + width)
+    figure = trainings(load(str(tmp_path / "models")).models)
+    figure.draw_without_rendering()
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    (names,) = [legend.get_window_extent() for legend in legends if legend]
+    others = [*figure.axes, *figure.texts]
+    assert len(figure.axes[0].get_legend_handles_labels()[1]) == 6
+    assert not any(names.overlaps(other.get_window_extent()) for other in others)
 
 
 def test_a_training_that_is_not_finished_is_left_out_by_name(
