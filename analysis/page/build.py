@@ -50,7 +50,7 @@ def build(saved: Runs, *, limit: int = STUDY_LIMIT) -> str:
     content = _content(saved, texts)
     whole = [len(texts), len({text.prompt for text in texts})]
     for kept, given_up in thinned(texts):
-        page = _html({**content, **_stored(kept, saved.runs), "thinned": given_up, "whole": whole})
+        page = _html({**content, **_stored(kept, saved), "thinned": given_up, "whole": whole})
         if len(page.encode("utf-8")) <= limit:
             break
     return page
@@ -68,7 +68,7 @@ def _texts(saved: Runs) -> list[Text]:
         saved.trajectory,
         tolerance=tolerance.fillna(TOLERANCE).to_dict(),
         still=set(still[["run", "prompt_id"]].itertuples(index=False, name=None)),
-        cold=set(saved.runs.index[saved.setting("start") != "carried"]),
+        cold=set(saved.runs.index[(saved.setting("start") != "carried") | ~fed(saved.runs)]),
     )
     order = saved.prompt_ids
     return sorted(texts, key=lambda text: (text.run, order.index(text.prompt), text.step))
@@ -114,10 +114,12 @@ def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
     }
 
 
-def _stored(texts: Sequence[Text], runs: pd.DataFrame) -> dict[str, object]:
+def _stored(texts: Sequence[Text], saved: Runs) -> dict[str, object]:
     """The texts as rows of numbers, each list of tokens and of passes kept once."""
-    places = {run: place for place, run in enumerate(runs.index)}
-    models = runs.reindex(columns=["model", "model.path"]).astype(str).agg(tuple, axis=1)
+    places = {run: place for place, run in enumerate(saved.runs.index)}
+    read_by = saved.runs.reindex(columns=["model", "model.path", "dtype"])
+    read_by["weights"] = [saved.saved[run].status.get("model_hash") for run in places]
+    models = read_by.astype(str).agg(tuple, axis=1)
     names = [(models[text.run], text.prompt, text.step, text.first, text.tokens) for text in texts]
     plain = {name: place for place, name in reversed([*enumerate(names)]) if texts[place].plain}
     prompts = list(dict.fromkeys(text.prompt for text in texts))

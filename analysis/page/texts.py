@@ -51,7 +51,7 @@ def texts_of(
 
     `tolerance` (nats, by run) says how near its end an estimate has settled; `still` lists the
     (run, prompt) whose estimates had come to rest, so that a change in the last pass is the last;
-    `cold` the runs of which every step begins with a plain pass, not the first alone.
+    `cold` the runs of which the first pass of every step is plain, not that of the first alone.
     """
     keys: Any
     for keys, rows in trajectory.groupby(["run", "prompt_id", "step"], sort=False, observed=True):

@@ -314,6 +314,20 @@ def test_a_carried_step_has_its_plain_estimates_from_a_cold_run(
         own = run == places["cold"] or step == 0
         other = both["texts"][plain]
         assert plain == place if own else (other[0], other[2]) == (places["cold"], step)
+    status = tmp_path / "s" / "cold" / "status.json"
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"model_hash": "of others"}))
+    others = data_of(build(load(str(tmp_path / "s"))))  # weights, under one name and path
+    plain = [text[-1] for text in others["texts"] if text[0] == places["carried"]]
+    assert [place is None for place in plain] == [False, True, True]
+
+
+def test_every_step_of_a_carried_run_that_feeds_nothing_back_is_plain(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    changes = {"feedback__strength": 0.0, "recompute__start": "carried"}
+    make_run(tmp_path / "r", prompts={"p": "one two three four"}, steps=2, **changes)
+    data = data_of(build(load(str(tmp_path))))
+    assert [text[-1] for text in data["texts"]] == [0, 1, 2]
 
 
 def runs_frame(**columns: list) -> pd.DataFrame:
