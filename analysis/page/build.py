@@ -76,8 +76,8 @@ def _texts(saved: Runs) -> list[Text]:
 
 def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
     runs = saved.runs
-    fed_by = [name for name in ("kind", "strength", "hidden_strength") if name in runs]
-    rows = pooled(runs, ["group"], first=fed_by).set_index("group")
+    told = ("kind", "strength", "hidden_strength", "variant")
+    rows = pooled(runs, ["group"], first=runs.columns.intersection(told)).set_index("group")
     changes = paired(saved.estimates, runs["group"])
     rows["half"] = pd.Series({group: one.half for group, one in changes.items()}, dtype=float)
     left_out = (*saved.left_out, *saved.damaged)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from analysis.intervals import Interval
-from analysis.labels import fed, spelt, strength_text
+from analysis.labels import fed, strength_text
 
 AT_REST = ("settled", "within_tolerance")
 
@@ -68,21 +68,19 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
         group = [row for row, one in clear.items() if one.mean * sign > 0]
         if group:
             row = max(group, key=lambda one: abs(clear[one].mean))
-            kind, strength = str(rows["kind"].at[row]), float(str(rows["strength"].at[row]))
-            named = f"{kind}, " if rows["kind"].nunique() > 1 else ""
-            hidden = rows["hidden_strength"].at[row] if "hidden_strength" in rows else 0
-            beside = f", {spelt('hidden_strength', hidden)}" if hidden else ""
             where = f" in {len(group)} of {len(changes)} {noun}" if len(changes) > 1 else ""
             most = "up to " if len(group) > 1 else ""
-            setting = f"{named}{strength_text(kind, strength)}{beside}"
-            parts.append(f"{word}{where}, by {most}{_by(clear[row])} ({setting})")
+            one = rows.loc[row]
+            setting = (strength_text(one["kind"], one["strength"]), one["variant"])
+            by = f"{_by(clear[row])} ({', '.join(filter(None, setting))})"
+            parts.append(f"{word}{where}, by {most}{by}")
     if len(changes) > len(clear):
         parts.append(f"neither clearly in {len(changes) - len(clear)}")
     return f"With feedback the model predicts {', '.join(parts)}{rest}"
 
 
 def _by(change: Interval, sign: str = "") -> str:
-    digits = 2 if change.half >= 0.01 else 4
+    digits = 2 + sum(change.half < least for least in (0.1, 0.01))
     mean = change.mean if sign else abs(change.mean)
     text = f"{mean:{sign}.{digits}f} ± {change.half:.{digits}f} nats a token"
     return text.replace("-", "−")

@@ -334,6 +334,7 @@ def runs_frame(**columns: list) -> pd.DataFrame:
     count = len(columns["strength"])
     usual = {
         "kind": ["log_prob"] * count,
+        "variant": [""] * count,
         "outcome": ["settled"] * count,
         "iterations_to_tolerance": [3] * count,
         "ends_by_theorem": [True] * count,
@@ -351,13 +352,34 @@ def test_the_finding_claims_no_more_than_its_intervals() -> None:
     }
     assert finding(runs, runs, changes, longest=5, left_out=1) == (
         "Fed back, the model's estimates came to rest in all 3 runs, after at most 3 passes "
-        "(4 are guaranteed). With feedback the model predicts worse in 1 of 3 runs, by 1.00 ± "
-        "0.08 nats a token (β = −1), better in 1 of 3 runs, by 0.55 ± 0.06 nats a token (β = 1), "
+        "(4 are guaranteed). With feedback the model predicts worse in 1 of 3 runs, by 1.000 ± "
+        "0.080 nats a token (β = −1), better in 1 of 3 runs, by 0.550 ± 0.060 nats a token (β = 1), "
         "neither clearly in 1. 1 run is failed or unfinished and not shown."
     )
     assert finding(runs[1:2], runs[1:2], {1: changes[1]}, longest=5, left_out=0).endswith(
-        "The model predicts neither clearly worse nor better: by −0.02 ± 0.03 nats a token."
+        "The model predicts neither clearly worse nor better: by −0.017 ± 0.026 nats a token."
     )
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "said"),
+    [
+        (3.0, 0.5, "3.00 ± 0.50"),
+        (-0.024, 0.0185, "0.024 ± 0.018"),
+        (0.007, 0.0038, "0.0070 ± 0.0038"),
+    ],
+)
+def test_an_effect_has_two_digits_of_its_interval(mean: float, half: float, said: str) -> None:
+    runs = runs_frame(strength=[0.5])
+    change = {0: Interval(mean, mean - half, mean + half, "tokens")}
+    assert f"by {said} nats a token" in finding(runs, runs, change, longest=5, left_out=0)
+
+
+def test_the_finding_names_the_setting_whose_effect_it_gives() -> None:
+    runs = runs_frame(strength=[1.0, 1.0], variant=["model a", "model b"])
+    changes = {n: Interval(mean, mean - 0.1, mean + 0.1, "tokens") for n, mean in enumerate((1, 2))}
+    said = finding(runs, runs, changes, longest=5, left_out=0)
+    assert said.endswith("by up to 2.00 ± 0.10 nats a token (β = 1, model b).")
 
 
 def test_the_finding_promises_no_bound_where_there_is_none() -> None:
@@ -375,11 +397,9 @@ def test_the_finding_speaks_of_what_is_fed_back_and_owns_what_it_does_not_know()
         "Fed back, the model's estimates came to rest in all 2 runs. With feedback the model "
         "predicts worse, by 1.00 ± 0.10 nats a token (β = 1); the interval of 1 more is not known."
     )
-    slight = {2: Interval(-0.007, -0.0108, -0.0032, "tokens")}
-    assert "by 0.0070 ± 0.0038 nats" in finding(runs, runs, slight, longest=5, left_out=0)
     none = {2: Interval(-0.02, -0.05, 0.01, "tokens")}
     assert finding(runs, runs, none, longest=5, left_out=0).endswith(
-        "nor better: by −0.02 ± 0.03 nats a token; the interval of 1 more is not known."
+        "nor better: by −0.020 ± 0.030 nats a token; the interval of 1 more is not known."
     )
     more = runs_frame(strength=[0.5, 1.0, 2.0])
     assert finding(more, more, {1: none[2], 2: none[2]}, longest=5, left_out=0).endswith(
