@@ -35,7 +35,7 @@ COLUMNS = (
     ("iterations_to_tolerance", "passes", "Passes until every estimate is as good as final"),
     ("rate", "rate", "Factor by which a pass shrinks the distance to the end"),
     ("lyapunov", "λ", "Lyapunov exponent: above 0, small changes grow along the text"),
-    ("nll", "surprise", "Mean surprise of a token once all is at rest, in nats"),
+    ("nll", "surprise", "Mean surprise of a token after the last pass, in nats"),
     ("change", "Δ surprise", "The same less the plain model's, in nats; above 0 is worse"),
     ("half", "±", "Half the 95 % interval of that change"),
     ("kl_effect", "effect", "How different the predictions became: KL divergence, in nats"),
@@ -78,6 +78,7 @@ def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
     runs = saved.runs
     told = ("kind", "strength", "hidden_strength", "variant")
     rows = pooled(runs, ["group"], first=runs.columns.intersection(told)).set_index("group")
+    rows["iterations_to_tolerance"] = rows["iterations_to_tolerance"].round(1)  # a mean
     changes = paired(saved.estimates, runs["group"])
     rows["half"] = pd.Series({group: one.half for group, one in changes.items()}, dtype=float)
     left_out = (*saved.left_out, *saved.damaged)

@@ -280,6 +280,18 @@ def test_runs_without_trajectories_are_a_table(study: Path) -> None:
     assert data["finding"].startswith("Fed back, the model's estimates came to rest in ")
 
 
+def test_passes_of_several_seeds_are_a_mean_with_one_digit(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for seed, passes in enumerate((9, 11, 9)):
+        run = make_run(tmp_path / f"r{seed}", prompts={"p": "a b c"}, seed=seed)
+        summary = json.loads((run / "summary.json").read_text())
+        summary["overall"]["iterations_to_tolerance"] = passes
+        (run / "summary.json").write_text(json.dumps(summary))
+    (row,) = data_of(build(load(str(tmp_path))))["rows"]
+    assert (row["count"], row["measures"][1]) == (3, 9.7)
+
+
 def test_settings_that_differ_are_columns_and_the_familiar_come_first(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
