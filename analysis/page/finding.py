@@ -31,7 +31,9 @@ def finding(
 
 def _rest(runs: pd.DataFrame, longest: int) -> str:
     runs = runs[fed(runs)]
-    if runs["outcome"].isna().all():  # nothing was fed back, or only some prompts were chosen
+    if runs.empty:
+        return "Nothing was fed back: this is the plain model."
+    if runs["outcome"].isna().all():  # only some prompts were chosen
         return ""
     needed = runs["iterations_to_tolerance"].astype(float)
     # out of passes, and yet as near to the end as was asked for

@@ -419,7 +419,8 @@ def test_the_finding_speaks_of_what_is_fed_back_and_owns_what_it_does_not_know()
         "interval of 1 more is not known."
     )
     plain = runs[:1]
-    assert finding(plain, plain, {}, longest=5, left_out=0) == ""
+    said = finding(plain, plain, {}, longest=5, left_out=0)
+    assert said == "Nothing was fed back: this is the plain model."
 
 
 def test_the_finding_speaks_of_hidden_states_that_are_fed_back_beside_a_strength_of_zero(
