@@ -252,6 +252,21 @@ def test_the_first_view_moves_and_a_column_without_a_value_is_not_there(
     assert "rate" not in heads
 
 
+def test_the_first_view_of_a_plain_model_has_colours(browser: Any, tmp_path: Path) -> None:
+    for name, kind in (("plain", "none"), ("fed", "log_prob")):
+        run = tmp_path / name
+        write_run(run, prompts={"p": "a b c d"}, feedback__kind=kind, feedback__strength=0.5)
+        if kind == "none":
+            rows = pd.read_parquet(run / "trajectory.parquet")
+            rows[rows["iteration"] == 1].to_parquet(run / "trajectory.parquet")
+        path = tmp_path / f"{name}.html"
+        path.write_text(build(load(str(run))), encoding="utf-8")
+        shown = Shown(browser, path)
+        chosen = shown.run("return document.getElementById('choose-colour').value")
+        assert chosen == ("surprise" if kind == "none" else "change")
+        assert len(np.unique(shown.colours("a")[1:], axis=0)) > 1
+
+
 def test_a_text_that_diverged_is_said_to_have_no_mean(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "s" / "r", prompts={"p": "a b c d"}, feedback__strength=9.0)
     rows = pd.read_parquet(run / "trajectory.parquet")

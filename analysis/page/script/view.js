@@ -76,7 +76,8 @@ function firstView() {
     siblings(run).length + 0.9 * Math.tanh(Math.abs(rows[run.row].measures[at]) || 0) + moves(run);
   const able = runs.filter((run) => run.texts.length);
   const all = siblings(able.reduce((best, run) => (weight(run) > weight(best) + 0.02 ? run : best)));
-  return { ...view, a: all[0], b: all.length > 1 ? all.at(-1) : null, pass: LAST, step: LAST };
+  const colour = all.some(moves) ? "change" : "surprise"; // else no token would have a colour
+  return { ...view, a: all[0], b: all.length > 1 ? all.at(-1) : null, pass: LAST, step: LAST, colour };
 }
 
 function writeAddress() {
