@@ -57,7 +57,9 @@ def tokens(runs: Runs) -> Figure:
     else:
         origin = "the plain model"
         variant = facet["variant"].iloc[0]
+        apart = last.groupby("position")["token"].nunique().max() > 1
         what = f"from {origin}, by strength{f' ({variant})' if variant else ''}"
+        what += ", where all runs read the same token" if apart else ""
         rows = _by_strength(last, facet)
         seeds = facet.reindex(columns=[*SEEDS]).astype(str)
         plain = facet.index[(seeds == seeds.loc[run]).all(axis=1) & ~fed(facet)]
