@@ -40,6 +40,7 @@ def headline(runs: Runs) -> Figure:
     panel = 4.2 if len(groups) <= 3 else 2.8  # inches
     shown = pd.concat(groups.values())
     intervals = paired(runs.estimates, shown["group"])
+    alone = shown["change"].notna() & ~shown["group"].isin(intervals)
     texts = style.texts_of(runs.prompts)
     over = sorted({one.over for one in intervals.values()})
     tolerances = sorted(runs.prompts["reporting_tolerance"].dropna().unique())
@@ -50,7 +51,7 @@ def headline(runs: Runs) -> Figure:
         f"{style.spread_words(runs.prompts)}; ▲: passes of those that do not. Bottom: loss "
         "less the plain model's, with paired 95 % bootstrap intervals"
         + (f" (n = {' or '.join(over)})" if over else "")
-        + ("" if shown["group"].isin(intervals).all() else "; hollow: the mean alone is known")
+        + ("; hollow: the mean alone is known" if alone.any() else "")
         + f". Above 0 is worse.{note}"
     )
     title = _headline(runs.where(shown.index[fed(shown)]), tolerance)

@@ -147,6 +147,23 @@ def test_what_was_not_reached_stands_at_the_passes_allowed_not_at_those_of_all_s
     assert [list(line.get_ydata()) for line in marks] == [[3], [3]]
 
 
+def test_what_has_no_change_of_the_loss_is_not_said_to_be_hollow(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for strength in (0.5, 9.0):
+        run = make_run(tmp_path / f"r{strength:g}", prompts=ONE, feedback__strength=strength)
+    rows = pd.read_parquet(run / "trajectory.parquet")
+    rows["log_prob"] = rows["log_prob"].mask(rows["iteration"] > 1)  # it diverged
+    rows.to_parquet(run / "trajectory.parquet")
+    captions = []
+    for nll in (3.0, None):  # as one that kept its mean alone, and as recorded
+        summary = json.loads((run / "summary.json").read_text())
+        summary["prompts"][0]["nll"] = nll
+        (run / "summary.json").write_text(json.dumps(summary))
+        captions.append(headline(load(str(tmp_path))).get_supxlabel())
+    assert ["hollow" in caption for caption in captions] == [True, False]
+
+
 def test_tokens_are_shown_of_the_kind_of_run_that_changes_most(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
@@ -253,6 +270,23 @@ def test_a_text_that_the_plain_run_did_not_read_is_drawn(make_run: MakeRun, tmp_
     before, after = tokens(load(str(tmp_path / "s"))).axes[1:3]
     for axes in (before, after):
         assert "".join(text.get_text() for text in axes.texts) == ONE["p"]
+
+
+def test_a_caption_says_that_tokens_which_some_runs_wrote_otherwise_are_left_out(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for name, end in (("same", "four"), ("other", "five")):
+        for strength, text in ((0.5, "one two three four"), (1.0, f"one two three {end}")):
+            folder = tmp_path / name / f"r{strength}"
+            make_run(folder, prompts={"p": text}, steps=1, feedback__strength=strength)
+            summary = json.loads((folder / "summary.json").read_text())
+            summary["prompts"][0]["text"] = "one two three"
+            (folder / "summary.json").write_text(json.dumps(summary))
+        figure = tokens(load(str(tmp_path / name)))
+        read = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        assert read == ["␣two", "␣three", "␣four"][: 3 if name == "same" else 2]
+        caption = " ".join(figure.get_supxlabel().split())
+        assert ("where all runs read the same token" in caption) == (name == "other")
 
 
 def test_texts_of_one_name_without_a_token_in_common_are_not_drawn(
