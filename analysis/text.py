@@ -6,7 +6,7 @@ Knows nothing of tokenizers and fonts.
 import unicodedata
 from collections.abc import Sequence
 
-SHOWN_AS = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
+SHOWN_AS = {" ": "␣", "\n": "↵", "\t": "⇥", "\u00a0": "⍽"}
 # control, format (bidi among them), surrogate, private, unassigned, line and paragraph separators
 UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 

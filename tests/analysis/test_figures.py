@@ -20,9 +20,10 @@ from analysis import load
 from analysis.draw.recurrence import recurrence
 from analysis.draw.settling import settling
 from analysis.draw.strength import headline, regimes
-from analysis.draw.style import NotDrawn
+from analysis.draw.style import NotDrawn, drawable
 from analysis.draw.tokens import generation, tokens
 from analysis.read.saved import SavedRun
+from analysis.text import visible
 
 MakeRun = Callable[..., Path]
 STRENGTHS = (-1.0, -0.5, -0.25, -0.2, -0.1, 0.0, 0.1, 0.5, 1.0, 2.0)  # one more than README's
@@ -40,6 +41,10 @@ def drawn(figure: Figure) -> FigureCanvasAgg:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return canvas
+
+
+def test_white_space_is_drawn_as_a_sign_or_by_its_own_number() -> None:
+    assert drawable(visible(" \n\t\r\u00a0")) == "␣↵⇥⟨D⟩⍽"
 
 
 def test_every_strength_is_named_and_no_name_touches_another(ten: Path) -> None:
