@@ -47,12 +47,13 @@ def settling(runs: Runs) -> Figure:
     last = moving.groupby("group")["iteration"].max() + 1
     curves = curves[curves["iteration"] <= curves["group"].map(last).fillna(1)]
     passes = int(curves["iteration"].max())
+    grew = "max_new_tokens" in shown and (shown["max_new_tokens"] > 0).any()
     title = "How the estimates settle, pass by pass"
     ends = curves.groupby("group")["median"].last()
     if measure == "oracle_error_max" and (ends <= ends.index.map(levels)).all():
         most = "Half of the texts are" if style.texts_of(runs.prompts) > 1 else "The text is"
         title = f"{most} exact but for rounding after {passes} pass{'es' if passes > 1 else ''}"
-    grew = "max_new_tokens" in shown and (shown["max_new_tokens"] > 0).any()
+        title += " of the last step" if grew else ""
     of_a_sign = shown.groupby(["variant", np.sign(shown["strength"])])["strength"].nunique().max()
     thinned = f" Of {of_a_sign} strengths, {MOST_CURVES}." if of_a_sign > MOST_CURVES else ""
     caption = (
