@@ -1,6 +1,7 @@
 """What hidden states that are fed back do: loss and accuracy by depth, and against compute."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ MOST_LINES = 7
 LEAST_KL = 1e-12  # nats: what is less is drawn as that
 GREY = "#b5b5b5"
 DASHED = (0, (4, 1.5))
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # the last panel
 EQUAL = 0.15  # compute that differs by less counts as equal
 TARGETS = {"state": "the state is asked for", "half": "only half of it is asked for"}
 
@@ -77,7 +79,7 @@ def recurrence(runs: Runs) -> Figure:
     movement.set_ylabel("KL(depth n ‖ depth n + 1) (nats)")
     for axes in grid[0]:
         style.pass_axis(axes, 0, int(frame["iteration"].max()) - 1, label="Depth n")
-    style.name_curves(loss, beside=movement)
+    movement.legend(*loss.get_legend_handles_labels(), **BESIDE)
     return figure
 
 
@@ -116,7 +118,7 @@ def trainings(models: Models) -> Figure:
     compute.set(xlim=(0, None), xlabel="Tokens read in all passes (millions)")
     compute.set_ylabel("Held-out loss when generating (nats/token)")
     compute.xaxis.set_major_locator(MaxNLocator(6))
-    style.name_curves(loss, beside=compute)
+    compute.legend(*loss.get_legend_handles_labels(), **BESIDE)
     return figure
 
 
@@ -170,7 +172,7 @@ def _contest(row: Sequence[Axes], models: Models, group: pd.DataFrame) -> None:
     for axes in row:
         axes.set(ylabel="Accuracy", ylim=(0.0, 1.03))
         axes.axhline(one["chance"], color=style.INK, linewidth=1.0, linestyle="dotted")
-    style.name_curves(levels, beside=compute)
+    compute.legend(*levels.get_legend_handles_labels(), **BESIDE)
 
 
 def _curve(

@@ -108,10 +108,9 @@ def _headline(runs: Runs, tolerance: str) -> str:
 def regimes(runs: Runs) -> Figure:
     """Contraction rate and Lyapunov exponent by strength, and passes predicted against needed."""
     groups, note = style.facets(runs, least=2)
+    runs = runs.where(pd.Index([run for group in groups.values() for run in group.index]))
     prompts = runs.prompts.join(runs.runs["strength"], on="run")
     prompts = prompts.join(_predicted(runs), on=["run", "prompt_id"])
-    shown = {run for group in groups.values() for run in group.index}
-    prompts = prompts[prompts["run"].isin(shown)]
     measures = [name for name in MEASURES if np.isfinite(prompts[name]).any()]
     if not measures:
         lacking = "it needs two runs of other strengths with a rate or Lyapunov exponent"

@@ -239,12 +239,6 @@ def band(axes: Axes, ends: pd.DataFrame, colour: str, mark: Any = None, **style:
         axes.plot(mark, line[mark], "o", color=colour)
 
 
-def name_curves(curves: Axes, *, beside: Axes) -> None:
-    """The names of a panel's curves, to the right of the last panel of its row."""
-    named = curves.get_legend_handles_labels()
-    beside.legend(*named, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-
-
 def nothing(axes: Axes, words: str = "no value recorded") -> None:
     """Says why a panel is empty."""
     axes.text(0.5, 0.5, words, color=QUIET, ha="center").set_transform(axes.transAxes)

@@ -76,8 +76,8 @@ def _texts(saved: Runs) -> list[Text]:
 
 def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
     runs = saved.runs
-    told = ("kind", "strength", "hidden_strength", "variant")
-    rows = pooled(runs, ["group"], first=runs.columns.intersection(told)).set_index("group")
+    told = [name for name in ("kind", "strength", "hidden_strength", "variant") if name in runs]
+    rows = pooled(runs, ["group"], first=told).set_index("group")
     rows["iterations_to_tolerance"] = rows["iterations_to_tolerance"].round(1)  # a mean
     changes = paired(saved.estimates, runs["group"])
     rows["half"] = pd.Series({group: one.half for group, one in changes.items()}, dtype=float)

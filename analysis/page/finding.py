@@ -1,6 +1,7 @@
 """The finding of a study in a sentence or two, and no more than its intervals allow."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -72,9 +73,9 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
             row = max(group, key=lambda one: abs(clear[one].mean))
             where = f" in {len(group)} of {len(changes)} {noun}" if len(changes) > 1 else ""
             most = "up to " if len(group) > 1 else ""
-            one = rows.loc[row]
-            setting = (strength_text(one["kind"], one["strength"]), one["variant"])
-            by = f"{_by(clear[row])} ({', '.join(filter(None, setting))})"
+            chosen: Any = rows.loc[row]
+            name = (strength_text(chosen["kind"], chosen["strength"]), chosen["variant"])
+            by = f"{_by(clear[row])} ({', '.join(filter(None, name))})"
             parts.append(f"{word}{where}, by {most}{by}")
     if len(changes) > len(clear):
         parts.append(f"neither clearly in {len(changes) - len(clear)}")

@@ -71,8 +71,7 @@ def texts_of(
         settles = passes[np.minimum(settles, len(passes) - 1)]
         moving = (settles == passes[-1]) & away[:-1].any(axis=0) & ((run, prompt) not in still)
         unpredicted = ~numbers.any(axis=0)  # nothing predicts the first token
-        settles = np.where((moving | ~numbers[-1]) & ~unpredicted, 0, settles)
-        settles = np.where(unpredicted, passes[0], settles).astype(np.uint16)
+        settles = np.select([unpredicted, moving | ~numbers[-1]], [passes[0], 0], settles)
         end = np.flatnonzero((values != values[-1]).any(axis=1)).max(initial=-1) + 2
         yield Text(
             run=int(run),
@@ -82,7 +81,7 @@ def texts_of(
             tokens=tuple(map(str, rows["token"].iloc[begin])),
             passes=passes[:end],
             values=values[:end],
-            settles=settles,
+            settles=settles.astype(np.uint16),
             plain=step == 0 or run in cold,
         )
 
