@@ -164,8 +164,7 @@ def _predictions(axes: Axes, chosen: pd.DataFrame, shade: dict[float, str]) -> N
         style.nothing(axes)
     else:
         axes.plot([0, most], [0, most], color=style.INK, linewidth=1.0)
-    axes.set(xlim=(0, most), ylim=(0, most), xlabel="Passes predicted")
-    axes.set_ylabel("Passes needed")
+    axes.set(xlim=(0, most), ylim=(0, most), xlabel="Passes predicted", ylabel="Passes needed")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, integer=True))
 

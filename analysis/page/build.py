@@ -117,9 +117,8 @@ def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
 
 def _stored(texts: Sequence[Text], saved: Runs) -> dict[str, object]:
     """The texts as rows of numbers, each list of tokens and of passes kept once."""
-    places = {run: place for place, run in enumerate(saved.runs.index)}
     read_by = saved.runs.reindex(columns=["model", "model.path", "dtype"])
-    read_by["weights"] = [saved.saved[run].status.get("model_hash") for run in places]
+    read_by["weights"] = [saved.saved[run].status.get("model_hash") for run in read_by.index]
     models = read_by.astype(str).agg(tuple, axis=1)
     names = [(models[text.run], text.prompt, text.step, text.first, text.tokens) for text in texts]
     plain = {name: place for place, name in reversed([*enumerate(names)]) if texts[place].plain}
@@ -139,7 +138,7 @@ def _stored(texts: Sequence[Text], saved: Runs) -> dict[str, object]:
         "passes": passes,
         "texts": [
             [
-                places[text.run],
+                read_by.index.get_loc(text.run),
                 prompts.index(text.prompt),
                 text.step,
                 text.first,

@@ -8,8 +8,6 @@ import pandas as pd
 from analysis.intervals import Interval
 from analysis.labels import fed, strength_text
 
-AT_REST = ("settled", "within_tolerance")
-
 
 def finding(
     runs: pd.DataFrame,
@@ -38,14 +36,14 @@ def _rest(runs: pd.DataFrame, longest: int) -> str:
         return ""
     needed = runs["iterations_to_tolerance"].astype(float)
     # out of passes, and yet as near to the end as was asked for
-    resting = runs[runs["outcome"].isin(AT_REST) | needed.notna()]
+    resting = runs[runs["outcome"].isin(["settled", "within_tolerance"]) | needed.notna()]
     if resting.empty:
         return "Fed back, the model's estimates did not come to rest in the passes given."
     share = f"{'all' if len(resting) == len(runs) else f'{len(resting)} of'} {len(runs)} runs"
     sentence = "Fed back, the model's estimates came to rest"
     sentence += f" in {share}" if len(runs) > 1 else ""
-    most = needed.max()
-    if most > 0 and needed[resting.index].notna().all():
+    if needed[resting.index].notna().all():
+        most = needed.max()
         sentence += f", after at most {most:.0f} {'pass' if most == 1 else 'passes'}"
         if longest - 1 > most and resting["ends_by_theorem"].all():
             sentence += f" ({longest - 1} are guaranteed)"
@@ -73,10 +71,9 @@ def _effect(rows: pd.DataFrame, changes: Mapping[int, Interval]) -> str:
             row = max(group, key=lambda one: abs(clear[one].mean))
             where = f" in {len(group)} of {len(changes)} {noun}" if len(changes) > 1 else ""
             most = "up to " if len(group) > 1 else ""
-            chosen: Any = rows.loc[row]
-            name = (strength_text(chosen["kind"], chosen["strength"]), chosen["variant"])
-            by = f"{_by(clear[row])} ({', '.join(filter(None, name))})"
-            parts.append(f"{word}{where}, by {most}{by}")
+            of: Any = rows.loc[row]
+            names = filter(None, (strength_text(of["kind"], of["strength"]), of["variant"]))
+            parts.append(f"{word}{where}, by {most}{_by(clear[row])} ({', '.join(names)})")
     if len(changes) > len(clear):
         parts.append(f"neither clearly in {len(changes) - len(clear)}")
     return f"With feedback the model predicts {', '.join(parts)}{rest}"

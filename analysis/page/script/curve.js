@@ -51,7 +51,6 @@ function options(lines, last) {
   const series = lines.map(([run]) => {
     const place = run === view.a ? "a" : run === view.b ? "b" : "";
     return {
-      label: number(run.strength),
       stroke: colour(place || "other"),
       width: place ? 2.5 : 1,
       dash: place === "b" ? [7, 4] : undefined,
