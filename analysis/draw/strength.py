@@ -119,11 +119,11 @@ def regimes(runs: Runs) -> Figure:
     dots = " Passes predicted: by the first error and the rate; a dot a text, coloured by strength."
     title = "How fast the passes contract"
     if "lyapunov" in measures:
-        growing = prompts[prompts["lyapunov"] > 0]
-        share = f"{len(growing) or 'none'} of {prompts['lyapunov'].count()} cases"
+        growing, count = prompts[prompts["lyapunov"] > 0], prompts["lyapunov"].count()
+        change, share = ("grow", len(growing)) if len(growing) else ("die out", count)
         where = [number(strength) for strength in sorted(set(growing["strength"]))]
         at = f", at strength{'s' if len(where) > 1 else ''} {some(where, 4)}" if where else ""
-        title = f"Small changes grow along the text in {share}{at}"
+        title = f"Small changes {change} along the text in {share} of {count} cases{at}"
     caption = (
         f"{' '.join(MEASURES[name][2] for name in measures)} Dots, bars: median and "
         f"{style.spread_words(prompts)}.{dots if predictable else ''}{note}"

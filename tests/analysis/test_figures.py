@@ -95,7 +95,7 @@ def test_a_title_counts_the_cases_that_have_an_exponent(ten: Path) -> None:
     assert title.startswith("Small changes grow along the text in 5 of 10 cases, at strengths −1, ")
     runs.prompts["lyapunov"] = runs.prompts["lyapunov"].where(runs.prompts["lyapunov"] < 0)
     title = " ".join(regimes(runs).get_suptitle().split())
-    assert title == "Small changes grow along the text in none of 5 cases"
+    assert title == "Small changes die out along the text in 5 of 5 cases"
 
 
 def test_a_caption_counts_the_texts_of_a_run_not_those_of_all_runs(
