@@ -31,6 +31,7 @@ Folder = Annotated[
         description="a folder, not empty, of at most 2,000 characters and 255 between slashes",
     ),
 ]
+SHIPPED = ("bundled", "bundled_stateful")  # models
 
 
 class ModelSettings(Settings):
@@ -38,6 +39,14 @@ class ModelSettings(Settings):
     path: str = Field(default="bundled", min_length=1, description="a file, folder or name")
     tokenizer: str | None = None
     library: Literal["stateful_gpt", "transformers"] = "stateful_gpt"  # what reads it
+
+    @model_validator(mode="before")
+    @classmethod
+    def _another_model_has_another_name(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("name") in SHIPPED:
+            path = given.get("path", "bundled")
+            return {**given, "name": path if path in SHIPPED else "checkpoint"}
+        return given
 
 
 class FeedbackSettings(Settings):

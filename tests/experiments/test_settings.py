@@ -17,6 +17,7 @@ from analysis.runs import FORMERLY, SHORT_NAMES
 from experiments.command import help_of
 from experiments.converge.identity import run_id
 from experiments.converge.settings import (
+    SHIPPED,
     ConvergeSettings,
     DeviceSettings,
     FeedbackSettings,
@@ -27,7 +28,7 @@ from experiments.settings import ConfigError, parse, to_settings
 from experiments.state_tracking import run as state_tracking
 from experiments.state_tracking.settings import StateTrackingSettings, TaskSettings
 from experiments.state_tracking.tasks import TASKS
-from stateful_gpt.checkpoint import Library
+from stateful_gpt.checkpoint import BUNDLED, Library
 from stateful_gpt.device import DEVICES, DTYPES
 from stateful_gpt.feedback import KINDS
 
@@ -142,6 +143,22 @@ def test_the_source_of_prompts_is_the_file_where_there_is_one() -> None:
     assert settings_of("").prompts.source == "builtin"
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("", "bundled"),
+        ("model=bundled_stateful", "bundled_stateful"),
+        ("model.path=bundled_stateful", "bundled_stateful"),
+        ("model=bundled_stateful model.path=runs/models/mine", "checkpoint"),
+        ("model.path=out/ckpt.pt", "checkpoint"),
+        ("model.path=out/ckpt.pt model.name=mine", "mine"),
+        ("model=gpt2 model.path=folder", "gpt2"),
+    ],
+)
+def test_no_other_model_is_called_by_the_name_of_a_shipped_one(words: str, name: str) -> None:
+    assert settings_of(words).model.name == name
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         settings_of("").seed = 1
@@ -192,6 +209,7 @@ def test_names_are_those_of_the_library() -> None:
     assert choices(DeviceSettings, "name") == tuple(DEVICES)
     assert choices(DeviceSettings, "dtype") == tuple(DTYPES)
     assert set(choices(FeedbackSettings, "kind")) == set(KINDS)
+    assert SHIPPED == BUNDLED
     assert choices(TaskSettings, "name") == tuple(TASKS)
     assert choices(ModelSettings, "library") == get_args(Library)
 
