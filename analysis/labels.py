@@ -47,6 +47,7 @@ IMPLIED_BY = {
     "model.path": "model",
     "model.tokenizer": "model",
     "prompts.file": "prompts.source",
+    "generation.seed": "seed",
     "recompute.window": "solver",
 }
 

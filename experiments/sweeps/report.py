@@ -92,6 +92,8 @@ def names_of(configs: Sequence[dict[str, Any] | None]) -> list[str]:
             words = [name_of(config or {})]
         except (KeyError, TypeError, ValueError, OverflowError):  # of another version, or damaged
             words = ["?"]
+        if settings.get("generation.seed") == settings.get("seed"):  # as it is unless it is set
+            settings.pop("generation.seed", None)
         for key in differing:
             if key in settings:
                 text = "null" if settings[key] is None else str(settings[key])

@@ -269,7 +269,8 @@ def _progress(cells: Sequence[Cell], whole: set[Path], total: int) -> Iterator[N
             left.remove(one)
             what = outcome_of(run) if run.error is None else str(run.state)
             passes = (run.overall or {}).get("iterations_to_tolerance")
-            settled = "" if passes is None else f", {cut(passes)} passes to tolerance"
+            noun = "pass" if passes == 1 else "passes"
+            settled = "" if passes is None else f", {cut(passes)} {noun} to tolerance"
             place = f"run {total - len(left)} of {total}"
             tqdm.write(f"{place}: {run.shown}  {name}: {what}{settled}", sys.stdout)
             if run.error is not None:

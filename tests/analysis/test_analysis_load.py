@@ -412,6 +412,11 @@ def test_a_setting_that_follows_from_another_is_not_named_unless_it_says_more(
         changes = {"recompute__solver": solver, "recompute__window": window}
         make_run(tmp_path / "solvers" / name, prompts=ONE, **changes)
     assert labels(tmp_path / "solvers") == ["β = 0, solver full", "β = 0, solver windowed"]
+    for name, seed, drawn in (("a", 0, 0), ("b", 1, 1)):
+        make_run(tmp_path / "seeds" / name, prompts=ONE, seed=seed, generation__seed=drawn)
+    assert labels(tmp_path / "seeds") == ["β = 0, seed 0", "β = 0, seed 1"]
+    make_run(tmp_path / "seeds" / "c", prompts=ONE, seed=1, generation__seed=2)
+    assert labels(tmp_path / "seeds")[2] == "β = 0, seed 1, generation seed 2"
 
 
 @pytest.mark.parametrize(

@@ -243,8 +243,13 @@ def test_a_command_that_is_not_repeated_is_spoken_of() -> None:
 
 
 def test_runs_are_told_apart_by_whatever_differs() -> None:
-    names = names_of([run_of(number, State.FINISHED).config for number in (3, 4)])
-    assert names == ["log_prob β=0.5 n=8 seed=3", "log_prob β=0.5 n=8 seed=4"]
+    configs = [run_of(number, State.FINISHED).config for number in (3, 4)]
+    for config, drawn in zip(configs, (3, 5), strict=True):
+        config["generation"]["seed"] = drawn
+    assert names_of(configs) == [
+        "log_prob β=0.5 n=8 seed=3",  # what is drawn follows from it
+        "log_prob β=0.5 n=8 generation.seed=5 seed=4",
+    ]
 
 
 def test_files_of_ours_that_are_damaged_hide_no_run(
