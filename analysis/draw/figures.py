@@ -38,7 +38,7 @@ def write_figures(runs: Runs, folder: Path, *, command: str) -> Iterator[Path | 
     stand_in = runs.prompts.loc[runs.prompts["prompt_id"] == ALL_PROMPTS, "run"]
     if 0 < len(stand_in) < len(runs.runs):
         apart = some(list(runs.runs.loc[stand_in, "run_id"]))
-        why = "only its measures over all prompts were kept, which do not compare with prompts"
+        why = "only its history of W&B was kept, which does not tell prompts apart"
         yield f"Not drawn: {apart}: {why}."
         runs = runs.where(runs.runs.index.difference(list(stand_in)))
     for name, draw, rows in _jobs(runs):

@@ -313,7 +313,8 @@ def test_runs_without_prompts_of_their_own_are_not_drawn_beside_those_with_them(
     make_run(tmp_path / "in" / "whole", study="sweep", prompts=ONE, feedback__strength=1.0)
     write_offline(tmp_path / "in" / "offline-run-1-abc")
     assert main(["figures", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
-    assert "Not drawn: abc: only its measures over all prompts" in capsys.readouterr().err
+    why = "only its history of W&B was kept, which does not tell prompts apart"
+    assert f"Not drawn: abc: {why}." in capsys.readouterr().err
     assert (tmp_path / "out" / "tokens.png").exists()
 
 
