@@ -77,7 +77,7 @@ def run_command(runner: Runner) -> int:
     # β on any terminal, also from the workers of a launcher
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
-    # like Ctrl-C it ends the workers, too, and runs say that they were interrupted
+    # like Ctrl-C it ends forks and joblib's workers, too; submitit means its own to outlive us
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return console.run_command(runner.name, lambda: _run(runner))
 
@@ -126,7 +126,7 @@ def _impossible(word: str, command: str) -> str | None:
         return f"{cut(key)} must be written KEY=VALUE, without dashes"
     if re.search(r"[\ud800-\udfff]", word):  # what is no UTF-8 arrives so; no file could say it
         return f"{cut(key)} must be UTF-8, got {cut(value)}"
-    if equals and len(key.encode()) > 255:  # it may name a folder of conf
+    if (equals or word.startswith("~")) and len(key.encode()) > 255:  # it may name a folder of conf
         return f"the key {cut(key)} must have at most 255 bytes"
     inner = r"(\.launcher(\.ray(\.init|\.remote)?)?|\.sweeper(\.params(?!=null$))?)?"
     if re.match(rf"\+*hydra{inner}=(?!\{{)", word):

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from typing import IO
 
@@ -62,12 +62,17 @@ def _work(jobs: Sequence[Callable[[], object]], numbers: IO[bytes], parent: int)
     """Ends with the job at hand where the sweep itself was killed."""
     # Ctrl-C reaches all processes of a terminal, and would come once more from the sweep
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt_once)
     try:
-        while os.getppid() == parent and (number := numbers.read(_NUMBER)):
-            jobs[int.from_bytes(number)]()
-    except KeyboardInterrupt:
-        pass  # the sweep says so
+        with suppress(KeyboardInterrupt):  # the sweep says so
+            while os.getppid() == parent and (number := numbers.read(_NUMBER)):
+                jobs[int.from_bytes(number)]()
     finally:
         if "wandb" in sys.modules:
             stop_helper()  # a fork ends without what is done at exit
+
+
+def _interrupt_once(number: int, _: object) -> None:
+    """Who stops all processes of a group stops the sweep, too, which sends the signal again."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt

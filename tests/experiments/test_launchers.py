@@ -433,6 +433,40 @@ def test_an_interrupt_before_the_sweep_waits_for_its_forks_ends_them(
     assert (done.returncode, done.stdout, done.stderr) == (0, "[] 2\n", "")
 
 
+ALL_ARE_TOLD_TO_END = """
+import os, pathlib, signal, sys, time
+from experiments.sweeps.processes import forked
+
+def job():
+    place = pathlib.Path(sys.argv[1], str(os.getpid()))
+    place.touch()
+    try:
+        signal.pause()
+    finally:
+        time.sleep(1)  # as W&B may take
+        place.rename(place.with_suffix(".ended"))
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try:
+    with forked([job] * 3, 2):
+        while len(os.listdir(sys.argv[1])) < 2:
+            pass
+        try:
+            os.killpg(0, signal.SIGTERM)
+        finally:
+            time.sleep(0.3)  # a sweep says its last words
+except KeyboardInterrupt:
+    print([pathlib.Path(name).suffix for name in os.listdir(sys.argv[1])])
+"""
+
+
+def test_forks_that_are_told_to_end_with_their_sweep_end_their_runs_undisturbed(
+    forker: Forker, tmp_path: Path
+) -> None:
+    done = forker.run(["-c", ALL_ARE_TOLD_TO_END, str(tmp_path)])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "['.ended', '.ended']\n", "")
+
+
 def test_forks_of_a_killed_sweep_end_with_the_run_at_hand(sweep: Sweep, tmp_path: Path) -> None:
     process = sweep("basic", "s", "feedback.strength=1,2,3,4", FORKED, *LONG)
     begun(process, tmp_path / "runs" / "s")
