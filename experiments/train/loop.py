@@ -88,8 +88,7 @@ class Training:
                         seed=seed,
                     )
                 check_losses(losses, self.step)
-                loss = losses[0]
-                self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
+                self.loss = losses[0] if self.loss is None else 0.95 * self.loss + 0.05 * losses[0]
                 self.tokens_read += windows[:, 1:].numel() * len(losses)
                 self.step += 1
                 bar.update()

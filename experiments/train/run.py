@@ -60,8 +60,7 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
             f"architecture.n_layer and architecture.n_embd ask for {needed:,} bytes of memory, and"
             f" the machine has {machine_memory():,}"
         )
-    corpus = settings.corpus
-    texts = [read_texts(f"corpus.{key}", getattr(corpus, key)) for key in ("train", "held_out")]
+    texts = [read_texts(f"corpus.{k}", getattr(settings.corpus, k)) for k in ("train", "held_out")]
     origin = _starting_point(settings, architecture)
     digests = [[hashlib.sha256(text.encode()).hexdigest() for text in each] for each in texts]
     if origin is not None:
@@ -138,7 +137,7 @@ def _train(
         if others := [other for other in training.origins if other != about]:
             said = f"of its first {training.step} steps, an earlier attempt computed some"
             warn(f"{output}: {said} with {unlike(about, others)}; its {CARD} will say which")
-        training.origins = [*others, about]
+        training.origins += [] if about in training.origins else [about]  # as they came
         training.run(tracker)
         save_checkpoint(
             model,
@@ -257,9 +256,8 @@ def _tokenizer(settings: TrainSettings, texts: list[str]) -> Tokenizer:
         files.write_atomically(path, lambda partial: save_tokenizer(trained, partial))
         return load_tokenizer(path)
     except TokenizerError as error:
-        said = str(error)
-        said = said if said.startswith("tokenizer ") else f"tokenizer: {said}"
-        raise ConfigError(said) from None
+        known = str(error).startswith("tokenizer ")
+        raise ConfigError(str(error) if known else f"tokenizer: {error}") from None
     except ImportError:
         message = "tokenizer=bpe needs rustbpe: pip install -e '.[train]' -c constraints.txt"
         raise ConfigError(message) from None
@@ -287,20 +285,16 @@ def _card(settings: TrainSettings, training: Training, asked: Asked, loss: str) 
     corpus = settings.corpus
     measured = "python -m scripts.held_out_loss --model THIS_FOLDER"
     measured += f" --texts {shlex.quote(corpus.held_out)}"
-    if corpus.documents == "line":
-        measured += " --documents line"
-    passes = str(chosen.passes)
-    for name in ("draw_passes", "through_passes", "update_every_pass"):
-        passes += f", {name}" if getattr(chosen, name) else ""
+    measured += " --documents line" if corpus.documents == "line" else ""
+    ways = ("draw_passes", "through_passes", "update_every_pass")
+    passes = ", ".join([str(chosen.passes), *(way for way in ways if getattr(chosen, way))])
     read_from, held_out = (
         ", ".join(path.stem for path in sorted(Path(folder).glob("*.txt")))
         for folder in (corpus.train, corpus.held_out)
     )
     devices = [f"{one['device']}, {one['threads']} threads" for one in training.origins]
-    commits = [
-        f"{origin['commit']}{', with uncommitted changes' if origin['changes'] else ''}"
-        for origin in training.origins
-    ]
+    more = ", with uncommitted changes"
+    commits = [f"{one['commit']}{more if one['changes'] else ''}" for one in training.origins]
     rows = {
         "start": "from scratch" if settings.start_from is None else f"`{settings.start_from}`",
         "size": f"{model.count_parameters():,} parameters: {shape.n_layer} layers ×"

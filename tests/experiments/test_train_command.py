@@ -261,7 +261,8 @@ def test_a_training_that_is_resumed_elsewhere_says_so(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     origin = {**provenance.provenance(torch.device("cpu")), "commit": "now"}
-    for commit, threads, warned in [("before", 7, False), ("now", 1, True), ("now", 1, True)]:
+    now = ("now", 1, True)
+    for commit, threads, warned in [("before", 7, False), now, now, ("before", 7, True)]:
         found = {
             **origin,
             "commit": commit,
