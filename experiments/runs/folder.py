@@ -153,7 +153,9 @@ class RunFolder:
             if [pq.read_schema(self._part(first, name)) for name in TABLES] != list(schemas):
                 return None
             summaries: list[dict[str, Any]] = part["prompts"]
-            origins = [{"prompt_id": s["prompt_id"], "origin": part["origin"]} for s in summaries]
+            found = part["origin"]  # whose device said the threads, too, in early versions
+            origin = origin_of_part({**found, "changes": {"sha256": found.get("changes")}})
+            origins = [{"prompt_id": s["prompt_id"], "origin": origin} for s in summaries]
         except (AttributeError, LookupError, TypeError, ValueError, OSError, pa.ArrowException):
             return None  # a crash of the whole machine can leave a name without its content
         self._status["kept"] += origins

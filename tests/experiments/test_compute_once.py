@@ -14,9 +14,10 @@ import torch
 import experiments.converge.run as runner
 from experiments.converge.settings import ConvergeSettings, GenerationSettings
 from experiments.runs import compute_once, lock
+from experiments.runs import folder as run_folder
 from experiments.runs.compute_once import ALONE, RunError
 from experiments.runs.files import write_json
-from experiments.runs.folder import RunFolder, read_status
+from experiments.runs.folder import RunFolder, origin_of_part, read_status
 
 ROOT = Path(__file__).parents[2]
 Called = tuple[int, str, str]
@@ -141,8 +142,14 @@ def test_kept_prompts_say_where_they_came_from(
     device = origin["device"].removesuffix(f", {origin['threads']} threads")
     before |= {"threads": 77, "device": f"{device}, 77 threads"}  # the same processor
     monkeypatch.setattr(compute_once, "provenance", lambda _: before)
+
+    def early(status: dict[str, Any]) -> dict[str, Any]:  # whose device said the threads
+        return {**origin_of_part(status), "device": status["device"]}
+
+    monkeypatch.setattr(run_folder, "origin_of_part", early)
     with pytest.raises(RunError):
         compute("device.batch=1")
+    monkeypatch.setattr(run_folder, "origin_of_part", origin_of_part)
     monkeypatch.setattr(compute_once, "provenance", lambda _: {**origin, "commit": "now"})
     capfd.readouterr()
     folder = compute("device.batch=1")
