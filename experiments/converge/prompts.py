@@ -53,7 +53,7 @@ def read_prompts(settings: PromptSettings) -> list[Prompt]:
         raise ConfigError(f"{what} is not text: it has NUL bytes")
     if not text.strip():
         raise ConfigError(f"{what} is empty: it must hold a prompt")
-    if path.suffix == ".jsonl":
+    if path.name.endswith(".jsonl"):  # or that is all its name
         prompts = _from_lines(text, what)
     elif settings.split == "lines":
         # splitlines would cut at form feeds, too

@@ -158,6 +158,7 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         (f"tracking.mode={'a' * 5000}", ["tracking.mode", "(5,002 char"]),
         (f"{'a' * 300}=1", ["the key aaa", "(300 char", "at most 255 bytes"]),
         (f"{'β' * 200}=x", ["the key βββ", "at most 255 bytes"]),
+        (f"~{'a' * 300}", ["the key ~aaa", "at most 255 bytes"]),
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else None,
 )
@@ -217,6 +218,7 @@ def test_cuda_asked_for_and_absent_is_one_sentence(refused: Refused) -> None:
         ("empty.jsonl", b"\n\n", ["is empty"]),
         ("prompts.csv", b"a,b\n", [".txt or .jsonl"]),
         ("plain.jsonl", b"Once upon a time\n", ["line 1", "not a JSON object"]),
+        (".jsonl", b"Once upon a time\n", ["line 1", "not a JSON object"]),
         ("list.jsonl", b'["a"]\n', ["line 1", "not a JSON object"]),
         ("deep.jsonl", b"[" * 100_000, ["line 1", "not a JSON object"]),
         ("torn.jsonl", b'{"id": "a", "text": "b"}\n{"id": "c", "te', ["line 2", "not a JSON"]),
