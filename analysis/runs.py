@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from analysis.labels import CONTENTS, with_labels
+from analysis.labels import CONTENTS, fed, with_labels
 from analysis.models import Models, models_of
 from analysis.read.run_folder import flat
 from analysis.read.saved import (
@@ -111,8 +111,8 @@ class Runs:
         keys = [*STEP, "position"]
         made = last.rename(columns={"log_prob": "last"}).drop(columns="iteration")
         made = made.merge(first.rename(columns={"log_prob": "first"})[[*keys, "first"]], on=keys)
-        carried = made["run"].map(self.setting("start") == "carried") & (made["step"] > 0)
-        made["plain"] = made["first"].mask(carried)
+        carried = (self.setting("start") == "carried") & fed(self.runs)
+        made["plain"] = made["first"].mask(made["run"].map(carried) & (made["step"] > 0))
         return made.assign(change=made["last"] - made["plain"])
 
     @cached_property

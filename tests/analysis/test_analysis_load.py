@@ -250,14 +250,16 @@ def test_the_first_position_is_missing_so_that_a_plain_mean_is_the_loss(
 def test_estimates_hold_the_first_and_the_last_pass_of_every_token(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
-    make_run(tmp_path / "cold", prompts=ONE, steps=2, feedback__strength=0.5)
-    make_run(tmp_path / "carried", prompts=ONE, steps=2, recompute__start="carried")
+    for start, strength in (("cold", 0.5), ("carried", 0.5), ("carried", 0.0)):
+        changes = {"recompute__start": start, "feedback__strength": strength}
+        make_run(tmp_path / f"{start}_{strength}", prompts=ONE, steps=2, **changes)
     runs = load(str(tmp_path))
     estimates = runs.estimates.set_index("run")
-    for run, start in runs.runs["start"].items():
+    for run, (start, strength) in runs.runs[["start", "strength"]].iterrows():
         rows = estimates.loc[run]
         assert len(rows) == 4 + 5 + 6, "the text of each step"
-        known = (rows["position"] > 0) & ((rows["step"] == 0) | (start == "cold"))
+        plain = (rows["step"] == 0) | (start == "cold") | (strength == 0)
+        known = (rows["position"] > 0) & plain
         assert (rows["change"].notna() == known).all(), "a carried pass is not the plain model's"
         of_run = runs.trajectory[runs.trajectory["run"] == run]
         last = of_run[of_run["iteration"] == of_run["iteration"].max()]
