@@ -1,7 +1,7 @@
 """What hidden states that are fed back do: loss and accuracy by depth, and against compute."""
 
+import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ MOST_LINES = 7
 LEAST_KL = 1e-12  # nats: what is less is drawn as that
 GREY = "#b5b5b5"
 DASHED = (0, (4, 1.5))
-BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # the last panel
+LETTERS = 40  # of a line of a name beside the panels, which keep their room
 EQUAL = 0.15  # compute that differs by less counts as equal
 TARGETS = {"state": "the state is asked for", "half": "only half of it is asked for"}
 
@@ -63,7 +63,7 @@ def recurrence(runs: Runs) -> Figure:
         deepest = passes - 1 if isinstance(passes, int) else None
         first = same.iloc[0]  # of its seeds: they have one line
         words = (strength_text(first["kind"], first["strength"]), first["variant"])
-        label = style.drawable(", ".join(filter(None, words)))
+        label = textwrap.fill(style.drawable(", ".join(filter(None, words))), LETTERS)
         for axes, values in (
             (loss, wide["nll"] - wide["nll"].iloc[0]),
             (movement, moved.set_axis(moved.index - 1).dropna(how="all")),
@@ -79,7 +79,7 @@ def recurrence(runs: Runs) -> Figure:
     movement.set_ylabel("KL(depth n ‖ depth n + 1) (nats)")
     for axes in grid[0]:
         style.pass_axis(axes, 0, int(frame["iteration"].max()) - 1, label="Depth n")
-    movement.legend(*loss.get_legend_handles_labels(), **BESIDE)
+    movement.legend(*loss.get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -118,7 +118,7 @@ def trainings(models: Models) -> Figure:
     compute.set(xlim=(0, None), xlabel="Tokens read in all passes (millions)")
     compute.set_ylabel("Held-out loss when generating (nats/token)")
     compute.xaxis.set_major_locator(MaxNLocator(6))
-    compute.legend(*loss.get_legend_handles_labels(), **BESIDE)
+    compute.legend(*loss.get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -172,7 +172,7 @@ def _contest(row: Sequence[Axes], models: Models, group: pd.DataFrame) -> None:
     for axes in row:
         axes.set(ylabel="Accuracy", ylim=(0.0, 1.03))
         axes.axhline(one["chance"], color=style.INK, linewidth=1.0, linestyle="dotted")
-    compute.legend(*levels.get_legend_handles_labels(), **BESIDE)
+    compute.legend(*levels.get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _curve(
@@ -180,10 +180,10 @@ def _curve(
 ) -> None:
     """Mean and range of (seeds, depths or levels); a circle at the deepest trained pass."""
     ends = values.astype(float).agg(["mean", "min", "max"]).T
-    label = style.drawable(setting_name(model)) if colour != GREY else None
+    name = textwrap.fill(style.drawable(setting_name(model)), LETTERS)
     dash = "solid" if model["stateful"] else DASHED
     deepest = model["trained_depth"] if mark else None
-    style.band(axes, ends, colour, deepest, linestyle=dash, label=label)
+    style.band(axes, ends, colour, deepest, linestyle=dash, label=name if colour != GREY else None)
 
 
 def _against(axes: Axes, cost: float, values: pd.Series, model: pd.Series, colour: str) -> None:

@@ -402,3 +402,14 @@ def test_no_name_lies_on_a_curve(make_run: MakeRun, tmp_path: Path) -> None:
     (names,) = [legend.get_window_extent() for legend in legends if legend]
     assert len(figure.axes[0].get_legend_handles_labels()[1]) == 6
     assert not any(names.overlaps(axes.bbox) for axes in figure.axes)
+
+
+def test_names_of_any_length_leave_the_panels_their_room(make_run: MakeRun, tmp_path: Path) -> None:
+    for number in range(7):
+        path = f"/home/somebody/models/{'fine_tuned_with_feedback_' * 4}/{number}"
+        changes = {"feedback__kind": "hidden_state", "model__path": path}
+        make_run(tmp_path / str(number), recompute__iterations=5, feedback__strength=1.0, **changes)
+    figure = recurrence(load(str(tmp_path)))
+    figure.draw_without_rendering()
+    assert min(axes.bbox.width for axes in figure.axes) > 2.0 * figure.dpi  # inches
+    assert figure.axes[-1].get_legend().get_window_extent().x1 <= figure.bbox.x1
