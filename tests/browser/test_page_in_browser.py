@@ -267,6 +267,24 @@ def test_the_first_view_of_a_plain_model_has_colours(browser: Any, tmp_path: Pat
         assert len(np.unique(shown.colours("a")[1:], axis=0)) > 1
 
 
+def test_the_first_view_has_the_change_of_a_single_pass_that_began_with_carried_estimates(
+    browser: Any, tmp_path: Path
+) -> None:
+    for start in ("carried", "cold"):
+        run = tmp_path / "s" / start
+        changes = {"recompute__start": start, "feedback__strength": 0.5}
+        write_run(run, prompts={"p": "a b c d"}, steps=1, recompute__iterations=1, **changes)
+    rows = pd.read_parquet(tmp_path / "s/carried/trajectory.parquet")
+    rows["log_prob"] -= rows["step"]
+    rows.to_parquet(tmp_path / "s/carried/trajectory.parquet")
+    path = tmp_path / "first.html"
+    path.write_text(build(load(str(tmp_path / "s"))), encoding="utf-8")
+    shown = Shown(browser, path)
+    assert shown.run("return document.getElementById('choose-colour').value") == "change"
+    assert len(np.unique(shown.colours("a")[1:], axis=0)) == 1
+    assert np.isfinite(shown.colours("a")[1:]).all()
+
+
 def test_a_text_that_diverged_is_said_to_have_no_mean(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "s" / "r", prompts={"p": "a b c d"}, feedback__strength=9.0)
     rows = pd.read_parquet(run / "trajectory.parquet")

@@ -76,7 +76,9 @@ function firstView() {
     siblings(run).length + 0.9 * Math.tanh(Math.abs(rows[run.row].measures[at]) || 0) + moves(run);
   const able = runs.filter((run) => run.texts.length);
   const all = siblings(able.reduce((best, run) => (weight(run) > weight(best) + 0.02 ? run : best)));
-  const colour = all.some(moves) ? "change" : "surprise"; // else no token would have a colour
+  const differs = ({ texts }) => ![null, texts.at(-1)].includes(texts.at(-1).plain);
+  // else no token would have a colour
+  const colour = all.some((run) => moves(run) || differs(run)) ? "change" : "surprise";
   return { ...view, a: all[0], b: all.length > 1 ? all.at(-1) : null, pass: LAST, step: LAST, colour };
 }
 
