@@ -36,7 +36,7 @@ def _command(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         runs = load(*arguments.sources)
-        for line in _news(runs):
+        for line in _news(runs, arguments.run):
             _complain(line)
         runs = runs.only(run_ids=arguments.run, prompt_ids=arguments.prompt)
         {"figures": _figures, "table": _table, "page": _page}[arguments.command](runs, arguments)
@@ -48,15 +48,15 @@ def _command(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _news(runs: Runs) -> Iterator[str]:
-    """What there is to tell besides the runs: one line each."""
+def _news(runs: Runs, chosen: Sequence[str]) -> Iterator[str]:
+    """What there is to tell besides the runs, or the chosen of them: one line each."""
     if runs.left_out:
         yield left_out_line(runs.left_out)
     if runs.repeated:
         count = len(runs.repeated)
         noun = "1 run that lies" if count == 1 else f"{count} runs that lie"
         yield f"Counted once: {noun} in several places: {some(runs.repeated)}."
-    lacking = runs.runs[runs.runs["lacking"].notna()]
+    lacking = runs.only(run_ids=chosen).runs.dropna(subset=["lacking"])
     if len(lacking):
         noun = "1 run has" if len(lacking) == 1 else f"{len(lacking)} runs have"
         names = some([*(lacking["run_id"] + " (" + lacking["lacking"] + ")")])

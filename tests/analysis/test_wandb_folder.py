@@ -261,6 +261,17 @@ def test_without_the_copy_the_history_gives_measures_over_all_prompts(
     )
 
 
+def test_what_a_run_that_was_not_chosen_lacks_is_not_told(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "s" / "whole", prompts=ONE)
+    history = write_offline(tmp_path / "offline-run-1-abc")
+    assert main(["table", str(run), str(history), "--run", "whole"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["table", str(run), str(history), "--run", "abc"]) == 0
+    assert "does not tell prompts apart: abc" in capsys.readouterr().err
+
+
 def test_a_seed_without_its_copy_is_pooled_with_the_others(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
