@@ -68,7 +68,7 @@ def with_labels(frame: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     made = frame.sort_values(
         [name for name in order if name in frame], key=_ranks, ignore_index=True
     )
-    spoken = made[named].assign(**{name: _stems(made[name]) for name in named if name == FILE})
+    spoken = made.assign(**{name: _stems(made[name]) for name in named if name == FILE})
     words = [[spelt(name, row[name]) for name in named] for row in spoken.to_dict("records")]
     made["variant"] = [", ".join(filter(None, one)) for one in words]
     for noun in made.columns.intersection([*CONTENTS]):
