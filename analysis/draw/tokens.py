@@ -34,12 +34,13 @@ def tokens(runs: Runs) -> Figure:
         raise style.NotDrawn("no trajectory was kept, so no single tokens")
     last = last_step(runs.estimates)
     facets, _ = style.facets(runs, least=2, most=len(runs.runs))
-    change = last["change"].abs().groupby(last["run"]).mean()
+    told = last["change"].where(last["run"].map(fed(runs.runs)))  # a plain run tells of no change
+    change = told.abs().groupby(last["run"]).mean()
     sizes = pd.Series({name: change.reindex(one.index).mean() for name, one in facets.items()})
     facet = facets[str(sizes.idxmax())] if sizes.notna().any() else None
     if facet is not None:
         last = last[last["run"].isin(facet.index)]
-    elif last["change"].isna().all():  # no pass of the plain model: since the first one then
+    elif told.isna().all():  # no pass of the plain model: since the first one then
         last = last.assign(change=last["last"] - last["first"], plain=last["first"])
     moved = last["change"].abs().groupby([last["prompt_id"].astype(str), last["run"]]).mean()
     if moved.dropna().empty:
@@ -49,10 +50,9 @@ def tokens(runs: Runs) -> Figure:
     label = str(runs.runs.at[run, "label"])
     last = last[last["prompt_id"] == prompt_id].sort_values("position")
     after = last[last["run"] == run]
-    before = after.assign(last=after["plain"])
+    before, origin = after.assign(last=after["plain"]), "the first pass"
     if facet is None:
-        origin = "the first pass"
-        what = f"since the first pass, after later ones ({label})"
+        what = f"since {origin}, after later ones ({label})"
         rows = _by_pass(runs, run, prompt_id)
     else:
         origin = "the plain model"

@@ -413,3 +413,14 @@ def test_names_of_any_length_leave_the_panels_their_room(make_run: MakeRun, tmp_
     figure.draw_without_rendering()
     assert min(axes.bbox.width for axes in figure.axes) > 2.0 * figure.dpi  # inches
     assert figure.axes[-1].get_legend().get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_tokens_of_carried_estimates_are_not_drawn_by_those_of_the_plain_model_alone(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for strength in (0.0, 0.5):
+        changes = {"recompute__start": "carried", "feedback__strength": strength}
+        make_run(tmp_path / f"{strength}", prompts=ONE, steps=1, **changes)
+    figure = tokens(load(str(tmp_path)))
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "pass 2"
+    assert figure.axes[2].get_title(loc="left") == "After: β = 0.5"
