@@ -127,8 +127,8 @@ def load_checkpoint(
     if encoding.n_vocab > ids:
         raise CheckpointError(
             f"the tokenizer {cut(repr(encoding.name))} has {encoding.n_vocab} ids but {path} only"
-            f" {ids} embeddings: name the model's own tokenizer, such as the"
-            f" {NANOGPT_TOKENIZER} of its data"
+            f" {ids} embeddings: name the model's own by model.tokenizer or --tokenizer, such as"
+            f" the {NANOGPT_TOKENIZER} of its data"
         )
     model = model.to(device=device, dtype=dtype).eval()
     return Checkpoint(model, encoding, _with_revision(source, path), stored.trained_passes)
