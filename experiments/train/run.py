@@ -292,7 +292,8 @@ def _card(settings: TrainSettings, training: Training, asked: Asked, loss: str) 
         ", ".join(path.stem for path in sorted(Path(folder).glob("*.txt")))
         for folder in (corpus.train, corpus.held_out)
     )
-    devices = [f"{one['device']}, {one['threads']} threads" for one in training.origins]
+    on = [(one["device"], one["threads"]) for one in training.origins]
+    devices = [f"{name}, {count} thread{'s' if count > 1 else ''}" for name, count in on]
     more = ", with uncommitted changes"
     commits = [f"{one['commit']}{more if one['changes'] else ''}" for one in training.origins]
     rows = {

@@ -276,7 +276,7 @@ def test_a_training_that_is_resumed_elsewhere_says_so(
         assert (code, err) == (0, f"warning: {said}\n" if warned else "")
         card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
         (tmp_path / "out" / "README.md").unlink()  # as if killed before the end
-    assert "| hardware | a CPU, 7 threads, then a CPU, 1 threads |" in card
+    assert "| hardware | a CPU, 7 threads, then a CPU, 1 thread |" in card
     assert re.search(r"\| commit \| before(, with uncommitted changes)?, then now", card)
 
 
