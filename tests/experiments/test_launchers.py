@@ -434,29 +434,43 @@ def test_an_interrupt_before_the_sweep_waits_for_its_forks_ends_them(
 
 
 ALL_ARE_TOLD_TO_END = """
-import os, pathlib, signal, sys, time
+import os, pathlib, signal, sys
+from multiprocessing.context import ForkProcess
 from experiments.sweeps.processes import forked
 
+folder, terminate = pathlib.Path(sys.argv[1]), ForkProcess.terminate
+
+def told(fork):
+    terminate(fork)
+    (folder / f"{fork.pid}.told").touch()
+
 def job():
-    place = pathlib.Path(sys.argv[1], str(os.getpid()))
-    place.touch()
+    place = folder / str(os.getpid())
+    place.with_suffix(".begun").touch()
     try:
         signal.pause()
-    finally:
-        time.sleep(1)  # as W&B may take
-        place.rename(place.with_suffix(".ended"))
+    finally:  # still ending its run, as W&B may take, when its sweep tells it
+        place.with_suffix(".ending").touch()
+        while not place.with_suffix(".told").exists():
+            pass
+        place.with_suffix(".ended").touch()
 
+def count(suffix):
+    return len([*folder.glob(f"*.{suffix}")])
+
+ForkProcess.terminate = told
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     with forked([job] * 3, 2):
-        while len(os.listdir(sys.argv[1])) < 2:
+        while count("begun") < 2:
             pass
         try:
             os.killpg(0, signal.SIGTERM)
         finally:
-            time.sleep(0.3)  # a sweep says its last words
+            while count("ending") < 2:
+                pass
 except KeyboardInterrupt:
-    print([pathlib.Path(name).suffix for name in os.listdir(sys.argv[1])])
+    print(count("told"), count("ended"))
 """
 
 
@@ -464,7 +478,7 @@ def test_forks_that_are_told_to_end_with_their_sweep_end_their_runs_undisturbed(
     forker: Forker, tmp_path: Path
 ) -> None:
     done = forker.run(["-c", ALL_ARE_TOLD_TO_END, str(tmp_path)])
-    assert (done.returncode, done.stdout, done.stderr) == (0, "['.ended', '.ended']\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2 2\n", "")
 
 
 def test_forks_of_a_killed_sweep_end_with_the_run_at_hand(sweep: Sweep, tmp_path: Path) -> None:
