@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
-from typing import IO
+from typing import IO, Any
 
 from experiments.tracking.tracker import stop_helper
 
@@ -63,6 +63,8 @@ def _work(jobs: Sequence[Callable[[], object]], numbers: IO[bytes], parent: int)
     # Ctrl-C reaches all processes of a terminal, and would come once more from the sweep
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt_once)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = _interrupt_again
     try:
         with suppress(KeyboardInterrupt):  # the sweep says so
             while os.getppid() == parent and (number := numbers.read(_NUMBER)):
@@ -76,3 +78,11 @@ def _interrupt_once(number: int, _: object) -> None:
     """Who stops all processes of a group stops the sweep, too, which sends the signal again."""
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _interrupt_again(lost: Any) -> None:
+    """Python ignores what is raised in callbacks, such as those of its imports: it comes later."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.01)  # seconds
+    else:
+        sys.__unraisablehook__(lost)

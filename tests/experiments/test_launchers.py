@@ -481,6 +481,30 @@ def test_forks_that_are_told_to_end_with_their_sweep_end_their_runs_undisturbed(
     assert (done.returncode, done.stdout, done.stderr) == (0, "2 2\n", "")
 
 
+TOLD_IN_A_CALLBACK = """
+import os, signal, weakref
+from experiments.sweeps.processes import forked
+
+class Lock:
+    pass
+
+def job():
+    lock = Lock()
+    callback = weakref.ref(lock, lambda _: signal.raise_signal(signal.SIGTERM))
+    del lock
+    signal.pause()
+
+with forked([job], 1) as wait:
+    wait()
+print("ended")
+"""
+
+
+def test_an_interrupt_that_python_ignores_in_a_callback_is_not_lost(forker: Forker) -> None:
+    done = forker.run(["-c", TOLD_IN_A_CALLBACK])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
+
+
 def test_forks_of_a_killed_sweep_end_with_the_run_at_hand(sweep: Sweep, tmp_path: Path) -> None:
     process = sweep("basic", "s", "feedback.strength=1,2,3,4", FORKED, *LONG)
     begun(process, tmp_path / "runs" / "s")
