@@ -202,7 +202,7 @@ def sweep(
     asked = Asked(command, bar=here)
     gpus = launchers.gpus(launcher, options, devices=devices)
     code = 0
-    with tempfile.TemporaryDirectory(prefix="gpus-") as folder:
+    with tempfile.TemporaryDirectory(prefix="gpus-") if gpus else nullcontext("") as folder:
         job = CellJob(runner, asked, os.getcwd(), threads, ended, total, gpus, folder)
         # composing once more, as Hydra's launchers do, would take as long as a short run
         runs = [partial(job.compute, one, words, at) for at, (_, one, words) in enumerate(left)]

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -391,12 +392,17 @@ def test_an_unwritable_runs_dir_is_one_sentence(refused: Refused, tmp_path: Path
 
 
 def test_a_finished_study_that_cannot_be_written_is_reported(
-    converge: Converge, tmp_path: Path, freeze: Callable[[Path], None]
+    converge: Converge,
+    tmp_path: Path,
+    freeze: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert converge("feedback.strength=0,1", "-m")[0] == 0
     freeze(tmp_path / "runs")
     for words in (["feedback.strength=0,1", "-m"], ["feedback.strength=0"]):
-        code, out, err = converge(*words)
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))  # one disk for all
+            code, out, err = converge(*words)
         assert (code, err) == (0, "")
         assert "2 runs: 2 finished" in out
 
