@@ -25,8 +25,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk names no file
+            error.filename = error.filename or str(path)
         raise
 
 

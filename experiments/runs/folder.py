@@ -176,9 +176,8 @@ class RunFolder:
         files.write_table(self._part(first, TRAJECTORY), trajectory)
         files.write_table(self._part(first, ITERATIONS), iterations)
         part = {"prompts": summaries, "origin": origin_of_part(self._status)}
-        files.write_json(
-            self._part(first, "json"), part | {"checksum": self._checksum(first, part)}
-        )
+        part["checksum"] = self._checksum(first, part)
+        files.write_json(self._part(first, "json"), part)
         self._parts.append(first)
 
     def assemble(self) -> None:
@@ -198,8 +197,7 @@ class RunFolder:
 
             files.write_atomically(self.path / name, write)
         ours = origin_of_part(self._status)
-        others = [kept["origin"] for kept in self._status["kept"] if kept["origin"] != ours]
-        if others:
+        if others := [kept["origin"] for kept in self._status["kept"] if kept["origin"] != ours]:
             said = f"{self.path}: {len(others)} of its prompts were computed by an earlier attempt"
             said += f" with {unlike(ours, others)}; {STATUS} says which"
             print(f"warning: {said}", file=sys.stderr)

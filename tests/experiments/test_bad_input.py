@@ -450,6 +450,10 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes_once_there_is_room(
     ballast = disk / "ballast"
     ballast.write_bytes(bytes(484 * 1024))
     words = (f"runs_dir={disk / 'runs'}", "prompts.limit=5")
+    code, _, err = converge(*words, "-m", "seed=range(0,40)")
+    assert code == 1
+    assert re.fullmatch(r"error: runs_dir: '.*/plans/.*' cannot be written \(No space .*\)\n", err)
+    shutil.rmtree(disk / "runs")
     code, _, err = converge(*words)
     assert code == 1
     assert "Traceback" not in err
