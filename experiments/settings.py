@@ -117,7 +117,8 @@ def sentence(error: BaseException, *, options: list[str] | None = None) -> str:
     is other than what Hydra finds in the group.
     """
     if isinstance(error, OverrideParseException):
-        return f"the override {cut(repr(error.override))} cannot be read: it must be key=value"
+        said = "it must be key=value, in quotes where a value has odd characters: 'key=\"value\"'"
+        return f"the override {cut(repr(error.override))} cannot be read: {said}"
     cause = error.__cause__ or error
     key, place = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
     if isinstance(place, DictConfig) and "is not in struct" in str(cause):

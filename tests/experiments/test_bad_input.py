@@ -159,6 +159,7 @@ def refused(converge: Converge, tmp_path: Path) -> Refused:
         (f"tracking.mode={'a' * 5000}", ["tracking.mode", "(5,002 char"]),
         (f"{'a' * 300}=1", ["the key aaa", "(300 char", "at most 255 bytes"]),
         (f"{'β' * 200}=x", ["the key βββ", "at most 255 bytes"]),
+        ("prompts.file=/home/josé/a.txt", ["josé", "in quotes where a value has odd characters"]),
         (f"~{'a' * 300}", ["the key ~aaa", "at most 255 bytes"]),
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else None,
