@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from experiments.runs.compute_once import Asked, RunError, disk_sentence
 from experiments.settings import ConfigError, sentence, to_settings
@@ -106,10 +107,10 @@ def _run(runner: Runner) -> int:
         place = getattr(error, "missing_cfg_file", None) or ""
         options = overlays(runner.name) if "experiment/" in place else None
         return _say(sentence(error, options=options), 2)
-    except ValueError as error:
+    except (ValueError, YAMLError) as error:  # Hydra's, on ``=1``, or on a file of settings
         if command.began:
             raise
-        return _say(f"an override cannot be read: {cut(error)}", 2)  # Hydra's, on ``=1``
+        return _say(f"an override or a file of settings cannot be read: {cut(error, 500)}", 2)
     except OSError as error:
         key = "runs_dir" if command.began else None  # before, Hydra makes its hydra.run.dir
         return _say(disk_sentence(error, error.filename, key=key), 1)

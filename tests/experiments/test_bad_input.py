@@ -488,6 +488,15 @@ def test_a_limit_on_file_sizes_is_one_sentence(
     assert "File too large" in out, "the table shows it"
 
 
+def test_a_file_of_settings_that_cannot_be_read_is_one_sentence(
+    refused: Refused, tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    for content, said in ((b"study: [", "mine.yaml"), (b"\xff", "'utf-8' codec can't decode")):
+        (tmp_path / "experiment" / "mine.yaml").write_bytes(content)
+        assert said in refused("experiment=mine", f"--config-dir={tmp_path}")
+
+
 # --- sweeps -------------------------------------------------------------------------------------
 
 
