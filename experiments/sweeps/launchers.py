@@ -143,8 +143,6 @@ def cores() -> int:
 
 
 def _count(key: str, value: Any, other: str = "") -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{key} must be {other}a whole number, got {cut(repr(value))}")
-    if value < 1:
-        raise ConfigError(f"{key} must be {other}at least 1, got {value}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{key} must be {other}a whole number above 0, got {cut(repr(value))}")
     return value
