@@ -91,6 +91,7 @@ class Span:
     rows: list[int]
     begin: int  # what lies before is final
     end: int
+    ends: list[int]  # what each row asks for: behind it positions are read for other rows alone
 
 
 @dataclass(frozen=True)
@@ -207,12 +208,12 @@ class _Loop:
         """What the next pass evaluates; an empty range where all is final."""
         for row in self.rows:
             row.look(None if to_the_end or not self.by_front else self.config.window)
-        numbers = [row.number for row in self.rows]
+        numbers, ends = [row.number for row in self.rows], [row.end for row in self.rows]
         if not self.by_front:
-            return Span(numbers, 0, max(row.end for row in self.rows))
+            return Span(numbers, 0, max(ends), ends)
         moving = [row for row in self.rows if row.running and row.reach <= row.length]
         begin = min((row.reach - 1 for row in moving), default=0)
-        return Span(numbers, begin, max((row.end for row in moving), default=0))
+        return Span(numbers, begin, max((row.end for row in moving), default=0), ends)
 
     def take(self, number: int, span: Span, said: Said | None) -> Iteration:
         """Merge what a pass said, and judge each row."""

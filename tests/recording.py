@@ -89,7 +89,8 @@ def one_pass(
 
     def run(state: Tensor | None) -> Read:
         passes = _passes(model, tokens, feedback)
-        said = passes(state, Span(list(range(len(tokens))), 0, tokens.size(1)))
+        count, end = tokens.shape
+        said = passes(state, Span(list(range(count)), 0, end, [end] * count))
         return Read(said.state, said.log_probs, passes.hidden)
 
     return run

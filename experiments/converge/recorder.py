@@ -122,10 +122,12 @@ class Recorder:
         """Score (R, N, C) hidden states, and keep what this pass has changed about them."""
         self._keep(span.rows, tokens.size(1))
         begin, end = span.begin, span.end
-        if self._steps[0].log_probs:  # another pass was before
-            step = (hidden - self._hidden[:, begin:end]).double().norm(dim=2)  # (R, N)
-            self._moved = step.new_zeros(tokens.shape)
-            self._moved[:, begin:end] = step
+        ends = torch.tensor(span.ends, device=hidden.device)[:, None]  # (R, 1)
+        own = torch.arange(begin, end, device=hidden.device) < ends  # (R, N)
+        hidden = torch.where(own[:, :, None], hidden, self._hidden[:, begin:end])
+        step = (hidden - self._hidden[:, begin:end]).double().norm(dim=2)  # (R, N)
+        self._moved = step.new_zeros(tokens.shape)
+        self._moved[:, begin:end] = step
         self._hidden[:, begin:end] = hidden
         if self._predictions is None:
             targets = tokens[:, begin + 1 : end + 1]

@@ -108,7 +108,11 @@ PLAIN = {
     "none": ["feedback.kind=none"],
     "damped": ["feedback.strength=1", "recompute.damping=0.6"],
     "some layers": ["feedback.strength=1", "feedback.layers=[1]"],
-    "windowed": ["recompute.solver=windowed", "recompute.window=4", "recompute.iterations=40"],
+    # strong enough that fronts walk apart, so that a text is read further than it would be alone
+    "windowed": [
+        *("recompute.solver=windowed", "recompute.window=2", "recompute.iterations=40"),
+        "feedback.strength=3",
+    ],
 }
 STATEFUL = {
     "hidden states": ["feedback.kind=hidden_state", "feedback.strength=0.7"],
