@@ -201,14 +201,16 @@ def test_names_of_curves_that_end_together_stay_within_their_panel(
 def test_runs_of_several_precisions_end_each_in_its_own_rounding(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
-    for dtype in ("float32", "float64"):
+    digits = {"bfloat16": 7, "float32": 23, "float64": 52}  # binary ones, behind the point
+    for dtype in digits:
         changes = {"feedback__strength": 0.5, "device__dtype": dtype}
         make_run(tmp_path / "s" / dtype, prompts=ONE, **changes)
     figure = settling(load(str(tmp_path / "s")))
-    for axes in figure.axes:
-        eps = 2.0**-23 if "float32" in axes.get_title("left") else 2.0**-52
-        shown = axes.lines[0].get_ydata()
-        assert shown[-1] <= 160 * eps < shown[-2]
+    for axes, dtype in zip(figure.axes, digits, strict=True):
+        assert dtype in axes.get_title("left")
+        rounding, shown = 160 * 2.0 ** -digits[dtype], axes.lines[0].get_ydata()
+        assert axes.patches[0].get_y() + axes.patches[0].get_height() == pytest.approx(rounding)
+        assert shown[-1] <= rounding < shown[-2]
 
 
 @pytest.mark.parametrize(("steps", "of"), [(0, ""), (2, " of the last step")])
