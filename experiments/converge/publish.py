@@ -130,9 +130,7 @@ class Live:
         row: dict[str, Any] = {"iteration": number}
         for name, how in AGGREGATES.items():
             known = [value for value in measures[name] if not math.isnan(value)]
-            row[name] = None
-            if known:
-                row[name] = max(known) if how == "max" else sum(known) / len(known)
+            row[name] = float(getattr(np, how)(known)) if known else None
         self._last = with_logarithms(row) | {
             "step": step,
             "settled_share": at_rest / len(measures["nll"]),

@@ -122,9 +122,8 @@ class Recorder:
         """Score (R, N, C) hidden states, and keep what this pass has changed about them."""
         self._keep(span.rows, tokens.size(1))
         begin, end = span.begin, span.end
-        ends = torch.tensor(span.ends, device=hidden.device)[:, None]  # (R, 1)
-        own = torch.arange(begin, end, device=hidden.device) < ends  # (R, N)
-        hidden = torch.where(own[:, :, None], hidden, self._hidden[:, begin:end])
+        others = self._padding(hidden, torch.tensor(span.ends, device=hidden.device) - begin)
+        hidden = torch.where(others[:, :, None], self._hidden[:, begin:end], hidden)  # not its own
         step = (hidden - self._hidden[:, begin:end]).double().norm(dim=2)  # (R, N)
         self._moved = step.new_zeros(tokens.shape)
         self._moved[:, begin:end] = step
