@@ -106,11 +106,11 @@ def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
         found = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, **_SAFELY)
     if not hasattr(found, "backend_tokenizer"):
         raise CheckpointError(f"the tokenizer in {folder} has no fast form (tokenizer.json)")
-    ends: set[int] = set()
-    for holder in (found, model.config.get_text_config(), model.generation_config):
-        ids = getattr(holder, "eos_token_id", None)
-        ends.update([ids] if isinstance(ids, int) else ids or ())
-    return HuggingFaceTokenizer(found.backend_tokenizer, name=folder.name, end_tokens=sorted(ends))
+    holders = (found, model.config.get_text_config(), model.generation_config)
+    stated = [getattr(holder, "eos_token_id", None) for holder in holders]
+    ids = (i for one in stated for i in (one if isinstance(one, list) else [one]))
+    ends = sorted({i for i in ids if type(i) is int and i >= 0})  # -1, or a word, ends nothing
+    return HuggingFaceTokenizer(found.backend_tokenizer, name=folder.name, end_tokens=ends)
 
 
 def _checked_settings(transformers: Any, folder: Path, dtype: torch.dtype) -> Any:

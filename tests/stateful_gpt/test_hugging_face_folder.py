@@ -374,6 +374,9 @@ def test_ends_are_those_of_tokenizer_and_model(folder: Path) -> None:
     checkpoint = load_hugging_face(folder)
     assert isinstance(checkpoint.model, HuggingFaceModel)
     assert checkpoint.tokenizer.end_tokens == (7, 9, 256)
+    for none in ("<end>", -1, [["<end>"], None], 7.5):
+        edit(folder / "generation_config.json", eos_token_id=none)
+        assert load_hugging_face(folder).tokenizer.end_tokens == (256,)
     assert checkpoint.tokenizer.n_vocab == 257
     assert bytes(checkpoint.tokenizer.encode_ordinary("a")) != b""
     assert load_hugging_face(folder, tokenizer="byte").tokenizer.name == "byte"
