@@ -64,7 +64,8 @@ class HuggingFaceModel:
         self.dtype: torch.dtype = self._model.dtype
         self._head = _with_same_weights(self._model, {id(self._decoder): _HandsOn()})
         settings = self._model.config.get_text_config()
-        self.n_layer: int = settings.num_hidden_layers
+        # BART's family has two counts, and the common name stands for the encoder's
+        self.n_layer: int = getattr(settings, "decoder_layers", None) or settings.num_hidden_layers
         self.vocab_size: int = self._model.get_input_embeddings().weight.size(0)
         self.width, self.block_size = 0, _positions(settings)
         with quiet():

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -240,6 +241,15 @@ def test_a_model_without_a_number_of_positions_is_refused() -> None:
     model.config.max_position_embeddings = 0
     with pytest.raises(CheckpointError, match="max_position_embeddings"):
         HuggingFaceModel(model)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [(1, 2), (2, 1)])
+def test_layers_are_those_of_the_decoder(encoder: int, decoder: int) -> None:
+    sizes = {"vocab_size": VOCAB, "d_model": 16, "max_position_embeddings": 64}
+    layers = {"encoder_layers": encoder, "decoder_layers": decoder}
+    heads = {"decoder_attention_heads": 4, "decoder_ffn_dim": 24}
+    settings = transformers.BartConfig(**sizes, **layers, **heads)
+    assert HuggingFaceModel(transformers.BartForCausalLM(settings)).n_layer == decoder
 
 
 def test_the_model_of_the_user_stays_as_it_was() -> None:
