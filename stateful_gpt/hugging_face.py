@@ -67,7 +67,7 @@ class HuggingFaceModel:
         # BART's family has two counts, and the common name stands for the encoder's
         self.n_layer: int = getattr(settings, "decoder_layers", None) or settings.num_hidden_layers
         self.vocab_size: int = self._model.get_input_embeddings().weight.size(0)
-        self.width, self.block_size = 0, _positions(settings)
+        self.width, self.block_size = 0, _positions(settings, self._decoder)
         with quiet():
             self._model.set_attn_implementation(ATTENTION)
             if self.dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
@@ -281,9 +281,13 @@ def _decoder(model: Any) -> Any:
     return getattr(base, "decoder", base)
 
 
-def _positions(settings: Any) -> int:
+def _positions(settings: Any, decoder: nn.Module) -> int:
     """The longest text whose earlier positions do not change with its length."""
     most: int = getattr(settings, "max_position_embeddings", None) or sys.maxsize
+    for part in decoder.modules():
+        table = getattr(part, "position_embeddings", None)
+        if isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            most = table.num_embeddings - table.padding_idx - 1  # RoBERTa's begin behind padding's
     ropes = getattr(settings, "rope_parameters", None) or getattr(settings, "rope_scaling", None)
     for rope in (ropes, *ropes.values()) if isinstance(ropes, dict) else ():
         kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None

@@ -16,7 +16,7 @@ from stateful_gpt.hugging_face import Float64, HuggingFaceModel
 from stateful_gpt.language_model import LanguageModel, Modulation
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import RecomputeConfig
-from tests.tiny_transformers import GROUPED, REFUSED, VOCAB, refused, supported, tiny
+from tests.tiny_transformers import GROUPED, REFUSED, SMALL, VOCAB, refused, supported, tiny
 
 EXACT = 1e-10  # float64: rounding of a few layers, far below any mistake
 B, T = 2, 12
@@ -250,6 +250,15 @@ def test_layers_are_those_of_the_decoder(encoder: int, decoder: int) -> None:
     heads = {"decoder_attention_heads": 4, "decoder_ffn_dim": 24}
     settings = transformers.BartConfig(**sizes, **layers, **heads)
     assert HuggingFaceModel(transformers.BartForCausalLM(settings)).n_layer == decoder
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="RoBERTa is out of reach there")
+def test_every_position_that_is_offered_can_be_read() -> None:
+    settings = {**SMALL, "pad_token_id": 0, "is_decoder": True}
+    roberta = transformers.RobertaForCausalLM(transformers.RobertaConfig(**settings))
+    model = HuggingFaceModel(roberta)
+    assert model.block_size == 63
+    assert model.read(torch.ones(1, 63, dtype=torch.long)).size(1) == 63
 
 
 def test_the_model_of_the_user_stays_as_it_was() -> None:
