@@ -151,6 +151,7 @@ class HuggingFaceModel:
                 f"the outputs of this {type(self._model).__name__} are not finite: its weights are"
                 f" damaged, or too large for {self.dtype}"
             )
+        self.vocab_size = min(self.vocab_size, expected.size(-1))  # Moshi's head has fewer ids
         close = expected.abs().max().clamp_min(1.0) * torch.finfo(self.dtype).eps ** 0.5
         ways = {
             "hidden states handed to its head": hidden,

@@ -261,6 +261,12 @@ def test_every_position_that_is_offered_can_be_read() -> None:
     assert model.read(torch.ones(1, 63, dtype=torch.long)).size(1) == 63
 
 
+def test_an_id_that_the_head_does_not_know_is_none_of_the_vocabulary() -> None:
+    shorter = tiny("llama")
+    shorter.lm_head = nn.Linear(16, VOCAB - 1, bias=False).double()
+    assert HuggingFaceModel(shorter).vocab_size == VOCAB - 1
+
+
 def test_the_model_of_the_user_stays_as_it_was() -> None:
     model, tokens = tiny("gemma2", dtype=torch.float32), some_tokens(1, T)
     settings, logits = model.config.to_dict(), model(input_ids=tokens).logits
