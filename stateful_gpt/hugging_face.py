@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.language_model import PLAIN, Cache, Modulation
-from stateful_gpt.untrusted import CheckpointError
+from stateful_gpt.untrusted import CheckpointError, machine_memory
 
 ATTENTION = "stateful_gpt"  # transformers makes checks of its own where "sdpa" is in the name
 
@@ -35,7 +35,7 @@ class _Reading:
     """What the registered functions know of the pass in which transformers calls them."""
 
     modulation: Modulation
-    asked: set[int] = field(default_factory=set)  # the layers that did
+    asked: set[int | None] = field(default_factory=set)  # the layers that did
 
 
 # because some models lose keyword arguments on the way
@@ -110,6 +110,9 @@ class HuggingFaceModel:
     def in_float64(self) -> "HuggingFaceModel":
         if self.dtype == torch.float64:
             return self
+        both = self._model.num_parameters() * (8 + self.dtype.itemsize)
+        if self.device.type == "cpu" and both > machine_memory():
+            raise MemoryError  # or Linux would end the process
         return HuggingFaceModel(copy.deepcopy(self._model).double())
 
     def _precision(self) -> AbstractContextManager[object]:
@@ -124,12 +127,11 @@ class HuggingFaceModel:
         reading = _Reading(PLAIN)
         try:
             hidden = self._read(ids, reading)
-            for layer in range(self.n_layer):
-                if layer not in reading.asked:
-                    raise CheckpointError(
-                        f"{refused}: layer {layer} has no attention into which transformers lets a"
-                        " number per key be fed"
-                    )
+            if missed := set(range(self.n_layer)) - reading.asked:
+                raise CheckpointError(
+                    f"{refused}: layer {min(missed)} has no attention into which transformers lets"
+                    " a number per key be fed"
+                )
             cache = self.new_cache(batch=1, capacity=6)
             by_cache = torch.empty_like(hidden)
             for start, end in ((0, 3), (3, 5), (4, 6)):
@@ -168,10 +170,7 @@ class HuggingFaceModel:
                     " whole text"
                 )
         if self.block_size == sys.maxsize:
-            raise CheckpointError(
-                f"{refused}: their settings do not say how many positions they have"
-                " (max_position_embeddings)"
-            )
+            raise CheckpointError(f"{refused}: their settings lack max_position_embeddings")
 
 
 class KeysAndValues:
@@ -235,8 +234,7 @@ def _attend(
     from transformers import AttentionInterface
 
     reading, layer = _READING.get(), getattr(module, "layer_idx", None)
-    if layer is not None:
-        reading.asked.add(layer)
+    reading.asked.add(layer)
     fed, mask = reading.modulation, attention_mask
     modulated = fed.layers is None or layer in fed.layers
     bias, factor = (fed.bias, fed.factor) if modulated else (None, None)
@@ -285,17 +283,15 @@ def _decoder(model: Any) -> Any:
 def _positions(settings: Any, decoder: nn.Module) -> int:
     """The longest text whose earlier positions do not change with its length."""
     most: int = getattr(settings, "max_position_embeddings", None) or sys.maxsize
-    for part in decoder.modules():
-        table = getattr(part, "position_embeddings", None)
-        if isinstance(table, nn.Embedding) and table.padding_idx is not None:
-            most = table.num_embeddings - table.padding_idx - 1  # RoBERTa's begin behind padding's
+    table = getattr(getattr(decoder, "embeddings", None), "position_embeddings", None)
+    if (padding := getattr(table, "padding_idx", None)) is not None:
+        most -= padding + 1  # RoBERTa's begin behind it
     ropes = getattr(settings, "rope_parameters", None) or getattr(settings, "rope_scaling", None)
     for rope in (ropes, *ropes.values()) if isinstance(ropes, dict) else ():
         kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
         if kind in ("longrope", "dynamic"):
-            first = rope.get("original_max_position_embeddings")
-            first = first or getattr(settings, "original_max_position_embeddings", None)
-            most = min(most, int(first or most))
+            key = "original_max_position_embeddings"
+            most = min(most, int(rope.get(key) or getattr(settings, key, None) or most))
     return most
 
 

@@ -81,5 +81,5 @@ class LanguageModel(Protocol):
         ...
 
     def in_float64(self) -> "LanguageModel":
-        """The model itself if it computes in float64, else a copy that does."""
+        """The model itself if it computes in float64, else a copy that does, or MemoryError."""
         ...

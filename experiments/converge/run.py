@@ -112,7 +112,7 @@ def converge(settings: ConvergeSettings, asked: Asked = ALONE) -> Path:
             folder.config, folder.id, folder.path, tracking=settings.tracking
         ),
         compute=compute_run,
-        shorten="prompts.max_tokens or device.batch",
+        shorten="prompts.max_tokens or device.batch, or measures.lyapunov=false",
     )
     return folder.path
 

@@ -31,8 +31,8 @@ raise SystemExit(main())
 def limited(forker: Forker) -> Limited:
     """Exit code and standard error of a command that may take so many bytes more than imports."""
 
-    def call(more: int, module: str, *words: str) -> tuple[int, str]:
-        done = forker.run(["-c", LIMITED, str(more), module, *words])
+    def call(more: int, module: str, *words: str, first: str = "") -> tuple[int, str]:
+        done = forker.run(["-c", f"{first}\n{LIMITED}", str(more), module, *words])
         return done.returncode, done.stderr
 
     return call
@@ -94,6 +94,16 @@ def test_a_model_that_memory_does_not_hold_is_one_sentence(
     )
     assert code == 1, err
     assert "does not hold the model: use a smaller one, or device.dtype=" in said_once(err)
+
+
+def test_a_copy_that_memory_does_not_hold_names_what_helps(
+    limited: Limited, large: Path, tmp_path: Path
+) -> None:
+    words = converge(large, tmp_path, "prompts.max_tokens=2")
+    small = "import stateful_gpt.model as m; m.machine_memory = lambda: 500_000_000"
+    code, err = limited(2000 * MEGABYTE, "experiments.converge.__main__", *words, first=small)
+    assert code == 1, err
+    assert said_once(err).endswith(", or measures.lyapunov=false")
 
 
 def test_a_model_that_memory_does_not_hold_writes_no_text(limited: Limited, large: Path) -> None:
