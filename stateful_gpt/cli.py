@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 from stateful_gpt.console import as_text, cut, run_command
-from stateful_gpt.untrusted import machine_memory
+from stateful_gpt.untrusted import require_memory
 
 # written out, because --help need not wait for torch
 KINDS = ("log_prob", "logit", "prob", "none", "hidden_state")
@@ -195,11 +195,7 @@ def _run(options: argparse.Namespace) -> int:
     count, alone = options.samples, options.samples == 1
     length = len(tokens) + options.max_new_tokens
     needed = 8 * count * length * (3 + (model.width if feedback.of_hidden else 0))
-    if needed > machine_memory():
-        raise ValueError(
-            f"{count} texts of up to {length:,} tokens need {needed:,} bytes of memory,"
-            f" and the machine has {machine_memory():,}"
-        )
+    require_memory(needed, f"{count} texts of up to {length:,} tokens need")
     if options.feedback != "none" and not feedback.active:
         _tell("at --strength 0 nothing is fed back: this is the plain model")
     slide = min(options.slide or max(1, model.block_size // 4), model.block_size)

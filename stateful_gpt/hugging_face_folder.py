@@ -14,7 +14,7 @@ from safetensors import safe_open
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, quiet
 from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer, shown
-from stateful_gpt.untrusted import TOKENIZER_SIZE, CheckpointError, machine_memory, open_regular
+from stateful_gpt.untrusted import TOKENIZER_SIZE, CheckpointError, open_regular, require_memory
 from stateful_gpt.weights import SHARDS, WEIGHTS
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
@@ -140,14 +140,11 @@ def _checked_settings(transformers: Any, folder: Path, dtype: torch.dtype) -> An
     weights, stored = made.num_parameters(), sum(file.stat().st_size for file in files)
     held = [*made.parameters(), *made.buffers()]  # and tables that some models hold as neither
     held += [x for m in made.modules() for x in vars(m).values() if isinstance(x, torch.Tensor)]
-    wanted, memory = sum(tensor.nbytes for tensor in held), machine_memory()
-    problem = None
     if weights > 8 * stored:  # no format has less than a bit for one
-        problem = f"the sizes it states take {weights:,} weights; it has {stored:,} bytes"
-    elif wanted > memory:
-        problem = f"it needs {wanted:,} bytes of memory, and the machine has {memory:,}"
-    if problem is not None:
-        raise CheckpointError(f"{folder}: {problem}")
+        raise CheckpointError(
+            f"{folder}: the sizes it states take {weights:,} weights; it has {stored:,} bytes"
+        )
+    require_memory(sum(tensor.nbytes for tensor in held), f"{folder}: it needs")
     return config
 
 

@@ -58,6 +58,12 @@ def machine_memory() -> int:
     return min(limits)
 
 
+def require_memory(needed: int, said: str) -> None:
+    """Raises CheckpointError where the machine has no memory for so many bytes."""
+    if needed > (memory := machine_memory()):
+        raise CheckpointError(f"{said} {needed:,} bytes of memory, and the machine has {memory:,}")
+
+
 def open_regular(path: str | Path, *, most: int | None = None) -> io.BufferedReader:
     """Open a file of at most ``most`` bytes, by default as many as the machine has memory.
 

@@ -26,10 +26,10 @@ from stateful_gpt.tokenizer import has_other_words
 from stateful_gpt.untrusted import (
     SETTINGS_SIZE,
     CheckpointError,
-    machine_memory,
     open_regular,
     parse_json,
     read_regular,
+    require_memory,
 )
 
 FORMAT = "stateful_gpt.model/1"
@@ -243,7 +243,7 @@ def _check_sizes(
             )
     held = sum(tensor.numel() for tensor in state.values())
     stored = sum(tensor.numel() * tensor.itemsize for tensor in state.values())
-    size, memory, wanted = file.stat().st_size, machine_memory(), held * dtype.itemsize
+    size = file.stat().st_size
     L, C, rows = config.n_layer, config.n_embd, config.vocab_size + config.block_size
     stated = rows * C + 12 * L * C * C if max(L, C, rows) < 2**40 else math.inf
     problem = None
@@ -251,7 +251,6 @@ def _check_sizes(
         problem = f"its weights would take {stored:,} bytes, but it has only {size:,}"
     elif len(state) < L or stated > 2 * held:  # a little off is said by the name that is wrong
         problem = f"the sizes it states take {L:.3g} layers and {stated:,} weights; it has {held:,}"
-    elif wanted > memory:
-        problem = f"it needs {wanted:,} bytes of memory, and the machine has {memory:,}"
     if problem is not None:
         raise CheckpointError(f"{file}: {problem}")
+    require_memory(held * dtype.itemsize, f"{file}: it needs")

@@ -30,7 +30,7 @@ from stateful_gpt.tokenizer import (
     save_tokenizer,
     train_bpe,
 )
-from stateful_gpt.untrusted import machine_memory
+from stateful_gpt.untrusted import require_memory
 
 CONFIG = "training.yaml"
 TOKENIZER = "tokenizer.json"
@@ -50,16 +50,12 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
     device = settings.device.found()
     try:
         architecture = GPTConfig(**settings.architecture.plain())
+        # at the least, in float32: weights, their gradients, and two moments of each
+        needed = 16 * (12 * architecture.n_layer * architecture.n_embd + architecture.vocab_size)
+        needed *= architecture.n_embd
+        require_memory(needed, "n_layer and architecture.n_embd ask for")
     except ValueError as error:
         raise ConfigError(f"architecture.{error}") from None
-    # at the least, in float32: weights, their gradients, and two moments of each
-    needed = 16 * (12 * architecture.n_layer * architecture.n_embd + architecture.vocab_size)
-    needed *= architecture.n_embd
-    if needed > machine_memory():
-        raise ConfigError(
-            f"architecture.n_layer and architecture.n_embd ask for {needed:,} bytes of memory, and"
-            f" the machine has {machine_memory():,}"
-        )
     texts = [read_texts(f"corpus.{k}", getattr(settings.corpus, k)) for k in ("train", "held_out")]
     origin = _starting_point(settings, architecture)
     digests = [[hashlib.sha256(text.encode()).hexdigest() for text in each] for each in texts]

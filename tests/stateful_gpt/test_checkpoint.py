@@ -413,7 +413,7 @@ def test_weights_that_share_their_memory_are_no_more_than_the_file(
 def test_a_model_larger_than_the_machine_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stateful_gpt.weights.machine_memory", lambda: 60_000)
+    monkeypatch.setattr("stateful_gpt.untrusted.machine_memory", lambda: 60_000)
     assert "and the machine has 60,000" in refusal(folder, dtype=torch.float64)
 
 

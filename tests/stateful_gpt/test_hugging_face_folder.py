@@ -312,14 +312,14 @@ def test_tables_of_positions_that_no_memory_holds_are_not_made(tmp_path: Path) -
 def test_a_mask_takes_a_byte_for_each_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("gpt_bigcode", dtype=torch.float32, vocab_size=BYTES, n_positions=2048)
     model.save_pretrained(tmp_path)
-    monkeypatch.setattr("stateful_gpt.hugging_face_folder.machine_memory", lambda: 2 * 2048**2)
+    monkeypatch.setattr("stateful_gpt.untrusted.machine_memory", lambda: 2 * 2048**2)
     assert load_hugging_face(tmp_path, tokenizer="byte").model.block_size == 2048
 
 
 def test_a_model_larger_than_the_machine_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stateful_gpt.hugging_face_folder.machine_memory", lambda: 50_000)
+    monkeypatch.setattr("stateful_gpt.untrusted.machine_memory", lambda: 50_000)
     assert "bytes of memory, and the machine has 50,000" in refusal(folder)
 
 
