@@ -46,9 +46,8 @@ def main() -> None:
         return f"{per_character:.4f} nats per character, {nll:.4f} nats per token"
 
     names = ", ".join(path.name for path in sorted(Path(options.texts).glob("*.txt")))
-    plain = stated(profile.nll[0])
     counted = f"{corpus.characters:,} character{'s' * (corpus.characters != 1)}"
-    print(f"{options.model} on {names}: {plain}, {counted}")
+    print(f"{options.model} on {names}: {stated(profile.nll[0])}, {counted}")
     if profile.nll_full is not None:
         full = stated(profile.nll_full)
         print(f"with hidden states fed back, at the depth of generation: {full}")

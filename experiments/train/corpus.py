@@ -3,6 +3,7 @@
 Shapes: N windows, T tokens that are read of each.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def read_texts(key: str, folder: str) -> list[str]:
     or one is not text.
     """
     named = cut(repr(folder))
-    paths = sorted(Path(folder).glob("*.txt"))
+    paths = sorted(Path(folder).glob("*.txt")) if os.path.isdir(folder) else []
     if not paths:
         raise ConfigError(
             f"{key} must be a folder of .txt files, got {named}"
@@ -78,9 +79,8 @@ def read_corpus(
     Raises:
         ConfigError: of lines, if the tokenizer has no such token, none is there or one is long.
     """
-    end = end_token(encoding)
+    begin, end = encoding.end_tokens[:1], end_token(encoding)
     if not lines:
-        begin = [] if end is None else [end]
         ids = [i for text in texts for i in (*begin, *encoding.encode_ordinary(text))]
         return Corpus(torch.tensor(ids), sum(map(len, texts)), block_size)
     if end is None:

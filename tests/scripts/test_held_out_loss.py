@@ -65,6 +65,8 @@ def test_no_texts_or_no_model_is_one_sentence(
 ) -> None:
     for model, folder, word in [
         (checkpoint_folder, tmp_path / "nowhere", "nowhere"),
+        (checkpoint_folder, "", "a folder of .txt files, got ''"),  # not the current one
+        (checkpoint_folder, "a" * 300, "a folder of .txt files"),
         (tmp_path / "no_model", texts, "no_model"),
     ]:
         monkeypatch.setattr(
