@@ -19,8 +19,9 @@ from analysis.read.saved import NotData, SavedModel
 SETTINGS = "training.yaml"  # the first file of a training
 TRAINING = "depths.json"  # its last
 CONTEST = "accuracy.parquet"
-# what says only where texts and a result were kept, and where it was made
-ELSEWHERE = ("corpus.train", "corpus.held_out", "device", "tracking", "output", "runs_dir", "study")
+# what says only where texts and a result were kept, where it was made, and when it was looked at
+ASIDE = ("study", "training.save_every", "training.evaluate_every", "training.evaluate_windows")
+ELSEWHERE = (*ASIDE, "corpus.train", "corpus.held_out", "device", "tracking", "output", "runs_dir")
 RATES = ("training.learning_rate", "training.matrix_learning_rate")
 OF_RECURRENCE = ("passes", "every_pass", "drawn", "through")  # they say nothing of a plain model
 

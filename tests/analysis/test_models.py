@@ -105,6 +105,12 @@ def test_seeds_are_put_together_and_nothing_else(models: Path) -> None:
 
 def test_seeds_of_one_setting_are_put_together_where_nothing_else_differs(train: Save) -> None:
     folders = [str(train(f"s{seed}", nll=[3.0], seed=seed)) for seed in (0, 1)]
+    for number, folder in enumerate(folders):  # how often it was saved and looked at on its way
+        path = Path(folder, "training.yaml")
+        settings = yaml.safe_load(path.read_text())
+        often = ("save_every_seconds", "evaluate_every", "evaluate_windows")
+        settings["training"] |= dict.fromkeys(often, number + 1)
+        path.write_text(yaml.safe_dump(settings))
     rows = load(*folders).models.rows
     assert rows["group"].nunique() == 1
     assert rows["label"].nunique() == 2
