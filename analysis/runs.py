@@ -222,6 +222,7 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
         {
             "run_id": run.run_id,
             "study": run.study,
+            **{name: value for name, value in FORMERLY.items() if name in settings},
             **one,
             "commit": run.status.get("commit"),
             "dirty": run.status.get("dirty"),
@@ -241,7 +242,6 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     ]
     about = ["commit", "dirty", "off", "lacking", *CONTENTS, "saved"]
     frame = pd.DataFrame(rows, columns=["run_id", "study", *settings, *about], dtype=object)
-    frame = frame.fillna({name: value for name, value in FORMERLY.items() if name in frame})
     frame["kind"] = frame["kind"].where(frame["kind"].notna(), "none").astype(str)
     frame["strength"] = pd.to_numeric(frame["strength"], errors="coerce").astype(float)
     frame.loc[frame["kind"] == "none", "strength"] = np.nan  # without feedback it has no meaning
@@ -249,7 +249,7 @@ def _runs(saved: Sequence[SavedRun]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     frame = frame.join(measures.drop(columns=["run", "prompt_id", "text", *frame], errors="ignore"))
     frame = with_labels(frame, ("study", *settings)).rename_axis("run")
     # strictly triangular and undamped: method.md, section 2
-    known = frame.reindex(columns=["shift", "damping"])
+    known = frame.reindex(columns=["shift", "damping"]).apply(pd.to_numeric, errors="coerce")
     frame["ends_by_theorem"] = known["shift"].ne(0) & known["damping"].fillna(1.0).eq(1.0)
     return frame, (*settings, *frame.columns.intersection([*CONTENTS]))
 
