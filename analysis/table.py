@@ -176,7 +176,7 @@ def _csv(frame: pd.DataFrame) -> str:
         return printable(value, keep="\n\t") if isinstance(value, str) else value
 
     kept = frame.drop(columns=DERIVED, errors="ignore").rename(columns=printable)
-    return kept.map(safe).to_csv(index=False)
+    return kept.astype(object).map(safe).to_csv(index=False)
 
 
 def _run_rows(runs: Runs) -> pd.DataFrame:
