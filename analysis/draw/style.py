@@ -232,7 +232,7 @@ def whisker(axes: Axes, x: Any, ends: Iterable[float], colour: str, mark: str = 
 def band(axes: Axes, ends: pd.DataFrame, colour: str, mark: Any = None, **style: Any) -> None:
     """A line through the first column, shaded from the second to the third; a circle at `mark`."""
     line, low, high = (ends[name].astype(float) for name in ends)
-    axes.fill_between(ends.index, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(ends.index.astype(float), low, high, color=colour, alpha=0.15, linewidth=0)
     point = "o" if len(line) == 1 else None  # a line of its own it has not
     axes.plot(ends.index, line, marker=point, color=colour, **style)
     if mark in ends.index:
