@@ -131,6 +131,12 @@ def fed(runs: pd.DataFrame) -> pd.Series:
     return strengths.fillna(0.0).ne(0.0).any(axis=1)
 
 
+def favoured(runs: pd.DataFrame) -> str:
+    """What to bear in mind of the losses of texts that grew, if any did."""
+    grew = runs[fed(runs)].reindex(columns=["max_new_tokens"]).astype(float).gt(0).any(axis=None)
+    return " A text that grew was written with the feedback, which favours it." if grew else ""
+
+
 def strength_text(kind: str, strength: float) -> str:
     """`β = 0.5`; a hidden state has a scale s instead; without feedback there is no strength."""
     if pd.isna(strength):

@@ -10,6 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from analysis.intervals import paired, pooled
+from analysis.labels import favoured
 from analysis.models import QUESTION, Models, at_best_rates, at_full_depth, setting_name, trained
 from analysis.read.model_folder import RATES
 from analysis.read.saved import ALL_PROMPTS
@@ -49,7 +50,7 @@ def _run_tables(runs: Runs) -> Iterator[str]:
         heading = " · ".join(w for w in dict.fromkeys(words) if w not in ("", "no feedback"))
         cells = [_cells(row, many) for row in members.to_dict("records")]
         yield f"{heading}\n{_laid_out(cells)}"
-    notes = [LEGEND]
+    notes = [LEGEND, *favoured(runs.runs).strip().splitlines()]
     for off, members in runs.runs[runs.runs["off"] != ""].groupby("off"):
         names = "all runs" if len(members) == len(runs.runs) else ", ".join(members["run_id"])
         notes.append(f"switched off in {names} (measures.*=false): {off}")

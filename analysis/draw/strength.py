@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.draw import style
 from analysis.intervals import paired
-from analysis.labels import fed
+from analysis.labels import favoured, fed
 from analysis.runs import Runs, last_step
 from analysis.text import number, some
 
@@ -52,7 +52,7 @@ def headline(runs: Runs) -> Figure:
         "less the plain model's, with paired 95 % bootstrap intervals"
         + (f" (n = {' or '.join(over)})" if over else "")
         + ("; hollow: the mean alone is known" if alone.any() else "")
-        + f". Above 0 is worse.{note}"
+        + f". Above 0 is worse.{favoured(shown)}{note}"
     )
     title = _headline(runs.where(shown.index[fed(shown)]), tolerance)
     size = (max(2.2 + panel * len(groups), 7.4), 6.6)

@@ -58,9 +58,9 @@ ZERO = "#444444"
 # light for weak strengths, dark for strong ones: blue below zero, warm above
 BELOW_ZERO = LinearSegmentedColormap.from_list("below_zero", ["#7db8de", "#3b8bc4", "#0b3c7f"])
 ABOVE_ZERO = LinearSegmentedColormap.from_list("above_zero", ["#eda84e", "#e0682b", "#8f1d14"])
-# of a change: blue less expected than by the plain model, warm more expected
+# of a change: warm less expected than by the plain model, blue more, as on the page
 CHANGE = LinearSegmentedColormap.from_list(
-    "change", ["#0b3c7f", "#3b8bc4", "#f7f7f7", "#e0682b", "#8f1d14"]
+    "change", ["#8f1d14", "#e0682b", "#f7f7f7", "#3b8bc4", "#0b3c7f"]
 )
 # Okabe and Ito, without the yellow that is lost on white: for what has no strength
 DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")

@@ -73,9 +73,9 @@ def tokens(runs: Runs) -> Figure:
     texts = {f"Before: {origin}": _placed(before), f"After: {label}": _placed(after)}
     lines = [placed[-1][0] + 1 for placed in texts.values()]
     heights = [max(0.34 * len(rows), 1.4) + 1.0, *(0.27 * count + 0.3 for count in lines)]
-    title = f"How feedback changes what the model thinks of each token: {_quoted(prompt_id)}"
+    title = f"What feedback makes of each token: {_quoted(prompt_id)}"
     caption = (
-        f"Top: change of a token's log-probability {what}; warm: more expected, blue: less."
+        f"Top: change of a token's log-probability {what}; warm: less expected, blue: more."
         f"{cut} Below: the text as {origin} sees it, and as {label} does; the darker a token, the "
         f"less it is expected ({SURPRISED:g} nats and more are darkest)."
     )
@@ -179,7 +179,7 @@ def generation(runs: Runs) -> Figure:
         title = f"No estimate of a token changes by {SEEN:g} nats as the text grows"
     caption = (
         "Change of a token's log-probability after a step's last pass since its first one; warm: "
-        "more expected than then, blue: less; grey: not yet written, or dropped. "
+        "less expected than then, blue: more; grey: not yet written, or dropped. "
         f"{runs.runs['label'][run]}: of {len(moved)} runs and texts, what changes most."
         + (f" The last {MOST_TOKENS} of {count} tokens." if count > MOST_TOKENS else "")
     )

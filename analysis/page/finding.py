@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.intervals import Interval
-from analysis.labels import fed, strength_text
+from analysis.labels import favoured, fed, strength_text
 
 
 def finding(
@@ -21,7 +21,7 @@ def finding(
 
     `longest` is the number of tokens of the longest text.
     """
-    said = [_rest(runs, longest), _effect(rows, changes)]
+    said = [_rest(runs, longest), _effect(rows, changes) + favoured(runs)]
     if left_out:
         noun = "run is" if left_out == 1 else "runs are"
         said.append(f"{left_out} {noun} failed or unfinished and not shown.")

@@ -20,9 +20,11 @@ from analysis import load
 from analysis.draw.recurrence import recurrence
 from analysis.draw.settling import settling
 from analysis.draw.strength import headline, regimes
-from analysis.draw.style import NotDrawn, drawable
+from analysis.draw.style import CHANGE, NotDrawn, drawable
 from analysis.draw.tokens import generation, tokens
+from analysis.page.build import build
 from analysis.read.saved import SavedRun
+from analysis.table import text_tables
 from analysis.text import visible
 
 MakeRun = Callable[..., Path]
@@ -96,6 +98,34 @@ def test_a_title_counts_the_cases_that_have_an_exponent(ten: Path) -> None:
     runs.prompts["lyapunov"] = runs.prompts["lyapunov"].where(runs.prompts["lyapunov"] < 0)
     title = " ".join(regimes(runs).get_suptitle().split())
     assert title == "Small changes die out along the text in 5 of 5 cases"
+
+
+@pytest.mark.parametrize("grown", [0, 2])
+def test_of_a_text_that_grew_a_lower_loss_is_said_to_be_favoured(
+    make_run: MakeRun, tmp_path: Path, grown: int
+) -> None:
+    for strength in (0.5, 1.0):
+        changes = {"feedback__strength": strength, "generation__max_new_tokens": grown}
+        make_run(tmp_path / "s" / f"r{strength}", prompts=ONE, steps=grown, **changes)
+    runs = load(str(tmp_path / "s"))
+    for said in (headline(runs).get_supxlabel(), text_tables(runs), build(runs)):
+        favoured = "A text that grew was written with the feedback" in " ".join(said.split())
+        assert favoured == bool(grown)
+
+
+def test_a_title_with_the_name_of_a_text_in_capitals_ends_within_the_figure(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "r", prompts={"W" * 30: "one two three"}, feedback__strength=0.5)
+    figure = tokens(load(str(tmp_path)))
+    drawn(figure)
+    assert max(text.get_window_extent().x1 for text in figure.texts) <= figure.bbox.x1
+
+
+def test_what_is_expected_less_is_warm_and_what_is_expected_more_blue_as_on_the_page() -> None:
+    (red, _, blue, _), (less_red, _, more_blue, _) = CHANGE(0.0), CHANGE(1.0)
+    assert red > blue
+    assert less_red < more_blue
 
 
 def test_a_caption_counts_the_texts_of_a_run_not_those_of_all_runs(
