@@ -200,13 +200,16 @@ def frames_of(found: Sequence[SavedRun | SavedModel], left_out: tuple[LeftOut, .
     frame, settings = _runs([one for one in kept.values() if isinstance(one, SavedRun)])
     saved: dict[int, SavedRun] = dict(enumerate(frame.pop("saved")))
     prompts = _prompts(saved)
+    parts = [one.iterations.assign(run=run) for run, one in saved.items()]
+    iterations = pd.concat(parts) if parts else pd.DataFrame()
+    iterations = iterations.reindex(columns=[*STEP, "iteration", *MEASURES])
     # not of the means over prompts: one that diverged has the plain model's loss alone
     frame["change"] = prompts.groupby("run")["change"].mean()
     return Runs(
         runs=frame,
         settings=settings,
         prompts=prompts,
-        iterations=_iterations(saved),
+        iterations=iterations.sort_values([*STEP, "iteration"], kind="stable", ignore_index=True),
         models=models_of(models, "training"),
         contests=models_of(models, "state_tracking"),
         left_out=left_out,
@@ -285,13 +288,6 @@ def _prompts(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
     frame = _typed(pd.DataFrame(rows, columns=None if rows else ["run"]))
     frame["change"] = frame["nll"] - frame["nll_plain"]
     return frame[["run", *frame.columns.drop("run")]]
-
-
-def _iterations(saved: Mapping[int, SavedRun]) -> pd.DataFrame:
-    parts = [one.iterations.assign(run=run) for run, one in saved.items()]
-    frame = pd.concat(parts) if parts else pd.DataFrame()
-    frame = frame.reindex(columns=[*STEP, "iteration", *MEASURES])
-    return frame.sort_values([*STEP, "iteration"], kind="stable", ignore_index=True)
 
 
 def _begins(frame: pd.DataFrame) -> pd.Series:

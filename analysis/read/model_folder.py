@@ -38,9 +38,11 @@ def read_training(folder: Path) -> SavedModel:
         curve = pd.DataFrame({"depth": range(len(depths["nll"])), "nll": depths["nll"]})
         curve["kl"] = pd.Series(depths["kl"], dtype=float)
         stateful = len(depths["kl"]) > 0
+        with safe_open(regular(folder / "model.safetensors"), framework="numpy") as weights:
+            shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
         facts = {
             "stateful": stateful,
-            "parameters": _parameters(folder / "model.safetensors"),
+            "parameters": sum(map(math.prod, shapes)),
             "tokens_read": int(history[-1]["tokens_read"]),
             "nll_full": depths["nll_full"],
             "contracts": bool(depths["contracts"]) if stateful else None,
@@ -94,9 +96,3 @@ def _damage_as(what: str) -> Iterator[None]:
     except (*DAMAGE, LookupError, AttributeError, ArithmeticError, SafetensorError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise NotData(f"{what} ({reason})") from None
-
-
-def _parameters(path: Path) -> int:
-    """Numbers in a safetensors file; none of them is loaded."""
-    with safe_open(regular(path), framework="numpy") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
