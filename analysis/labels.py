@@ -127,13 +127,14 @@ def spelt(name: str, value: Any) -> str:
 
 def fed(runs: pd.DataFrame) -> pd.Series:
     """Which runs feed anything back."""
-    strengths = runs.reindex(columns=["strength", "hidden_strength"]).astype(float)
+    recorded = runs.reindex(columns=["strength", "hidden_strength"])
+    strengths: pd.DataFrame = recorded.apply(pd.to_numeric, errors="coerce")
     return strengths.fillna(0.0).ne(0.0).any(axis=1)
 
 
 def favoured(runs: pd.DataFrame) -> str:
     """What to bear in mind of the losses of texts that grew, if any did."""
-    grew = runs[fed(runs)].reindex(columns=["max_new_tokens"]).astype(float).gt(0).any(axis=None)
+    grew = any(isinstance(n, int) and n > 0 for n in runs[fed(runs)].get("max_new_tokens", ()))
     return " A text that grew was written with the feedback, which favours it." if grew else ""
 
 

@@ -52,8 +52,7 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
         architecture = GPTConfig(**settings.architecture.plain())
         # at the least, in float32: weights, their gradients, and two moments of each
         needed = 16 * (12 * architecture.n_layer * architecture.n_embd + architecture.vocab_size)
-        needed *= architecture.n_embd
-        require_memory(needed, "n_layer and architecture.n_embd ask for")
+        require_memory(needed * architecture.n_embd, "n_layer and architecture.n_embd ask for")
     except ValueError as error:
         raise ConfigError(f"architecture.{error}") from None
     texts = [read_texts(f"corpus.{k}", getattr(settings.corpus, k)) for k in ("train", "held_out")]

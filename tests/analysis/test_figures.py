@@ -100,12 +100,12 @@ def test_a_title_counts_the_cases_that_have_an_exponent(ten: Path) -> None:
     assert title == "Small changes die out along the text in 5 of 5 cases"
 
 
-@pytest.mark.parametrize("grown", [0, 2])
+@pytest.mark.parametrize(("grown", "recorded"), [(0, 0), (2, 2), (0, "many"), (0, [2, 3])])
 def test_of_a_text_that_grew_a_lower_loss_is_said_to_be_favoured(
-    make_run: MakeRun, tmp_path: Path, grown: int
+    make_run: MakeRun, tmp_path: Path, grown: int, recorded: object
 ) -> None:
     for strength in (0.5, 1.0):
-        changes = {"feedback__strength": strength, "generation__max_new_tokens": grown}
+        changes = {"feedback__strength": strength, "generation__max_new_tokens": recorded}
         make_run(tmp_path / "s" / f"r{strength}", prompts=ONE, steps=grown, **changes)
     runs = load(str(tmp_path / "s"))
     for said in (headline(runs).get_supxlabel(), text_tables(runs), build(runs)):
