@@ -101,7 +101,7 @@ def _training_tables(models: Models) -> Iterator[str]:
     table = []
     for _, same in rows.groupby("group", sort=False):
         first = same.iloc[0]
-        falls = f"{same['contracts'].sum()} of {len(same)}"
+        falls = f"{same['contracts'].sum():d} of {len(same)}"
         table.append(
             {
                 "model": setting_name(first),

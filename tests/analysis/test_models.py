@@ -169,6 +169,8 @@ def test_the_table_states_mean_spread_and_cost(
     assert stateful["depth D−1"] == "2.8100 ± 0.0100"
     assert stateful["nats/character"].startswith("1.4300"), "at generation's depth: 2.86 over 2"
     assert stateful["KL falls"] == "3 of 3"
+    assert main(["table", str(models / "d3-0")]) == 0
+    assert "1 of 1" in rows_of(capsys.readouterr().out)[2]
     assert stateful["tokens read (M)"] == "0.03", "three passes cost three times as much"
     saved = pd.read_csv(tmp_path / "all.csv")
     assert len(saved) == 7
