@@ -142,7 +142,8 @@ def test_status_says_where_the_run_comes_from(
     assert found["error"] is None
     assert found["started"] < found["finished"]
     assert {"commit", "dirty", "device", "versions", "command"} <= set(found)
-    assert found["versions"]["torch"] == torch.__version__
+    # a build's own mark, such as +cu130, need not be part of it
+    assert torch.__version__.startswith(found["versions"]["torch"])
     assert found["device"].startswith("cpu")
 
 
