@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.language_model import PLAIN, Cache, Modulation
-from stateful_gpt.untrusted import CheckpointError, machine_memory
+from stateful_gpt.untrusted import CheckpointError, require_copy
 
 ATTENTION = "stateful_gpt"  # transformers makes checks of its own where "sdpa" is in the name
 
@@ -110,9 +110,7 @@ class HuggingFaceModel:
     def in_float64(self) -> "HuggingFaceModel":
         if self.dtype == torch.float64:
             return self
-        both = self._model.num_parameters() * (8 + self.dtype.itemsize)
-        if self.device.type == "cpu" and both > machine_memory():
-            raise MemoryError  # or Linux would end the process
+        require_copy(self._model)
         return HuggingFaceModel(copy.deepcopy(self._model).double())
 
     def _precision(self) -> AbstractContextManager[object]:

@@ -57,8 +57,7 @@ class Passes:
         if self._cache is not None and span.rows != self._rows:
             self._cache.keep([self._rows.index(row) for row in span.rows])
         self._rows = span.rows
-        whole = len(span.rows) == len(self._tokens)
-        rows: list[int] | slice = slice(None) if whole else span.rows
+        rows = span.rows if len(span.rows) < len(self._tokens) else slice(None)
         tokens = self._tokens[rows] if state is None else self._tokens[rows, : state.size(1)]
         if self._cache is not None:
             # a row that has slid may have set the cache back behind the front of another

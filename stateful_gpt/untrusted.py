@@ -48,9 +48,8 @@ def machine_memory() -> int:
             if number != "0" and "memory" not in controllers.split(","):
                 continue
             # version 2 has one tree of groups, version 1 one for each controller
-            tree, name = (
-                ("", "memory.max") if number == "0" else ("memory", "memory.limit_in_bytes")
-            )
+            old = ("memory", "memory.limit_in_bytes")
+            tree, name = ("", "memory.max") if number == "0" else old
             place = CONTROL_GROUPS / tree / group.strip("/")
             for folder in (place, *place.parents):
                 with suppress(OSError, ValueError):  # a group without a limit says max
@@ -62,6 +61,14 @@ def require_memory(needed: int, said: str) -> None:
     """Raises CheckpointError where the machine has no memory for so many bytes."""
     if needed > (memory := machine_memory()):
         raise CheckpointError(f"{said} {needed:,} bytes of memory, and the machine has {memory:,}")
+
+
+def require_copy(model: Any) -> None:
+    """Raises MemoryError where no copy in float64 fits; what is mapped from a file can make way."""
+    weights = [w for w in model.parameters() if w.is_cpu]
+    own = sum(w.nbytes for w in weights if w.untyped_storage().resizable())  # not mapped
+    if own + 8 * sum(w.numel() for w in weights) > machine_memory():
+        raise MemoryError  # or Linux would end the process
 
 
 def open_regular(path: str | Path, *, most: int | None = None) -> io.BufferedReader:

@@ -125,8 +125,7 @@ class Recorder:
         others = self._padding(hidden, torch.tensor(span.ends, device=hidden.device) - begin)
         hidden = torch.where(others[:, :, None], self._hidden[:, begin:end], hidden)  # not its own
         step = (hidden - self._hidden[:, begin:end]).double().norm(dim=2)  # (R, N)
-        self._moved = step.new_zeros(tokens.shape)
-        self._moved[:, begin:end] = step
+        self._moved = torch.nn.functional.pad(step, (begin, tokens.size(1) - end))
         self._hidden[:, begin:end] = hidden
         if self._predictions is None:
             targets = tokens[:, begin + 1 : end + 1]
@@ -160,9 +159,8 @@ class Recorder:
             error = error.masked_fill(self._padding(error, count), 0.0)
             columns["oracle_error_max"] = error.amax(dim=1)
             away = ~(error <= self.records.tolerance)  # NaN is away
-            columns["settled_prefix"] = torch.where(
-                away.any(dim=1), away.long().argmax(dim=1), count
-            )
+            first = away.long().argmax(dim=1)
+            columns["settled_prefix"] = torch.where(away.any(dim=1), first, count)
         if (predictions := self._predictions) is not None:
             columns["kl_effect"] = self._mean(predictions.kl_effect, count)
             if iteration.number > 1:
@@ -183,8 +181,7 @@ class Recorder:
     def _mean(self, values: Tensor, count: Tensor) -> Tensor:
         """(R,) means of (R, T) values over each row's own positions."""
         values = values[:, : int(count.max())]
-        total = values.double().masked_fill(self._padding(values, count), 0.0).sum(dim=1)
-        return total / count
+        return values.double().masked_fill(self._padding(values, count), 0.0).sum(dim=1) / count
 
     def _nll(self, log_probs: Tensor, count: Tensor) -> Tensor:
         """(R,) nats per predicted token; NaN of a text of one token."""

@@ -100,7 +100,7 @@ def test_a_copy_that_memory_does_not_hold_names_what_helps(
     limited: Limited, large: Path, tmp_path: Path
 ) -> None:
     words = converge(large, tmp_path, "prompts.max_tokens=2")
-    small = "import stateful_gpt.model as m; m.machine_memory = lambda: 500_000_000"
+    small = "import stateful_gpt.untrusted as m; m.machine_memory = lambda: 360_000_000"
     code, err = limited(2000 * MEGABYTE, "experiments.converge.__main__", *words, first=small)
     assert code == 1, err
     assert said_once(err).endswith(", or measures.lyapunov=false")

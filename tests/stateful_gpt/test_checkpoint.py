@@ -417,6 +417,19 @@ def test_a_model_larger_than_the_machine_is_refused(
     assert "and the machine has 60,000" in refusal(folder, dtype=torch.float64)
 
 
+@pytest.mark.parametrize(("dtype", "each"), [(torch.float32, 8), (torch.bfloat16, 10)])
+def test_a_copy_in_float64_is_made_where_memory_holds_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, each: int
+) -> None:
+    model = load_checkpoint(folder, dtype=dtype).model  # in float32 mapped from its file
+    needed = each * model.count_parameters()
+    monkeypatch.setattr("stateful_gpt.untrusted.machine_memory", lambda: needed)
+    assert model.in_float64().dtype == torch.float64
+    monkeypatch.setattr("stateful_gpt.untrusted.machine_memory", lambda: needed - 1)
+    with pytest.raises(MemoryError):
+        model.in_float64()
+
+
 @pytest.mark.parametrize(
     ("limits", "allowed"),
     [({"job/step": "5000", "job": "max"}, 5000), ({"job": "4000", "job/step": "max"}, 4000)],
