@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # a full disk names no file
+        if isinstance(error, OSError) and error.errno:  # a full disk names no file
             error.filename = error.filename or str(path)
         raise
 
