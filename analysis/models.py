@@ -64,7 +64,7 @@ def trained(models: Models) -> pd.DataFrame:
 
     first (one pass), second, last (the last trained pass), beyond (one more), generating (at the
     depth that text is generated at), best (the mean of the last over the seeds of a setting).
-    Missing where there is no such depth.
+    Missing where there is no such depth. A training that was made twice has one row.
     """
     rows = models.rows
     nll = models.curves.set_index(["model", "depth"])["nll"]
@@ -74,6 +74,8 @@ def trained(models: Models) -> pd.DataFrame:
         places = pd.MultiIndex.from_arrays([rows.index, column])
         rows = rows.assign(**{str(name): nll.reindex(places).to_numpy()})
     rows["generating"] = pd.to_numeric(rows["nll_full"]).fillna(rows["first"])
+    same = [*rows.columns.intersection(["group", "seed"]), *depths, "generating"]
+    rows = rows.drop_duplicates(same)  # one training under two names is no second seed
     return rows.assign(best=rows.groupby("group")["generating"].transform("mean"))
 
 

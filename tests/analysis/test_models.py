@@ -143,6 +143,25 @@ def test_models_of_other_texts_are_not_put_together(
     ]
 
 
+def test_a_training_that_was_made_again_is_no_second_seed(
+    train: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seed in (("a", 0), ("again", 0), ("b", 1)):
+        folder = train(name, seed=seed, nll=[3.0 + seed])
+        path = folder / "training.yaml"
+        settings = yaml.safe_load(path.read_text())
+        settings["training"]["evaluate_every"] = len(name)  # how often it was looked at
+        path.write_text(yaml.safe_dump(settings))
+    assert main(["table", str(folder.parent)]) == 0
+    (row,) = rows_of(capsys.readouterr().out)[2:]
+    assert [row[1], row[4]] == ["2", "3.5000 ± 0.7071"]
+    figure = trainings(load(str(folder.parent)).models)
+    assert "over 2 seeds." in " ".join(figure.get_supxlabel().split())
+    for name in ("a", "again"):
+        assert main(["table", str(folder.parent), "--run", name]) == 0
+        assert rows_of(capsys.readouterr().out)[2][1] == "1"
+
+
 def test_models_of_other_width_have_other_labels(train: Save) -> None:
     folders = [str(train(f"w{width}", nll=[3.0], width=width)) for width in (16, 8)]
     assert list(load(*folders).models.rows["label"]) == ["width 8", "width 16"]
