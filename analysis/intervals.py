@@ -44,7 +44,7 @@ def _outcomes(outcomes: pd.Series) -> str | None:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, where it lies with 95 %, and over what: `380 tokens of 4 texts`."""
+    """A mean, where it lies with 95 %, and over what: `32 texts`, or `380 tokens of 4 texts`."""
 
     mean: float
     low: float
@@ -89,12 +89,12 @@ def paired(
         rng, members = np.random.default_rng(0), [found[key] for key in same]
         means = np.array([[text.mean() for text in texts] for texts in members])
         if len(lengths) >= LEAST_TEXTS:
-            drawn = _resampled(means, rng)
+            over, drawn = f"{len(lengths)} texts", _resampled(means, rng)
         else:
+            over = f"{sum(lengths)} tokens of {len(lengths)} text{'s' if len(lengths) > 1 else ''}"
             each = [_resampled(np.array(text), rng) for text in zip(*members, strict=True)]
             drawn = np.mean(each, axis=0)
         ends = np.percentile(drawn, [2.5, 97.5], axis=1)
-        over = f"{sum(lengths)} tokens of {len(lengths)} text{'s' if len(lengths) > 1 else ''}"
         for key, mean, low, high in zip(same, means.mean(axis=1), *ends, strict=True):
             made[key] = Interval(float(mean), float(low), float(high), over)
     return made

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from analysis.intervals import paired, pooled
+from analysis.intervals import LEAST_TEXTS, paired, pooled
 from analysis.labels import favoured
 from analysis.models import QUESTION, Models, at_best_rates, at_full_depth, setting_name, trained
 from analysis.read.model_folder import RATES
@@ -24,15 +24,17 @@ DERIVED = ["variant", "group", "change", "ends_by_theorem", "lacking", "off"]
 LEFT_ALIGNED = frozenset({"prompt", "outcome"})
 LEGEND = (
     "iterations: until settled to the reporting tolerance; rate: contraction per pass; lyapunov: "
-    "growth per token;\nnll: nats/token; Δnll: to the plain model, ± half its 95 % interval; "
-    "effect: KL to the plain model, nats; –: missing or not reached"
+    "growth per token;\nnll: nats/token; Δnll: to the plain model, ± half its 95 % interval over "
+    f"texts, or over the tokens of fewer than {LEAST_TEXTS};\neffect: KL to the plain model, nats; "
+    "–: missing or not reached"
 )
 
 
 def text_tables(runs: Runs) -> str:
     """All kinds of saved things, a table each; runs of one setting are pooled."""
-    parts = [*_run_tables(runs), *_training_tables(runs.models), *_contest_tables(runs.contests)]
-    return printable("\n\n".join(parts), keep="\n")
+    spreads = [*_training_tables(runs.models), *_contest_tables(runs.contests)]
+    note = ["±: standard deviation over seeds"] if "±" in str(spreads) else []
+    return printable("\n\n".join([*_run_tables(runs), *spreads, *note]), keep="\n")
 
 
 def _run_tables(runs: Runs) -> Iterator[str]:

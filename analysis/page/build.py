@@ -37,7 +37,7 @@ COLUMNS = (
     ("lyapunov", "λ", "Lyapunov exponent: above 0, small changes grow along the text"),
     ("nll", "surprise", "Mean surprise of a token after the last pass, in nats"),
     ("change", "Δ surprise", "The same less the plain model's, in nats; above 0 is worse"),
-    ("half", "±", "Half the 95 % interval of that change"),
+    ("half", "±", "Half the 95 % interval of that change, over texts, or tokens of fewer than 8"),
     ("kl_effect", "effect", "How different the predictions became: KL divergence, in nats"),
 )
 LONGEST = 2000  # characters of a recorded command, or of the studies' names

@@ -44,7 +44,7 @@ def _rest(runs: pd.DataFrame, longest: int) -> str:
     sentence += f" in {share}" if len(runs) > 1 else ""
     if needed[resting.index].notna().all():
         most = needed.max()
-        sentence += f", after at most {most:.0f} {'pass' if most == 1 else 'passes'}"
+        sentence += f", as good as final in at most {most:.0f} {'pass' if most == 1 else 'passes'}"
         if longest - 1 > most and resting["ends_by_theorem"].all():
             sentence += f" ({longest - 1} are guaranteed)"
     return f"{sentence}."

@@ -181,7 +181,9 @@ def test_the_table_states_mean_spread_and_cost(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["table", str(models), "--csv", str(tmp_path / "all.csv")]) == 0
-    rows = rows_of(capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert "\n\n±: standard deviation over seeds\n" in out
+    rows = rows_of(out)
     plain, _, stateful = (dict(zip(rows[0], row, strict=True)) for row in rows[2:])
     assert plain["depth 0"] == "3.1000 ± 0.1000"
     assert plain["tokens read (M)"] == "0.01"

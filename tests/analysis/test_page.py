@@ -363,10 +363,10 @@ def test_the_finding_claims_no_more_than_its_intervals() -> None:
         2: Interval(-0.55, -0.61, -0.49, "tokens"),
     }
     assert finding(runs, runs, changes, longest=5, left_out=1) == (
-        "Fed back, the model's estimates came to rest in all 3 runs, after at most 3 passes "
-        "(4 are guaranteed). With feedback the model predicts worse in 1 of 3 runs, by 1.000 ± "
-        "0.080 nats a token (β = −1), better in 1 of 3 runs, by 0.550 ± 0.060 nats a token "
-        "(β = 1), neither clearly in 1. 1 run is failed or unfinished and not shown."
+        "Fed back, the model's estimates came to rest in all 3 runs, as good as final in at "
+        "most 3 passes (4 are guaranteed). With feedback the model predicts worse in 1 of 3 runs, "
+        "by 1.000 ± 0.080 nats a token (β = −1), better in 1 of 3 runs, by 0.550 ± 0.060 nats a "
+        "token (β = 1), neither clearly in 1. 1 run is failed or unfinished and not shown."
     )
     assert finding(runs[1:2], runs[1:2], {1: changes[1]}, longest=5, left_out=0).endswith(
         "The model predicts neither clearly worse nor better: by −0.017 ± 0.026 nats a token."

@@ -62,6 +62,7 @@ def test_intervals_taken_together_are_those_taken_one_by_one(
     groups, estimates = runs.runs["group"], runs.estimates
     together = paired(estimates, groups)
     assert len(together) == 4
+    assert {one.over for one in together.values()} == {"24 tokens of 3 texts", "10 texts"}
     for group, interval in together.items():
         assert paired(estimates, groups[groups == group]) == {group: interval}
     begun: list[int] = []
