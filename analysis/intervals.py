@@ -3,7 +3,7 @@ bootstrap intervals of the change of the loss, the same for the same numbers.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,31 +15,6 @@ from analysis.runs import last_step
 MEANS = ["tokens", "iterations_to_tolerance", "rate", "lyapunov", "nll", "change", "kl_effect"]
 RESAMPLES = 2000
 LEAST_TEXTS = 8  # fewer texts say too little of texts: their tokens are resampled instead
-
-
-def pooled(rows: pd.DataFrame, by: Sequence[str], *, first: Sequence[str]) -> pd.DataFrame:
-    """A row for each of `by`, in the order in which they appear.
-
-    Of the first row of each: the columns `first`. Over all of them: runs (how many), outcome
-    (`settled`, or `2 settled, 1 cycle`), and the MEANS there are. Passes to tolerance are missing
-    unless every run got there.
-    """
-    measures = [name for name in MEANS if name in rows]
-    groups = rows.groupby(list(by), sort=False)
-    made = groups[[*first]].first(skipna=False)
-    made["runs"] = groups.size()
-    made["outcome"] = [_outcomes(outcomes) for _, outcomes in groups["outcome"]]
-    made[measures] = groups[measures].mean()
-    reached = groups["iterations_to_tolerance"].count() == made["runs"]
-    made["iterations_to_tolerance"] = made["iterations_to_tolerance"].where(reached)
-    return made.reset_index()
-
-
-def _outcomes(outcomes: pd.Series) -> str | None:
-    counts = Counter(outcomes.dropna()).most_common()
-    if len(counts) == 1:
-        return str(counts[0][0])
-    return ", ".join(f"{count} {outcome}" for outcome, count in counts) or None
 
 
 @dataclass(frozen=True)
@@ -54,6 +29,36 @@ class Interval:
     @property
     def half(self) -> float:
         return (self.high - self.low) / 2
+
+
+def pooled(
+    rows: pd.DataFrame, by: Sequence[str], *, first: Sequence[str], changes: Mapping[Any, Interval]
+) -> pd.DataFrame:
+    """A row for each of `by`, in the order in which they appear.
+
+    Of the first row of each: the columns `first`. Over all of them: runs (how many), outcome
+    (`settled`, or `2 settled, 1 cycle`), and the MEANS there are. Passes to tolerance are missing
+    unless every run got there. Where `changes` has an interval, change is its mean, half its half.
+    """
+    measures = [name for name in MEANS if name in rows]
+    groups = rows.groupby(list(by), sort=False)
+    made = groups[[*first]].first(skipna=False)
+    made["runs"] = groups.size()
+    made["outcome"] = [_outcomes(outcomes) for _, outcomes in groups["outcome"]]
+    made[measures] = groups[measures].mean()
+    reached = groups["iterations_to_tolerance"].count() == made["runs"]
+    made["iterations_to_tolerance"] = made["iterations_to_tolerance"].where(reached)
+    made["half"] = np.nan
+    told = {key: {"change": one.mean, "half": one.half} for key, one in changes.items()}
+    made.update(pd.DataFrame.from_dict(told, orient="index"))
+    return made.reset_index()
+
+
+def _outcomes(outcomes: pd.Series) -> str | None:
+    counts = Counter(outcomes.dropna()).most_common()
+    if len(counts) == 1:
+        return str(counts[0][0])
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts) or None
 
 
 def paired(
@@ -76,7 +81,7 @@ def paired(
     whole = finite.groupby([known["run"], known["prompt_id"]], observed=True).transform("all")
     known = known[whole]
     keys = [known["run"].map(groups), known["prompt_id"], known["position"]]
-    worse = -known["change"].astype(float).groupby(keys, observed=True).mean()
+    worse = (0.0 - known["change"].astype(float)).groupby(keys, observed=True).mean()
     found: dict[Any, list[np.ndarray]] = {}
     key: Any
     for key, text in worse.groupby(level=[0, 1], observed=True):

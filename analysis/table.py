@@ -41,11 +41,10 @@ def _run_tables(runs: Runs) -> Iterator[str]:
     if runs.runs.empty:
         return
     rows = _prompts_and_overall(runs).join(runs.runs[ABOUT], on="run")
-    rows = pooled(rows, ["group", "prompt_id"], first=ABOUT[1:])
     repeats = (runs.estimates, runs.runs["group"])
-    half = {key: one.half for key, one in paired(*repeats, by_prompt=True).items()}
-    half |= {(group, ALL_PROMPTS): one.half for group, one in paired(*repeats).items()}
-    rows["half"] = [half.get(key) for key in zip(rows["group"], rows["prompt_id"], strict=True)]
+    changes = paired(*repeats, by_prompt=True)
+    changes |= {(group, ALL_PROMPTS): one for group, one in paired(*repeats).items()}
+    rows = pooled(rows, ["group", "prompt_id"], first=ABOUT[1:], changes=changes)
     many = bool((rows["runs"] > 1).any())
     for (study, variant), members in rows.groupby(["study", "variant"], sort=False):
         words = [f"study {study}", members["kind"].iloc[0], *str(variant).split(", ")]

@@ -177,6 +177,5 @@ def _predicted(runs: Runs) -> pd.Series:
     prompts = runs.prompts.set_index(keys)
     rate = prompts["rate"].where(prompts["rate"].between(0, 1, inclusive="neither"))
     shrinks = (first.where(first > 0) / prompts["reporting_tolerance"]).reindex(prompts.index)
-    predicted = 1 - np.log(shrinks) / np.log(rate)
-    known: pd.Series = predicted.where(np.isfinite(predicted)).clip(lower=1)
-    return known.rename("predicted")
+    predicted: pd.Series = 1 - np.log(shrinks) / np.log(rate)
+    return predicted.where(np.isfinite(predicted)).clip(lower=1).rename("predicted")

@@ -77,10 +77,9 @@ def _texts(saved: Runs) -> list[Text]:
 def _content(saved: Runs, texts: Sequence[Text]) -> dict[str, object]:
     runs = saved.runs
     told = [name for name in ("kind", "strength", "hidden_strength", "variant") if name in runs]
-    rows = pooled(runs, ["group"], first=told).set_index("group")
-    rows["iterations_to_tolerance"] = rows["iterations_to_tolerance"].round(1)  # a mean
     changes = paired(saved.estimates, runs["group"])
-    rows["half"] = pd.Series({group: one.half for group, one in changes.items()}, dtype=float)
+    rows = pooled(runs, ["group"], first=told, changes=changes).set_index("group")
+    rows["iterations_to_tolerance"] = rows["iterations_to_tolerance"].round(1)  # a mean
     left_out = (*saved.left_out, *saved.damaged)
     settings = [name for name in differing(runs, ("study", *saved.settings)) if name != "strength"]
     settings.sort(key=lambda name: (*FAMILIAR, name).index(name))

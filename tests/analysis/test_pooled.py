@@ -136,19 +136,31 @@ def test_the_change_over_all_prompts_is_of_those_that_have_both_losses(
     assert data_of(build(runs))["rows"][0]["measures"][place] == pytest.approx(expected)
 
 
-def test_seeds_that_diverged_do_not_enter_the_change_of_a_setting(
+def test_seeds_that_diverged_weigh_no_text_more_than_another(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    losses = {0: (5.0, 3.0), 1: (None, 1.0)}  # nats: the run's and the plain model's
-    for seed, (nll, plain) in losses.items():
-        run = make_run(tmp_path / f"a{seed}", prompts=ONE, feedback__strength=0.5, seed=seed)
-        summary = json.loads((run / "summary.json").read_text())
-        for one in (summary["overall"], summary["prompts"][0]):
-            one |= {"nll": nll, "nll_plain": plain}
-        (run / "summary.json").write_text(json.dumps(summary))
+    texts = {"a": TEXTS["rain"], "b": TEXTS["list"]}
+    for seed in (0, 1, 2):
+        run = make_run(tmp_path / f"r{seed}", prompts=texts, feedback__strength=0.5, seed=seed)
+    summary = json.loads((run / "summary.json").read_text())
+    diverged, other = summary["prompts"]
+    expected = np.mean([one["nll"] - one["nll_plain"] for one in (diverged, other)])
+    diverged |= {"nll": None, "outcome": "diverged"}
+    summary["overall"] |= {"nll": other["nll"], "outcome": "diverged"}
+    (run / "summary.json").write_text(json.dumps(summary))
+    trajectory = pd.read_parquet(run / "trajectory.parquet")
+    end = (trajectory["prompt_id"] == "a") & (trajectory["iteration"] > 2)
+    trajectory["log_prob"] = trajectory["log_prob"].mask(end & (trajectory["position"] > 2))
+    trajectory.to_parquet(run / "trajectory.parquet")
+    runs = load(str(tmp_path))
+    (interval,) = paired(runs.estimates, runs.runs["group"]).values()
+    assert interval.mean == pytest.approx(expected)
     assert main(["table", str(tmp_path)]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert [row[-4:-2] for row in rows[1:]] == [["5.0000", "+2.0000"]] * 2
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "overall" in line]
+    assert row[-3:-1] == [f"{expected:+.4f}".replace("-", "−"), f"{interval.half:.4f}"]
+    page = data_of(build(runs))
+    place = [column["key"] for column in page["columns"]].index("change")
+    assert page["rows"][0]["measures"][place] == pytest.approx(expected)
 
 
 def test_runs_that_read_other_texts_from_a_file_of_one_name_are_not_pooled(
