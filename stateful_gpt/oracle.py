@@ -101,9 +101,10 @@ def disturbed_reading(
     In each of up to 8 copies of a text, what is fed back of one token in the first half is moved by
     1e-7 (nats, or in every component of a hidden state); the slope of the logarithm of the later
     tokens' response (root mean square over the copies) against the distance from the disturbance is
-    the Lyapunov exponent. Negative: disturbances, and rounding with them, die out along the text.
-    Positive: they grow, and longer texts take more passes, at worst one a token as the front of
-    settled ones walks through the text. (arXiv 2508.16817, 2509.21716.)
+    the Lyapunov exponent: the largest decide, and a typical one may grow less. Negative:
+    disturbances, and rounding with them, die out along the text. Positive: they grow, and longer
+    texts take more passes, at worst one a token as the front walks through the text.
+    (arXiv 2508.16817, 2509.21716.)
 
     Args:
         model: read in float64, because responses are followed down to 1e-12 nats.
