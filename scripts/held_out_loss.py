@@ -37,8 +37,7 @@ def main() -> None:
         if corpus.size < 2:  # the first token is not predicted
             raise ValueError(f"--texts must have some text, got none in {options.texts}")
     except ValueError as error:  # of the texts, the model or its tokenizer
-        said = str(error).replace("corpus.documents=line", "--documents line")
-        raise Failure(said) from None
+        raise Failure(str(error).replace("corpus.documents=line", "--documents line")) from None
     profile = depth_profile(model, corpus.windows(), depth=0, full=model.gate is not None)
 
     def stated(nll: float) -> str:

@@ -74,5 +74,4 @@ def slope(y: Tensor) -> float:
 
 def rounding_floor(log_probs: Tensor) -> float:
     """Differences of log-probabilities below this are rounding, given their dtype (nats)."""
-    scale = max(1.0, log_probs.abs().max().item())
-    return 32 * torch.finfo(log_probs.dtype).eps * scale
+    return 32 * torch.finfo(log_probs.dtype).eps * max(1.0, log_probs.abs().max().item())

@@ -182,8 +182,7 @@ def generator(settings: ConvergeSettings, prompt: int, device: torch.device) -> 
     """A prompt's own stream of random numbers, which no other prompt and no other seed has: it does
     not matter which prompts it is computed with.
     """
-    seeds = [settings.seed, settings.generation.seed]
-    sequence = np.random.SeedSequence(seeds, spawn_key=[prompt])
+    sequence = np.random.SeedSequence([settings.seed, settings.generation.seed], spawn_key=[prompt])
     return torch.Generator(device).manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 

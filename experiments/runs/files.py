@@ -64,8 +64,7 @@ def write_table(path: Path, table: "pa.Table") -> None:
 
 def short_hash(content: Any, length: int = 10) -> str:
     """Names what JSON can hold, whatever the order of its keys."""
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:length]
 
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -78,5 +78,4 @@ class StateTrackingSettings(Settings):
 
     def deciding(self) -> dict[str, Any]:
         """What can change a result: neither device, nor places and names."""
-        left_out = {"runs_dir", "study", "tracking", "device"}
-        return self.model_dump(mode="json", exclude=left_out)
+        return self.model_dump(mode="json", exclude={"runs_dir", "study", "tracking", "device"})

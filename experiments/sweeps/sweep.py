@@ -210,8 +210,7 @@ def sweep(
             with ExitStack() as stack:
                 wait = None
                 if launcher == launchers.BASIC and not here:
-                    forks = min(workers or 1, len(runs))
-                    wait = stack.enter_context(processes.forked(runs, forks))
+                    wait = stack.enter_context(processes.forked(runs, min(workers or 1, len(runs))))
                 stack.enter_context(_progress([cell for cell, *_ in waiting], whole, total))
                 if here:
                     for run in runs:

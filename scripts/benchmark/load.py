@@ -37,8 +37,7 @@ NOTES = {
 def write_runs(folder: Path, *, runs: int, iterations: int) -> None:
     """``runs`` run folders, in which every text of TOKENS has ``iterations`` passes."""
     rng = np.random.default_rng(0)
-    passes = pd.RangeIndex(1, iterations + 1)
-    index = [PROMPTS, [0], passes]
+    index = [PROMPTS, [0], range(1, iterations + 1)]
     names = ["prompt_id", "step", "iteration", "position"]
     measures = pd.MultiIndex.from_product(index, names=names[:3]).to_frame(index=False)
     measures[MEASURES] = rng.random((len(measures), len(MEASURES)))

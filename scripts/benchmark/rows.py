@@ -32,8 +32,7 @@ def row(key: str, values: list[float], *, target: str = "", note: str) -> Row:
 
 
 def ratio(key: str, above: list[float], below: list[float], *, target: str, note: str) -> Row:
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    return row(key, ratios, target=target, note=note)
+    return row(key, [a / b for a, b in zip(above, below, strict=True)], target=target, note=note)
 
 
 def seconds(work: Callable[[], object]) -> float:
