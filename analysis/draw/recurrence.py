@@ -149,7 +149,8 @@ def _contest(row: Sequence[Axes], models: Models, group: pd.DataFrame) -> None:
     tested = one["tested_level"]
     costs = group["layer_passes"].astype(float)
     stateful = group["stateful"].astype(bool)
-    equal = [abs(costs / cost - 1) <= EQUAL for cost in costs[stateful]]
+    # where all are plain, there is none whose compute another could have
+    equal = [abs(costs / cost - 1) <= EQUAL for cost in costs[stateful]] or [~stateful]
     coloured = stateful | np.any(equal, axis=0)
     palette = iter(style.DISTINCT)
     for _, same in group.groupby("group", sort=False):

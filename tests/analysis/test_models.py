@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from analysis import load
 from analysis.__main__ import main
-from analysis.draw.recurrence import recurrence, trainings
+from analysis.draw.recurrence import contests, recurrence, trainings
 from analysis.labels import spelt
 from analysis.models import at_best_rates, at_full_depth, trained
 from analysis.table import spread
@@ -443,6 +443,15 @@ def test_a_figure_is_drawn_for_each_target(contest: Save, tmp_path: Path) -> Non
     assert main(["figures", str(study), "--out", str(tmp_path / "out")]) == 0
     stems = {path.stem for path in (tmp_path / "out").iterdir()}
     assert stems == {"recurrence_half", "recurrence_state"}
+
+
+def test_plain_contestants_alone_are_told_apart(contest: Save) -> None:
+    for layers in (1, 2):
+        study = contest(f"p{layers}", best=0.5, layers=layers)
+    levels, _, compute = contests(load(str(study)).contests).axes
+    names = [text.get_text() for text in compute.get_legend().get_texts()]
+    assert names == ["1 layer", "2 layers"]
+    assert len({line.get_color() for line in levels.lines if line.get_label() in names}) == 2
 
 
 def test_a_target_names_a_file_but_never_its_folder(contest: Save, tmp_path: Path) -> None:
