@@ -108,7 +108,7 @@ def test_seeds_of_one_setting_are_put_together_where_nothing_else_differs(train:
     for number, folder in enumerate(folders):  # how often it was saved and looked at on its way
         path = Path(folder, "training.yaml")
         settings = yaml.safe_load(path.read_text())
-        often = ("save_every_seconds", "evaluate_every", "evaluate_windows")
+        often = ("save_every_seconds", "evaluate_every", "evaluate_windows", "evaluate_depth")
         settings["training"] |= dict.fromkeys(often, number + 1)
         path.write_text(yaml.safe_dump(settings))
     rows = load(*folders).models.rows
