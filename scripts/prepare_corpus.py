@@ -21,6 +21,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
+from experiments.runs.files import write_text
 from scripts._command import command
 
 PACKAGE = "r-cran-janeaustenr"
@@ -62,8 +63,7 @@ def reflow(text: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     print(f"{path}  {len(text):,} characters  sha256 {digest}")
 

@@ -1,6 +1,7 @@
 """The corpus of names: every name once, never on both sides, always the same split."""
 
 import json
+import resource
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -84,3 +85,13 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     assert len(err.splitlines()) == 1
     assert err.startswith("prepare_names: ")
     assert "/proc/nowhere" in err
+
+
+def test_a_file_that_a_full_disk_cuts_short_is_not_there(prepare: Prepare, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # of 33 kB of names to train on
+    try:
+        assert prepare(tmp_path) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
