@@ -7,7 +7,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from experiments.train.corpus import read_corpus, read_texts
 from scripts._command import Failure, command
@@ -33,7 +32,7 @@ def main() -> None:
         checkpoint = load_checkpoint(options.model, device=choose_device("auto"))
         model, encoding = checkpoint.model, checkpoint.tokenizer
         block, lines = model.config.block_size, options.documents == "line"
-        corpus = read_corpus("--texts", texts, encoding, block_size=block, lines=lines)
+        corpus = read_corpus("--texts", texts.values(), encoding, block_size=block, lines=lines)
         if corpus.size < 2:  # the first token is not predicted
             raise ValueError(f"--texts must have some text, got none in {options.texts}")
     except ValueError as error:  # of the texts, the model or its tokenizer
@@ -44,9 +43,8 @@ def main() -> None:
         per_character = nll / corpus.characters_per_prediction
         return f"{per_character:.4f} nats per character, {nll:.4f} nats per token"
 
-    names = ", ".join(path.name for path in sorted(Path(options.texts).glob("*.txt")))
     counted = f"{corpus.characters:,} character{'s' * (corpus.characters != 1)}"
-    print(f"{options.model} on {names}: {stated(profile.nll[0])}, {counted}")
+    print(f"{options.model} on {', '.join(texts)}: {stated(profile.nll[0])}, {counted}")
     if profile.nll_full is not None:
         full = stated(profile.nll_full)
         print(f"with hidden states fed back, at the depth of generation: {full}")

@@ -4,6 +4,7 @@ Shapes: N windows, T tokens that are read of each.
 """
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +53,9 @@ class Corpus:
         return padded.unfold(0, self.block_size + 1, self.block_size)
 
 
-def read_texts(key: str, folder: str) -> list[str]:
-    """The .txt files of a folder in the order of their names; raises ConfigError if there are none,
-    or one is not text.
+def read_texts(key: str, folder: str) -> dict[str, str]:
+    """The .txt files of a folder by name, in that order; raises ConfigError if there are none, or
+    one is not text.
     """
     named = cut(repr(folder))
     paths = sorted(Path(folder).glob("*.txt")) if os.path.isdir(folder) else []
@@ -64,14 +65,15 @@ def read_texts(key: str, folder: str) -> list[str]:
             " (scripts.prepare_corpus makes data/austen, scripts.prepare_names data/names)"
         )
     try:
-        texts = [read_regular(path, most=CORPUS_SIZE).decode("utf-8-sig") for path in paths]
-        return [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
+        raw = {path.name: read_regular(path, most=CORPUS_SIZE) for path in paths}
+        texts = {name: content.decode("utf-8-sig") for name, content in raw.items()}
+        return {n: text.replace("\r\n", "\n").replace("\r", "\n") for n, text in texts.items()}
     except ValueError as error:  # no regular file, or no UTF-8
         raise ConfigError(f"{key}: a file of {named} is no text ({cut(error)})") from None
 
 
 def read_corpus(
-    key: str, texts: list[str], encoding: Tokenizer, *, block_size: int, lines: bool
+    key: str, texts: Collection[str], encoding: Tokenizer, *, block_size: int, lines: bool
 ) -> Corpus:
     """All texts in a row, each begun by the end-of-text token, or every line that is not empty,
     between two of them.

@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from experiments.train.corpus import read_corpus, read_texts
 from experiments.train.loop import HISTORY, STATE, Training
 from experiments.train.settings import TrainSettings
 from stateful_gpt.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from stateful_gpt.console import cut, exhausted
+from stateful_gpt.console import cut, exhausted, printable
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.tokenizer import (
     Tokenizer,
@@ -57,7 +58,7 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
         raise ConfigError(f"architecture.{error}") from None
     texts = [read_texts(f"corpus.{k}", getattr(settings.corpus, k)) for k in ("train", "held_out")]
     origin = _starting_point(settings, architecture)
-    digests = [[hashlib.sha256(text.encode()).hexdigest() for text in each] for each in texts]
+    digests = [[hashlib.sha256(t.encode()).hexdigest() for t in each.values()] for each in texts]
     if origin is not None:
         start = (tensor.contiguous().numpy() for tensor in origin.model.state_dict().values())
         digests.append([hashlib.sha256(weights.data).hexdigest() for weights in start])
@@ -99,13 +100,13 @@ def _train(
     architecture: GPTConfig,
     device: torch.device,
     origin: Checkpoint[GPT] | None,
-    texts: list[list[str]],
+    texts: list[dict[str, str]],
     sources: str,
     asked: Asked,
 ) -> None:
     output, stateful = Path(settings.output), architecture.hidden_feedback
     about = origin_of_part(provenance(device))  # a source edited while it trains is not what runs
-    encoding: Any = origin.tokenizer if origin else _tokenizer(settings, texts[0])
+    encoding: Any = origin.tokenizer if origin else _tokenizer(settings, texts[0].values())
     if encoding.n_vocab > architecture.vocab_size:
         raise ConfigError(
             f"architecture.vocab_size must be at least the tokenizer's {encoding.n_vocab} ids,"
@@ -113,16 +114,17 @@ def _train(
         )
     lines, block = settings.corpus.documents == "line", architecture.block_size
     corpora = []
-    for key, of_key in zip(("corpus.train", "corpus.held_out"), texts, strict=True):
+    for key, each in zip(("corpus.train", "corpus.held_out"), texts, strict=True):
         try:
-            corpora.append(read_corpus(key, of_key, encoding, block_size=block, lines=lines))
+            corpus = read_corpus(key, each.values(), encoding, block_size=block, lines=lines)
         except TokenizerError as error:
             raise ConfigError(f"{key}: {error}") from None
-        if not lines and (count := len(corpora[-1].tokens)) <= block:
+        if not lines and corpus.size <= block:
             raise ConfigError(
-                f"{key} has {count} tokens, fewer than one window of"
-                f" architecture.block_size={block}"
+                f"{key} has {corpus.size} tokens, too few for one window of"
+                f" architecture.block_size={block} and the token behind it"
             )
+        corpora.append(corpus)
     train, held_out = corpora
     tracker = _open_tracker(settings, output, sources)
     try:
@@ -162,7 +164,7 @@ def _train(
             loss += f" in one pass, **{profile.nll_full / length:.4f}** with hidden states fed back"
         if windows is not None and windows < len(held_out.windows()):
             loss += f" (on {windows} windows spread over it)"
-        files.write_text(output / CARD, _card(settings, training, asked, loss))
+        files.write_text(output / CARD, _card(settings, training, texts, asked, loss))
         tracker.summarize({"held_out_nats_per_character": profile.nll[0] / length})
     except BaseException:
         tracker.finish(failed=True)
@@ -240,7 +242,7 @@ def _lack(output: Path, settings: TrainSettings) -> str | None:
     return files.changed(output, depths.get("checksums"))
 
 
-def _tokenizer(settings: TrainSettings, texts: list[str]) -> Tokenizer:
+def _tokenizer(settings: TrainSettings, texts: Iterable[str]) -> Tokenizer:
     try:
         if settings.tokenizer != "bpe":
             return load_tokenizer(settings.tokenizer)
@@ -274,7 +276,13 @@ def _open_tracker(settings: TrainSettings, output: Path, sources: str) -> Tracke
     )
 
 
-def _card(settings: TrainSettings, training: Training, asked: Asked, loss: str) -> str:
+def _card(
+    settings: TrainSettings,
+    training: Training,
+    texts: list[dict[str, str]],
+    asked: Asked,
+    loss: str,
+) -> str:
     """The text of a model folder's README.md: what it was trained on, how, how well it predicts."""
     model, shape, chosen = training.model, training.model.config, settings.training
     corpus = settings.corpus
@@ -283,10 +291,7 @@ def _card(settings: TrainSettings, training: Training, asked: Asked, loss: str) 
     measured += " --documents line" if corpus.documents == "line" else ""
     ways = ("draw_passes", "through_passes", "update_every_pass")
     passes = ", ".join([str(chosen.passes), *(way for way in ways if getattr(chosen, way))])
-    read_from, held_out = (
-        ", ".join(path.stem for path in sorted(Path(folder).glob("*.txt")))
-        for folder in (corpus.train, corpus.held_out)
-    )
+    read_from, held_out = (printable(", ".join(Path(n).stem for n in each)) for each in texts)
     on = [(one["device"], one["threads"]) for one in training.origins]
     devices = [f"{name}, {count} thread{'s' if count > 1 else ''}" for name, count in on]
     more = ", with uncommitted changes"

@@ -156,6 +156,24 @@ def test_a_loss_on_a_part_of_the_text_is_stated_as_one(
     assert (part in card.replace("**", ""), part in out) == (told, told)
 
 
+def test_a_card_names_the_files_that_were_read_whatever_becomes_of_them(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = tmp_path / "train" / os.fsdecode(b"caf\xe9.txt")  # no UTF-8
+    named.write_text("the dog ran home ")
+    save = training.save_checkpoint
+
+    def at_the_end(*arguments: object, **named: object) -> None:
+        (tmp_path / "train" / "later.txt").touch()
+        save(*arguments, **named)
+
+    monkeypatch.setattr(training, "save_checkpoint", at_the_end)
+    code, _, err = train("training.steps=1")
+    assert (code, err) == (0, "")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| trained on | caf\\udce9, text (" in card
+
+
 def test_a_card_says_whether_the_source_was_that_of_its_commit_when_it_began(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
