@@ -87,7 +87,8 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
     except (MemoryError, OSError, RuntimeError) as error:
         if (whose := exhausted(error)) is not None:
             raise RunError(
-                f"{whose} does not hold the training: use a smaller training.batch_size"
+                f"{whose} does not hold the training: use a smaller training.batch_size or"
+                " architecture.block_size"
             ) from None
         if not isinstance(error, OSError):
             raise
