@@ -161,8 +161,8 @@ class Training:
             with zipfile.ZipFile(path) as archive:
                 broken = archive.testzip()  # it has a checksum of each of its parts
             state = torch.load(path, map_location=self.model.device, weights_only=True)
-            found, ours = (state["settings"], state["texts"]), self.settings.deciding()
-            known = broken is None and found == (ours, self._texts)
+            ours = self.settings.same_training(state["settings"]) and state["texts"] == self._texts
+            known = broken is None and ours
         except _DAMAGE:  # some early versions did not say what they read
             known = False
         if not known:

@@ -215,7 +215,7 @@ def _take(output: Path, settings: TrainSettings) -> None:
         raise ConfigError(
             f"output {folder} is not empty and holds no training: choose another folder"
         )
-    if (found := read_config(output, CONFIG)) == ours:
+    if settings.same_training(found := read_config(output, CONFIG)):
         return
     # what a training that has saved no state yet can have written
     begun = names - {CONFIG, TOKENIZER, TRACKER}
@@ -229,7 +229,7 @@ def _take(output: Path, settings: TrainSettings) -> None:
 
 def _lack(output: Path, settings: TrainSettings) -> str | None:
     """What is not there, or not whole, of this very training; None if it is done."""
-    if read_config(output, CONFIG) != settings.deciding():
+    if not settings.same_training(read_config(output, CONFIG)):
         return f"no {CONFIG} of ours"
     if not (output / CARD).exists():
         return f"no {CARD}"
@@ -266,7 +266,7 @@ def _open_tracker(settings: TrainSettings, output: Path, sources: str) -> Tracke
     return Tracker(
         settings.tracking,
         # two trainings of one name are two runs; one that is resumed stays the same
-        run_id=files.short_hash([str(output.resolve()), settings.deciding(), sources]),
+        run_id=files.short_hash([str(output.resolve()), read_config(output, CONFIG), sources]),
         name=output.name,
         group="train",
         tags=["train"],

@@ -74,6 +74,14 @@ class TrainSettings(Settings):
         """What is trained, wherever and how fast."""
         return self.model_dump(mode="json", exclude={"output", "device", "tracking"})
 
+    def same_training(self, kept: Any) -> bool:
+        """Whether what was kept of a training is ``deciding()``, however often it was saved."""
+        try:
+            often = {"save_every_seconds": self.training.save_every_seconds}
+            return bool(kept | {"training": kept["training"] | often} == self.deciding())
+        except (LookupError, TypeError):
+            return False
+
     def conflicts(self) -> Iterator[str]:
         if self.training.passes > 1 and not self.architecture.hidden_feedback:
             yield (

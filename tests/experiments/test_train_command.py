@@ -529,8 +529,13 @@ def test_another_training_in_the_same_folder_is_refused(train: Train, tmp_path: 
     assert code == 2
     assert re.fullmatch(r"error: output .*out' holds a training with other settings: .+\n", err)
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
-    # where it is computed and tracked is not what is trained
-    assert train("training.steps=2", "device=auto", "tracking.project=another")[0] == 0
+    # where it is computed and tracked, and how often it is saved, is not what is trained
+    others = ("device=auto", "tracking.project=another", "training.save_every_seconds=7")
+    assert "nothing to do" in train("training.steps=2", *others)[1]
+    (tmp_path / "out" / "README.md").unlink()  # as if killed before the end
+    code, out, err = train("training.steps=2", *others)
+    assert (code, err) == (0, "")
+    assert "step      2" not in out, "it goes on behind its last step"
 
 
 def test_a_refused_training_does_not_take_its_folder(train: Train) -> None:
