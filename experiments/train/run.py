@@ -29,6 +29,7 @@ from stateful_gpt.tokenizer import (
     TokenizerError,
     load_tokenizer,
     save_tokenizer,
+    token_bytes,
     train_bpe,
 )
 from stateful_gpt.untrusted import require_memory
@@ -77,11 +78,15 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
                         warn(f"{output} is damaged ({lack}) and is trained again")
                     _train(settings, architecture, device, origin, texts, sources, asked)
                     return output
-        depths = files.read_json(output / DEPTHS)
-        if depths.get("sources", sources) != sources:  # early versions did not say them
+        depths, known = files.read_json(output / DEPTHS), load_checkpoint(output).tokenizer
+        now: Tokenizer = known  # of the same texts, bpe makes the same
+        if origin is not None or settings.tokenizer != "bpe":
+            now = origin.tokenizer if origin else _tokenizer(settings, ())
+        read = depths.get("sources", sources)  # early versions did not say them
+        if read != sources or _words(now) != _words(known):
             raise ConfigError(
-                f"output {cut(repr(str(output)))} holds a training of other texts or starting"
-                " weights: choose another folder, or remove it"
+                f"output {cut(repr(str(output)))} holds a training of other texts, tokenizer or"
+                " starting weights: choose another folder, or remove it"
             )
         print(f"{output} is trained already: nothing to do")
     except (MemoryError, OSError, RuntimeError) as error:
@@ -259,6 +264,11 @@ def _tokenizer(settings: TrainSettings, texts: Iterable[str]) -> Tokenizer:
     except ImportError:
         message = "tokenizer=bpe needs rustbpe: pip install -e '.[train]' -c constraints.txt"
         raise ConfigError(message) from None
+
+
+def _words(encoding: Tokenizer) -> list[bytes]:
+    """What stands for each id; of byte pairs, they also say in which order to join them."""
+    return [token_bytes(encoding, i) for i in range(encoding.n_vocab)]
 
 
 def _open_tracker(settings: TrainSettings, output: Path, sources: str) -> Tracker:

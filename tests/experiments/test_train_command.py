@@ -32,7 +32,7 @@ from stateful_gpt.depth import depth_profile
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.model import GPT, GPTConfig
 from stateful_gpt.oracle import left_to_right
-from stateful_gpt.tokenizer import Characters, decode, load_tokenizer
+from stateful_gpt.tokenizer import Characters, decode, load_tokenizer, save_tokenizer
 from tests.experiments.test_tracking import records, values
 from tests.forked import Forked
 from tests.wandb_server import WandbServer
@@ -345,15 +345,22 @@ def test_a_training_killed_at_its_very_first_file_can_begin(train: Train, tmp_pa
 Tuned = tuple[tuple[str, ...], Callable[[], None]]
 
 
-@pytest.fixture(params=["train", "held_out", "start"])
+@pytest.fixture(params=["train", "held_out", "start", "tokenizer"])
 def tuned(train: Train, tmp_path: Path, request: pytest.FixtureRequest) -> Tuned:
     """The words of a training that is done, and what changes what it has read."""
     start = ("training.steps=1", f"output={tmp_path / 'start'}")
     words = ("training.steps=2", f"start_from={tmp_path / 'start'}")
+    characters = sorted(set(text(1, 700)))
+    tokenizer = tmp_path / "t.json"
+    save_tokenizer(Characters("c", characters), tokenizer)
+    if request.param == "tokenizer":
+        words = ("training.steps=2", f"tokenizer={tokenizer}")
     assert train(*start)[0] == train(*words)[0] == 0
 
     def change() -> None:
-        if request.param == "start":
+        if request.param == "tokenizer":
+            save_tokenizer(Characters("c", characters[::-1]), tokenizer)
+        elif request.param == "start":
             shutil.rmtree(tmp_path / "start")
             train(*start, "seed=1")
         else:
@@ -387,8 +394,8 @@ def test_a_finished_training_of_other_texts_or_starting_weights_is_refused_and_k
     change()
     code, _, err = train(*words)
     assert code == 2
-    said = r"holds a training of other texts or starting weights: choose another folder, or remove"
-    assert re.fullmatch(rf"error: output '.*out' {said} it\n", err)
+    said = "holds a training of other texts, tokenizer or starting weights: choose another folder"
+    assert re.fullmatch(rf"error: output '.*out' {said}, or remove it\n", err)
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
