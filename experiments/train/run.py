@@ -82,8 +82,9 @@ def train(settings: TrainSettings, asked: Asked = ALONE) -> Path:
         now: Tokenizer = known  # of the same texts, bpe makes the same
         if origin is not None or settings.tokenizer != "bpe":
             now = origin.tokenizer if origin else _tokenizer(settings, ())
-        read = depths.get("sources", sources)  # early versions did not say them
-        if read != sources or _words(now) != _words(known):
+        words = [[token_bytes(e, i) for i in range(e.n_vocab)] for e in (now, known)]
+        # early versions did not say their sources
+        if words[0] != words[1] or depths.get("sources", sources) != sources:
             raise ConfigError(
                 f"output {cut(repr(str(output)))} holds a training of other texts, tokenizer or"
                 " starting weights: choose another folder, or remove it"
@@ -170,7 +171,7 @@ def _train(
             loss += f" in one pass, **{profile.nll_full / length:.4f}** with hidden states fed back"
         if windows is not None and windows < len(held_out.windows()):
             loss += f" (on {windows} windows spread over it)"
-        files.write_text(output / CARD, _card(settings, training, texts, asked, loss))
+        files.write_text(output / CARD, _card(training, texts, asked, loss))
         tracker.summarize({"held_out_nats_per_character": profile.nll[0] / length})
     except BaseException:
         tracker.finish(failed=True)
@@ -266,11 +267,6 @@ def _tokenizer(settings: TrainSettings, texts: Iterable[str]) -> Tokenizer:
         raise ConfigError(message) from None
 
 
-def _words(encoding: Tokenizer) -> list[bytes]:
-    """What stands for each id; of byte pairs, they also say in which order to join them."""
-    return [token_bytes(encoding, i) for i in range(encoding.n_vocab)]
-
-
 def _open_tracker(settings: TrainSettings, output: Path, sources: str) -> Tracker:
     shutil.rmtree(output / "wandb", ignore_errors=True)  # its history is logged again, from ours
     return Tracker(
@@ -287,16 +283,10 @@ def _open_tracker(settings: TrainSettings, output: Path, sources: str) -> Tracke
     )
 
 
-def _card(
-    settings: TrainSettings,
-    training: Training,
-    texts: list[dict[str, str]],
-    asked: Asked,
-    loss: str,
-) -> str:
+def _card(training: Training, texts: list[dict[str, str]], asked: Asked, loss: str) -> str:
     """The text of a model folder's README.md: what it was trained on, how, how well it predicts."""
-    model, shape, chosen = training.model, training.model.config, settings.training
-    corpus = settings.corpus
+    model, shape, settings = training.model, training.model.config, training.settings
+    chosen, corpus = settings.training, settings.corpus
     measured = "python -m scripts.held_out_loss --model THIS_FOLDER"
     measured += f" --texts {shlex.quote(corpus.held_out)}"
     measured += " --documents line" if corpus.documents == "line" else ""
