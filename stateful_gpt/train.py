@@ -95,16 +95,6 @@ def make_optimizers(model: GPT, config: TrainingConfig) -> list[torch.optim.Opti
     ]
 
 
-def batch_at(step: int, tokens: Tensor, *, size: int, length: int, seed: int) -> Tensor:
-    """The windows of training step ``step``: (size, length + 1) ids.
-
-    A function of seed and step alone, so that a resumed training sees what it would have seen.
-    """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    starts = torch.randint(len(tokens) - length, (size,), generator=generator)
-    return tokens[starts[:, None] + torch.arange(length + 1)]
-
-
 def passes_at(step: int, config: TrainingConfig, *, seed: int) -> int:
     """How many passes training step ``step`` makes: a function of seed and step alone."""
     if not config.draw_passes:

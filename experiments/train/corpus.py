@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.settings import ConfigError
 from stateful_gpt.console import cut
 from stateful_gpt.tokenizer import Tokenizer, end_token
-from stateful_gpt.train import IGNORE, batch_at
+from stateful_gpt.train import IGNORE
 from stateful_gpt.untrusted import CORPUS_SIZE, read_regular
 
 
@@ -38,10 +38,10 @@ class Corpus:
 
     def batch(self, step: int, *, size: int, seed: int) -> Tensor:
         """(size, T + 1) ids for training step ``step``: a function of seed and step alone."""
-        if self.tokens.ndim == 1:
-            return batch_at(step, self.tokens, size=size, length=self.block_size, seed=seed)
+        lines = self.tokens.ndim == 2
+        rows = self.tokens if lines else self.tokens.unfold(0, self.block_size + 1, 1)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        return self.tokens[torch.randint(len(self.tokens), (size,), generator=generator)]
+        return rows[torch.randint(len(rows), (size,), generator=generator)]
 
     def windows(self) -> Tensor:
         """(N, T + 1) ids in which every token but the first is a target exactly once."""

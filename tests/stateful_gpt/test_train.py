@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from experiments.train.corpus import Corpus
 from stateful_gpt.depth import depth_profile
 from stateful_gpt.feedback import Feedback
 from stateful_gpt.model import GPT, GPTConfig
@@ -18,7 +19,6 @@ from stateful_gpt.oracle import left_to_right
 from stateful_gpt.train import (
     IGNORE,
     TrainingConfig,
-    batch_at,
     make_optimizers,
     next_token_loss,
     schedule,
@@ -98,6 +98,10 @@ def test_schedule_warms_up_and_falls_along_a_cosine() -> None:
 def test_short_trainings_have_a_schedule_too(steps: int, warmup: int) -> None:
     config = TrainingConfig(steps=steps, warmup_steps=warmup)
     assert all(0 < schedule(step, config) <= 1 for step in range(steps))
+
+
+def batch_at(step: int, tokens: Tensor, *, size: int, length: int, seed: int) -> Tensor:
+    return Corpus(tokens, characters=0, block_size=length).batch(step, size=size, seed=seed)
 
 
 def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
