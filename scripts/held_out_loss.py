@@ -20,12 +20,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Held-out loss of a model.")
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--texts", default="data/austen/held_out")
-    parser.add_argument(
-        "--documents",
-        choices=("file", "line"),
-        default="file",
-        help="line: every line is a text of its own, as in training with corpus.documents=line",
-    )
+    helps = "line: every line is a text of its own, as in training with corpus.documents=line"
+    parser.add_argument("--documents", choices=("file", "line"), default="file", help=helps)
     options = parser.parse_args()
     try:
         texts = read_texts("--texts", options.texts)

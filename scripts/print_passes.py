@@ -25,13 +25,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Print the passes over short texts.")
     parser.add_argument("sources", nargs="+", metavar="SOURCE")
     parser.add_argument("--prompt", action="append", default=[], help="its id; default: all")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=1e-3,
-        metavar="NATS",
-        help="passes are printed until none is further than this from the last; default 0.001",
-    )
+    helps = "passes are printed until none is further than this from the last; default 0.001"
+    parser.add_argument("--tolerance", type=float, default=1e-3, metavar="NATS", help=helps)
     options = parser.parse_args()
     try:
         runs = analysis.load(*options.sources).only(prompt_ids=options.prompt)

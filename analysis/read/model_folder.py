@@ -23,8 +23,7 @@ CONTEST = "accuracy.parquet"
 ASIDE = ("study", "training.save_every", "training.evaluate_every", "training.evaluate_windows")
 ELSEWHERE = (*ASIDE, "corpus.train", "corpus.held_out", "device", "tracking", "output", "runs_dir")
 RATES = ("training.learning_rate", "training.matrix_learning_rate")
-# what says nothing of a plain model
-OF_RECURRENCE = ("passes", "every_pass", "drawn", "through", "training.evaluate_depth")
+OF_RECURRENCE = ("passes", "every_pass", "drawn", "through", "evaluate_depth")  # not of plain ones
 
 
 def read_training(folder: Path) -> SavedModel:
