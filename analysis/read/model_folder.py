@@ -20,8 +20,9 @@ SETTINGS = "training.yaml"  # the first file of a training
 TRAINING = "depths.json"  # its last
 CONTEST = "accuracy.parquet"
 # what says only where texts and a result were kept, where it was made, and when it was looked at
-ASIDE = ("study", "training.save_every", "training.evaluate_every", "training.evaluate_windows")
-ELSEWHERE = (*ASIDE, "corpus.train", "corpus.held_out", "device", "tracking", "output", "runs_dir")
+PLACES = ("study", "runs_dir", "output", "corpus.train", "corpus.held_out", "device", "tracking")
+LOOKS = ("save_every", "record_every", "evaluate_every", "evaluate_windows")
+ELSEWHERE = (*PLACES, *(f"training.{name}" for name in LOOKS))
 RATES = ("training.learning_rate", "training.matrix_learning_rate")
 OF_RECURRENCE = ("passes", "every_pass", "drawn", "through", "evaluate_depth")  # not of plain ones
 

@@ -359,7 +359,7 @@ def contest(tmp_path: Path) -> Save:
             "task": {"name": task, "target": target, "trained_level": 2, "tested_level": 4},
             "contestant": chosen,
             "size": {"n_embd": 8, "n_head": 2},
-            "training": {"steps": steps, **rates},
+            "training": {"steps": steps, **rates, "record_every": 50 + seed},  # of its history
             "test_words": 16,
             "seed": seed,
         }
