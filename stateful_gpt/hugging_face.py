@@ -121,7 +121,9 @@ class HuggingFaceModel:
         """Refuse what does not take a number per key, or says something else by another way."""
         architecture = f"models of the architecture {type(self._model).__name__}"
         refused = f"{architecture} cannot be studied"
-        ids = torch.arange(1, 7, device=self.device)[None] % self.vocab_size
+        padding = getattr(self._model.config.get_text_config(), "pad_token_id", None)
+        some = [i for i in range(1, 8) if i != padding][:6]  # RoBERTa gives padding no position
+        ids = torch.tensor([some], device=self.device) % self.vocab_size
         reading = _Reading(PLAIN)
         try:
             hidden = self._read(ids, reading)

@@ -253,12 +253,13 @@ def test_layers_are_those_of_the_decoder(encoder: int, decoder: int) -> None:
 
 
 @pytest.mark.skipif(transformers.__version__ < "5", reason="RoBERTa is out of reach there")
-def test_every_position_that_is_offered_can_be_read() -> None:
-    settings = {**SMALL, "pad_token_id": 0, "is_decoder": True}
+@pytest.mark.parametrize("padding", [0, 1])  # 1 in those that are published
+def test_every_position_that_is_offered_can_be_read(padding: int) -> None:
+    settings = {**SMALL, "pad_token_id": padding, "is_decoder": True}
     roberta = transformers.RobertaForCausalLM(transformers.RobertaConfig(**settings))
     model = HuggingFaceModel(roberta)
-    assert model.block_size == 63
-    assert model.read(torch.ones(1, 63, dtype=torch.long)).size(1) == 63
+    assert model.block_size == 63 - padding
+    assert model.read(torch.full((1, model.block_size), 2)).size(1) == model.block_size
 
 
 def test_an_id_that_the_head_does_not_know_is_none_of_the_vocabulary() -> None:
