@@ -14,7 +14,7 @@ from safetensors import safe_open
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, quiet
 from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer, shown
-from stateful_gpt.untrusted import TOKENIZER_SIZE, CheckpointError, open_regular, require_memory
+from stateful_gpt.untrusted import CheckpointError, machine_memory, open_regular, require_memory
 from stateful_gpt.weights import SHARDS, WEIGHTS
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
@@ -35,8 +35,8 @@ def read_hugging_face(
     """The model of a folder, and the tokenizer that is named, or else its own."""
     for pattern in (*FILES, "*.jinja", "*/*.jinja"):  # templates of chats are read with the rest
         for file in filter(Path.exists, folder.glob(pattern)):
-            # transformers would wait for a pipe, and read settings that no memory holds
-            most = sys.maxsize if file.suffix == ".safetensors" else TOKENIZER_SIZE
+            # transformers would wait for a pipe; and once read, a byte of JSON takes up to 32
+            most = sys.maxsize if file.suffix == ".safetensors" else machine_memory() // 32
             open_regular(file, most=most).close()
     model = _read_model(folder, dtype).to(device)
     adapter = HuggingFaceModel(model)

@@ -32,6 +32,7 @@ from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.trajectory import trajectory
+from stateful_gpt.untrusted import machine_memory
 from tests.tiny_transformers import tiny
 
 load_hugging_face = partial(load_model, library="transformers")
@@ -280,9 +281,13 @@ def test_settings_for_a_version_are_those_that_count(
     "name", ["config.json", "generation_config.json", "more.json", "chat_template.jinja"]
 )
 def test_settings_that_no_memory_holds_are_refused(folder: Path, name: str) -> None:
-    with (folder / name).open("ab") as file:
-        file.truncate(2**27)  # takes no space
-    assert f"{name} cannot be read: it has 134,217,728 bytes" in refusal(folder)
+    size = machine_memory() // 32 + 2**26
+    for file in (folder / "trainer_state.json", folder / name):
+        file.touch()
+    os.truncate(folder / "trainer_state.json", 2**26 + 1)  # takes no space; is not read
+    load_hugging_face(folder, tokenizer="byte")
+    os.truncate(folder / name, size)
+    assert f"{name} cannot be read: it has {size:,} bytes" in refusal(folder)
 
 
 def test_layers_are_counted_before_they_are_listed(tmp_path: Path) -> None:
