@@ -24,7 +24,7 @@ from stateful_gpt.hugging_face_folder import FILES, read_hugging_face
 from stateful_gpt.language_model import LanguageModel
 from stateful_gpt.model import GPT
 from stateful_gpt.tokenizer import (
-    TOKENIZER_FILES,
+    STATING_FILES,
     BytePairs,
     Characters,
     Tokenizer,
@@ -119,8 +119,8 @@ def load_checkpoint(
     chosen = stored.tokenizer if tokenizer is None else tokenizer
     if chosen is None:
         raise CheckpointError(
-            f"{path} has a tokenizer whose words are not GPT-2's: model=hugging_face reads it, and"
-            " model.tokenizer=gpt2 reads GPT-2's all the same"
+            f"{path} has a tokenizer whose words, start or end are not GPT-2's: model=hugging_face"
+            " reads it, and model.tokenizer=gpt2 reads GPT-2's all the same"
         )
     model, ids = build_model(stored, dtype=dtype), stored.config.vocab_size
     encoding = load_tokenizer(chosen, vocab_size=ids)
@@ -142,7 +142,7 @@ def library_of(source: str | Path) -> Library:
         return "transformers"
     path = Path(source)
     try:
-        files = (CONFIG, SHARDS, *TOKENIZER_FILES)
+        files = (SHARDS, *STATING_FILES)
         folder = path if path.exists() else _download(str(source), files, extra="hub")
         settings = parse_json(read_regular(folder / CONFIG, most=SETTINGS_SIZE))
     except (OSError, ValueError):
@@ -174,7 +174,7 @@ def locate(source: str | Path, library: Library = "stateful_gpt") -> Path:
             f"there is no model folder {path}: make it with {PREPARED[path.name][1]}"
         )
     if not exists and ours:
-        path = _download(name, (CONFIG, WEIGHTS, SHARDS, ADAPTER, *TOKENIZER_FILES), extra="hub")
+        path = _download(name, (WEIGHTS, SHARDS, ADAPTER, *STATING_FILES), extra="hub")
     elif not exists:
         path = _download(name, FILES, extra="hugging_face")
     if (path / ADAPTER).exists():

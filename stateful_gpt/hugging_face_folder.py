@@ -13,7 +13,14 @@ from safetensors import safe_open
 
 from stateful_gpt.console import cut, exhausted
 from stateful_gpt.hugging_face import HuggingFaceModel, quiet
-from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer, shown
+from stateful_gpt.tokenizer import (
+    TOKENIZER_FILES,
+    Tokenizer,
+    TokenizerError,
+    has_other_words,
+    load_tokenizer,
+    shown,
+)
 from stateful_gpt.untrusted import CheckpointError, machine_memory, open_regular, require_memory
 from stateful_gpt.weights import SHARDS, WEIGHTS
 
@@ -97,7 +104,7 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
 def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
     """The tokenizer in a folder; GPT-2's own for a GPT-2 that comes without one."""
     if not any(file.is_file() for name in TOKENIZER_FILES for file in folder.glob(name)):
-        if model.config.model_type == "gpt2":
+        if model.config.model_type == "gpt2" and not has_other_words(folder):
             return load_tokenizer("gpt2")
         raise CheckpointError(
             f"{folder} has no tokenizer: name one (gpt2, byte or a file), or copy its own there"

@@ -397,6 +397,25 @@ def test_special_tokens_may_lie_beyond_the_embeddings_but_no_others(folder: Path
     assert "uses the id 255, but" in refusal(folder, tokenizer=None)
 
 
+def gpt2_of_old_files(folder: Path) -> None:
+    """With a vocabulary in each of the places where one may be."""
+    words = {"Ġthe": 262, "Ġgazed": 50255}
+    end = {"content": "<|endoftext|>", "special": True}
+    contents: dict[str, object] = {
+        "config.json": {"model_type": "gpt2", "eos_token_id": 50256},
+        "generation_config.json": {"eos_token_id": 50256},
+        "vocab.json": words,
+        "tokenizer.json": {"model": {"vocab": words}, "added_tokens": [end]},
+        "tokenizer_config.json": {
+            "eos_token": end["content"],
+            "added_tokens_decoder": {"50256": end},
+        },
+        "added_tokens.json": {end["content"]: 50256},
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content))
+
+
 def test_a_gpt2_is_never_read_with_words_that_are_not_its_own(tmp_path: Path) -> None:
     tiny("gpt2", dtype=torch.float32, vocab_size=50257).save_pretrained(tmp_path)
     with_tokenizer(tmp_path, special=["<end>"])
@@ -411,10 +430,48 @@ def test_a_gpt2_is_never_read_with_words_that_are_not_its_own(tmp_path: Path) ->
         load_model(tmp_path)
     words = {"model": {"vocab": {"Ġthe": 262, "Ġgazed": 50255}}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(words))
+    (tmp_path / "tokenizer_config.json").unlink()  # it names another end
     assert isinstance(load_model(tmp_path).model, GPT)
     for special in (True, False):  # that is spelled out in a text: text, or an id
         edit(tmp_path / "tokenizer.json", added_tokens=[{"content": "<sep>", "special": special}])
         assert (library_of(tmp_path) == "stateful_gpt") == special
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("added_tokens.json", {"villager": 50257}),
+        ("config.json", {"eos_token_id": 50257}),
+        ("generation_config.json", {"eos_token_id": [50256, 198]}),
+        ("tokenizer.json", {"pre_tokenizer": {"add_prefix_space": True}}),
+        ("tokenizer.json", {"post_processor": {"special_tokens": {"<|endoftext|>": {}}}}),
+        ("tokenizer_config.json", {"add_bos_token": True}),
+        ("tokenizer_config.json", {"add_prefix_space": True}),
+        ("tokenizer_config.json", {"eos_token": "<|im_end|>"}),
+        ("tokenizer_config.json", {"eos_token": {"content": "<|im_end|>"}}),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"50257": {"content": "villager", "special": False}}},
+        ),
+    ],
+)
+def test_a_gpt2_that_states_another_word_start_or_end_is_read_with_it(
+    tmp_path: Path, name: str, content: dict[str, object]
+) -> None:
+    gpt2_of_old_files(tmp_path)
+    assert library_of(tmp_path) == "stateful_gpt"
+    file = tmp_path / name
+    if not file.exists():
+        file.write_text("{}")
+    edit(file, **content)
+    assert library_of(tmp_path) == "transformers"
+
+
+def test_a_gpt2_without_a_tokenizer_and_another_end_asks_for_one(tmp_path: Path) -> None:
+    model = tiny("gpt2", dtype=torch.float32, vocab_size=50258)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 50257
+    model.save_pretrained(tmp_path)
+    assert "has no tokenizer: name one" in refusal(tmp_path, tokenizer=None)
 
 
 def test_words_that_were_downloaded_to_look_at_change_no_id(tmp_path: Path) -> None:
