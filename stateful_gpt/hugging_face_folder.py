@@ -91,6 +91,11 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
             f"{folder} was written by transformers 5, whose rotary settings"
             f" {transformers.__version__} would pass over: load it with transformers 5"
         )
+    if getattr(model, "is_quantized", False):
+        raise CheckpointError(
+            f"the weights in {folder} are quantized, and have no float64: name a folder of the"
+            " model before it was quantized"
+        )
     kinds = {"missing": "missing", "unexpected": "unexpected", "mismatched": "of another shape"}
     for kind, what in kinds.items():
         for key in sorted(found[f"{kind}_keys"], key=str)[:1]:

@@ -224,6 +224,13 @@ def test_weights_of_two_bits_are_not_too_few(tmp_path: Path) -> None:
     assert "is of another shape" in refusal(tmp_path)  # to transformers, which was not told of it
 
 
+def test_weights_that_have_no_float64_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "is_quantized", True, raising=False)
+    assert "are quantized, and have no float64" in refusal(folder)
+
+
 def test_a_part_of_the_weights_that_is_not_there_is_named(folder: Path) -> None:
     for part in sorted(folder.glob("model-*.safetensors"))[1:]:
         part.unlink()
