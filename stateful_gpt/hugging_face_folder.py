@@ -22,7 +22,7 @@ from stateful_gpt.tokenizer import (
     shown,
 )
 from stateful_gpt.untrusted import CheckpointError, machine_memory, open_regular, require_memory
-from stateful_gpt.weights import SHARDS, WEIGHTS
+from stateful_gpt.weights import MASK_BUFFER, SHARDS, WEIGHTS
 
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
 # without a network, and without code that lies in a folder
@@ -98,8 +98,10 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
         )
     kinds = {"missing": "missing", "unexpected": "unexpected", "mismatched": "of another shape"}
     for kind, what in kinds.items():
-        for key in sorted(found[f"{kind}_keys"], key=str)[:1]:
+        for key in sorted(found[f"{kind}_keys"], key=str):
             name = key if isinstance(key, str) else key[0]  # with both shapes
+            if kind == "unexpected" and MASK_BUFFER.search(name):
+                continue
             raise CheckpointError(
                 f"the weights in {folder} are not those of its architecture: {name} is {what}"
             )

@@ -50,7 +50,7 @@ _PUBLISHED: dict[str, tuple[object, ...]] = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
-_MASK_BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$")
+MASK_BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$")
 _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")  # of torch.compile and of DDP
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -202,7 +202,7 @@ def _check_archive(stream: BinaryIO) -> None:
 
 def build_model(stored: Stored, *, dtype: torch.dtype) -> GPT:
     """A model with these weights, each name and shape of which must be the expected one."""
-    state = {name: one for name, one in stored.state.items() if not _MASK_BUFFER.search(name)}
+    state = {name: one for name, one in stored.state.items() if not MASK_BUFFER.search(name)}
     _check_sizes(state, stored.config, stored.file, dtype=dtype)
     head, embedding = state.get("lm_head.weight"), state.get("transformer.wte.weight")
     tied = head is None or (embedding is not None and torch.equal(head, embedding))

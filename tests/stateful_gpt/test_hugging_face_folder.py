@@ -182,6 +182,17 @@ def test_weights_that_are_missing_or_too_many_are_refused(
     assert message.endswith(f"is {kind}")
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gpt_bigcode"])
+def test_masks_that_old_versions_saved_are_no_weights(tmp_path: Path, name: str) -> None:
+    tiny(name, dtype=torch.float32, vocab_size=BYTES).save_pretrained(tmp_path)
+    tokens, file = torch.tensor([[3, 5, 8]]), tmp_path / "model.safetensors"
+    expected = logits(tmp_path, tokens)
+    masks = {"bias": torch.ones(1, 1, 64, 64).tril(), "masked_bias": torch.tensor(-1e4)}
+    masks = {f"transformer.h.0.attn.{key}": mask for key, mask in masks.items()}
+    save_file(load_file(file) | masks, file, metadata={"format": "pt"})
+    assert torch.equal(logits(tmp_path, tokens), expected)
+
+
 @pytest.mark.parametrize("library", ["transformers", "stateful_gpt"])
 @pytest.mark.parametrize("alone", [False, True])
 def test_an_adapter_is_not_passed_over(tmp_path: Path, library: Library, alone: bool) -> None:
