@@ -40,6 +40,7 @@ from stateful_gpt.weights import (
     CONFIG,
     FORMAT,
     NANOGPT_TOKENIZER,
+    PUBLISHED,
     SHARDS,
     TOKENIZER,
     WEIGHTS,
@@ -148,7 +149,8 @@ def library_of(source: str | Path) -> Library:
     except (OSError, ValueError):
         return "stateful_gpt"
     if settings.get("model_type") == "gpt2":
-        other = (folder / SHARDS).exists() or has_other_words(folder)
+        other = any(settings.get(key, some[0]) not in some for key, some in PUBLISHED.items())
+        other = other or (folder / SHARDS).exists() or has_other_words(folder)
         return "transformers" if other else "stateful_gpt"
     return "transformers" if "model_type" in settings else "stateful_gpt"
 

@@ -43,7 +43,7 @@ NANOGPT_TOKENIZER = "meta.pkl"
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 # what a GPT-2 as published may state, the default first
-_PUBLISHED: dict[str, tuple[object, ...]] = {
+PUBLISHED: dict[str, tuple[object, ...]] = {
     "activation_function": tuple(_ACTIVATIONS),
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
@@ -117,9 +117,10 @@ def _own_format(
 def _published_gpt2(
     file: Path, settings: dict[str, Any], weights: Path, state: dict[str, Tensor]
 ) -> Stored:
-    values = {key: settings.get(key, allowed[0]) for key, allowed in _PUBLISHED.items()}
-    for key, allowed in _PUBLISHED.items():
-        _require(file, key, values[key], values[key] in allowed, " or ".join(map(str, allowed)))
+    values = {key: settings.get(key, allowed[0]) for key, allowed in PUBLISHED.items()}
+    for key, allowed in PUBLISHED.items():
+        said = " or ".join(map(str, allowed)) + " (model=hugging_face reads others)"
+        _require(file, key, values[key], values[key] in allowed, said)
     config = _config(
         file,
         block_size=settings.get("n_positions"),

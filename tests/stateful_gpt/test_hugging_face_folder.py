@@ -512,6 +512,19 @@ def test_a_gpt2_in_several_files_is_read_by_transformers(tmp_path: Path) -> None
         load_checkpoint(tmp_path, tokenizer="byte")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("scale_attn_by_inverse_layer_idx", True), ("layer_norm_epsilon", 1e-6)]
+)
+def test_a_gpt2_of_another_kind_is_read_by_transformers(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    model = tiny("gpt2", dtype=torch.float32, vocab_size=BYTES, **{key: value})
+    model.save_pretrained(tmp_path)
+    assert isinstance(load_model(tmp_path, tokenizer="byte").model, HuggingFaceModel)
+    with pytest.raises(CheckpointError, match=rf"{key} must be .*model=hugging_face reads others"):
+        load_checkpoint(tmp_path, tokenizer="byte")
+
+
 def test_a_model_of_256_bytes_needs_no_end_token(tmp_path: Path) -> None:
     tiny("llama", dtype=torch.float32, vocab_size=256).save_pretrained(tmp_path)
     assert load_hugging_face(tmp_path, tokenizer="byte").tokenizer.end_tokens == ()
