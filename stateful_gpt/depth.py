@@ -7,6 +7,7 @@ Shapes: N windows, T tokens that are read of each, C n_embd.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -40,10 +41,8 @@ class DepthProfile:
         This is the stability condition that "Stateful GPT" was proposed with. Where both are
         rounding, it holds.
         """
-        for n in range(1, len(self.kl)):
-            if not (self.kl[n] < self.kl[n - 1] or self.kl[n] <= KL_FLOOR):  # nan is broken
-                return n
-        return None
+        falls = [after < before or after <= KL_FLOOR for before, after in pairwise(self.kl)]
+        return falls.index(False) + 1 if False in falls else None  # nan does not fall
 
 
 @torch.no_grad()

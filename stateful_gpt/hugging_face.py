@@ -125,7 +125,7 @@ class HuggingFaceModel:
         some = [i for i in range(1, 8) if i != padding][:6]  # RoBERTa gives padding no position
         ids = torch.tensor([some], device=self.device) % self.vocab_size
         reading = _Reading(PLAIN)
-        try:
+        with one_sentence(f"{architecture} cannot be read"):
             hidden = self._read(ids, reading)
             if missed := set(range(self.n_layer)) - reading.asked:
                 raise CheckpointError(
@@ -137,12 +137,6 @@ class HuggingFaceModel:
             for start, end in ((0, 3), (3, 5), (4, 6)):
                 cache.length = start
                 by_cache[:, start:end] = self._read(ids[:, start:end], _Reading(PLAIN), cache)
-        except Exception as error:  # of any kind: code written for another attention or cache
-            if isinstance(error, CheckpointError) or exhausted(error):
-                raise
-            raise CheckpointError(
-                f"{architecture} cannot be read: {type(error).__name__}: {cut(error)}"
-            ) from None
         self.width = hidden.size(-1)
         plain = _with_same_weights(self._model)
         plain.set_attn_implementation("eager")
@@ -293,6 +287,17 @@ def _positions(settings: Any, decoder: nn.Module) -> int:
             key = "original_max_position_embeddings"
             most = min(most, int(rope.get(key) or getattr(settings, key, None) or most))
     return most
+
+
+@contextmanager
+def one_sentence(said: str) -> Iterator[None]:
+    """What the code of a model raises, of any kind, behind what is said of the model."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, CheckpointError) or exhausted(error):
+            raise
+        raise CheckpointError(f"{said}: {type(error).__name__}: {cut(error)}") from None
 
 
 @contextmanager

@@ -11,16 +11,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from stateful_gpt.console import cut, exhausted
-from stateful_gpt.hugging_face import HuggingFaceModel, quiet
-from stateful_gpt.tokenizer import (
-    TOKENIZER_FILES,
-    Tokenizer,
-    TokenizerError,
-    has_other_words,
-    load_tokenizer,
-    shown,
-)
+from stateful_gpt.console import cut
+from stateful_gpt.hugging_face import HuggingFaceModel, one_sentence, quiet
+from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer, shown
 from stateful_gpt.untrusted import CheckpointError, machine_memory, open_regular, require_memory
 from stateful_gpt.weights import MASK_BUFFER, SHARDS, WEIGHTS
 
@@ -52,10 +45,8 @@ def read_hugging_face(
         if tokenizer
         else _own_tokenizer(folder, model)
     )
-    largest = encoding.n_vocab - 1
-    if isinstance(encoding, HuggingFaceTokenizer):
-        # special tokens may lie beyond the embeddings: no text has them
-        largest = max(encoding.used)
+    # special tokens may lie beyond the embeddings: no text has them
+    largest = max(getattr(encoding, "used", (encoding.n_vocab - 1,)))
     if largest >= adapter.vocab_size:
         raise CheckpointError(
             f"the tokenizer {cut(repr(encoding.name))} uses the id {largest}, but {folder} has"
@@ -92,16 +83,12 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
             f" {transformers.__version__} would pass over: load it with transformers 5"
         )
     if getattr(model, "is_quantized", False):
-        raise CheckpointError(
-            f"the weights in {folder} are quantized, and have no float64: name a folder of the"
-            " model before it was quantized"
-        )
+        raise CheckpointError(f"{folder} is quantized, without float64: name what it was made of")
+    found["unexpected_keys"] = [k for k in found["unexpected_keys"] if not MASK_BUFFER.search(k)]
     kinds = {"missing": "missing", "unexpected": "unexpected", "mismatched": "of another shape"}
     for kind, what in kinds.items():
-        for key in sorted(found[f"{kind}_keys"], key=str):
+        for key in sorted(found[f"{kind}_keys"], key=str)[:1]:
             name = key if isinstance(key, str) else key[0]  # with both shapes
-            if kind == "unexpected" and MASK_BUFFER.search(name):
-                continue
             raise CheckpointError(
                 f"the weights in {folder} are not those of its architecture: {name} is {what}"
             )
@@ -111,7 +98,7 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
 def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
     """The tokenizer in a folder; GPT-2's own for a GPT-2 that comes without one."""
     if not any(file.is_file() for name in TOKENIZER_FILES for file in folder.glob(name)):
-        if model.config.model_type == "gpt2" and not has_other_words(folder):
+        if model.config.model_type == "gpt2" and model.config.eos_token_id in (None, 50256):
             return load_tokenizer("gpt2")
         raise CheckpointError(
             f"{folder} has no tokenizer: name one (gpt2, byte or a file), or copy its own there"
@@ -168,20 +155,10 @@ def _loading(folder: Path, what: str) -> Iterator[Any]:
     try:
         import transformers
     except ImportError:
-        raise CheckpointError(
-            "models of Hugging Face need transformers:"
-            " pip install -e '.[hugging_face]' -c constraints.txt"
-        ) from None
-    with quiet():
-        try:
-            yield transformers
-        except Exception as error:  # of many kinds, most of them of transformers' own
-            if isinstance(error, CheckpointError) or exhausted(error):
-                raise
-            raise CheckpointError(
-                f"{folder} is not a {what} that transformers loads:"
-                f" {type(error).__name__}: {cut(error)}"
-            ) from None
+        helps = "pip install -e '.[hugging_face]' -c constraints.txt"
+        raise CheckpointError(f"models of Hugging Face need transformers: {helps}") from None
+    with quiet(), one_sentence(f"{folder} is not a {what} that transformers loads"):
+        yield transformers
 
 
 class HuggingFaceTokenizer:

@@ -35,11 +35,8 @@ SPLIT_PATTERN = (
 )
 # of transformers: the names that a tokenizer's own files may have
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
-# and those that state words, a start or an end for it
-STATING_FILES = (
-    *TOKENIZER_FILES,
-    *("added_tokens.json", "tokenizer_config.json", "config.json", "generation_config.json"),
-)
+# and what states other words, a start or an end for it
+STATING_FILES = (*TOKENIZER_FILES, "added_tokens.json", "*config.json")
 _BEFORE_A_TEXT = ("add_prefix_space", "add_bos_token", "special_tokens")
 GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
@@ -175,20 +172,22 @@ def gpt2_tokenizer() -> BytePairs:
 def has_other_words(folder: Path) -> bool:
     """Whether a folder of transformers states other words than GPT-2's, another start or end."""
     files = (file for pattern in STATING_FILES for file in folder.glob(pattern))
+    some = {"Ġthe": 262, "Ġgazed": 50255}
     try:
         said = {file.name: parse_json(read_regular(file, most=TOKENIZER_SIZE)) for file in files}
         whole, beside = said.get("tokenizer.json", {}), said.get("tokenizer_config.json", {})
-        words = [said.get("vocab.json"), dict(whole["model"]["vocab"]) if whole else None]
+        words = (said.get("vocab.json", some), whole["model"]["vocab"] if whole else some)
         listed = [*beside.get("added_tokens_decoder", {}).values(), *whole.get("added_tokens", ())]
         special = {word["content"] for word in listed if word["special"]}
         added = {word["content"] for word in listed}.union(said.get("added_tokens.json", ()))
-        end = beside.get("eos_token") or END_OF_TEXT
+        end = beside.get("eos_token")
+        ends = [end["content"] if isinstance(end, dict) else end]
+        ends += [one.get("eos_token_id") for one in said.values()]
         before = (whole.get("pre_tokenizer"), whole.get("post_processor"), beside)
         return (
-            any(ids and [ids.get(w) for w in ("Ġthe", "Ġgazed")] != [262, 50255] for ids in words)
+            not all(some.items() <= ids.items() for ids in words)
             or added > special
-            or any(one.get("eos_token_id") not in (None, 50256, [50256]) for one in said.values())
-            or (end["content"] if isinstance(end, dict) else end) != END_OF_TEXT
+            or any(one not in (None, 50256, [50256], END_OF_TEXT) for one in ends)
             or any(one.get(key) for one in before if one for key in _BEFORE_A_TEXT)
         )
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -26,11 +26,8 @@ def as_transformers(model: GPT) -> Any:
     config = model.config
     peer = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=config.vocab_size,
+            **{key: getattr(config, key) for key in ("vocab_size", "n_embd", "n_layer", "n_head")},
             n_positions=config.block_size,
-            n_embd=config.n_embd,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
             activation_function={"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation],
             eos_token_id=None,
             bos_token_id=None,

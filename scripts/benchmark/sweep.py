@@ -90,8 +90,7 @@ def overhead(*, quick: bool) -> list[Row]:
         alone = seconds(partial(passes, *map(float, strengths.split(","))))
         whole = sum(found["seconds"] for found in study(strengths, ALONE).values())
         ratios.append((whole - alone) / alone)
-    note = "(computing - passes alone) / passes"
-    return [row("overhead", ratios, target="<= 1.0", note=note)]
+    return [row("overhead", ratios, target="<= 1.0", note="(computing - passes alone) / passes")]
 
 
 def job_seconds(*, quick: bool) -> list[Row]:
@@ -121,11 +120,8 @@ def scaling(key: str, target: str, sizes: dict[int, tuple[int, int]], *, quick: 
         for size in sizes.values()
     ]
     times = in_turns(*works, repeats=1 if quick else 3)
-    logs = [log(varied) for varied in sizes]
-    slopes = [
-        statistics.linear_regression(logs, [log(taken) for taken in turn]).slope
-        for turn in zip(*times, strict=True)
-    ]
+    logs, turns = list(map(log, sizes)), zip(*times, strict=True)
+    slopes = [statistics.linear_regression(logs, list(map(log, turn))).slope for turn in turns]
     medians = zip(sizes, map(statistics.median, times), strict=True)
     note = ", ".join(f"{varied}: {taken:.2f} s" for varied, taken in medians)
     return [row(key, slopes, target=target, note=note)]

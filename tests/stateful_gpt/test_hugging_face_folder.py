@@ -239,7 +239,7 @@ def test_weights_that_have_no_float64_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transformers.LlamaForCausalLM, "is_quantized", True, raising=False)
-    assert "are quantized, and have no float64" in refusal(folder)
+    assert "is quantized, without float64" in refusal(folder)
 
 
 def test_a_part_of_the_weights_that_is_not_there_is_named(folder: Path) -> None:
