@@ -178,15 +178,14 @@ def has_other_words(folder: Path) -> bool:
         whole, beside = said.get("tokenizer.json", {}), said.get("tokenizer_config.json", {})
         words = (said.get("vocab.json", some), whole["model"]["vocab"] if whole else some)
         listed = [*beside.get("added_tokens_decoder", {}).values(), *whole.get("added_tokens", ())]
-        special = {word["content"] for word in listed if word["special"]}
         added = {word["content"] for word in listed}.union(said.get("added_tokens.json", ()))
-        end = beside.get("eos_token")
-        ends = [end["content"] if isinstance(end, dict) else end]
-        ends += [one.get("eos_token_id") for one in said.values()]
+        stated = [beside.get(key) for key in ("eos_token", "pad_token")]
+        end, padding = (one["content"] if isinstance(one, dict) else one for one in stated)
+        ends = [end, *(one.get("eos_token_id") for one in said.values())]
         before = (whole.get("pre_tokenizer"), whole.get("post_processor"), beside)
-        return (
+        return bool(
             not all(some.items() <= ids.items() for ids in words)
-            or added > special
+            or added - {END_OF_TEXT, padding}  # others may be drawn, special or not
             or any(one not in (None, 50256, [50256], END_OF_TEXT) for one in ends)
             or any(one.get(key) for one in before if one for key in _BEFORE_A_TEXT)
         )
