@@ -110,6 +110,7 @@ class HuggingFaceModel:
     def in_float64(self) -> "HuggingFaceModel":
         if self.dtype == torch.float64:
             return self
+        require_float64(self._model)
         require_copy(self._model)
         return HuggingFaceModel(copy.deepcopy(self._model).double())
 
@@ -287,6 +288,12 @@ def _positions(settings: Any, decoder: nn.Module) -> int:
             key = "original_max_position_embeddings"
             most = min(most, int(rope.get(key) or getattr(settings, key, None) or most))
     return most
+
+
+def require_float64(model: Any) -> None:
+    """Raises CheckpointError where the weights of a model of transformers are quantized."""
+    if getattr(model, "is_quantized", False):
+        raise CheckpointError("quantized weights have no float64")
 
 
 @contextmanager

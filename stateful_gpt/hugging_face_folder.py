@@ -12,11 +12,12 @@ import torch
 from safetensors import safe_open
 
 from stateful_gpt.console import cut
-from stateful_gpt.hugging_face import HuggingFaceModel, one_sentence, quiet
+from stateful_gpt.hugging_face import HuggingFaceModel, one_sentence, quiet, require_float64
 from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, load_tokenizer, shown
-from stateful_gpt.untrusted import CheckpointError, machine_memory, open_regular, require_memory
+from stateful_gpt.untrusted import TOKENIZER_SIZE, CheckpointError, open_regular, require_memory
 from stateful_gpt.weights import MASK_BUFFER, SHARDS, WEIGHTS
 
+HISTORY = "trainer_state.json"  # of a training: it is not read, and may be large
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
 # without a network, and without code that lies in a folder
 _SAFELY: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -35,9 +36,9 @@ def read_hugging_face(
     """The model of a folder, and the tokenizer that is named, or else its own."""
     for pattern in (*FILES, "*.jinja", "*/*.jinja"):  # templates of chats are read with the rest
         for file in filter(Path.exists, folder.glob(pattern)):
-            # transformers would wait for a pipe; and once read, a byte of JSON takes up to 32
-            most = sys.maxsize if file.suffix == ".safetensors" else machine_memory() // 32
-            open_regular(file, most=most).close()
+            # transformers would wait for a pipe, and read settings that no memory holds
+            bounded = file.suffix != ".safetensors" and file.name != HISTORY
+            open_regular(file, most=TOKENIZER_SIZE if bounded else sys.maxsize).close()
     model = _read_model(folder, dtype).to(device)
     adapter = HuggingFaceModel(model)
     encoding = (
@@ -82,8 +83,8 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
             f"{folder} was written by transformers 5, whose rotary settings"
             f" {transformers.__version__} would pass over: load it with transformers 5"
         )
-    if getattr(model, "is_quantized", False):
-        raise CheckpointError(f"{folder} is quantized, without float64: name what it was made of")
+    if wide:
+        require_float64(model)
     found["unexpected_keys"] = [k for k in found["unexpected_keys"] if not MASK_BUFFER.search(k)]
     kinds = {"missing": "missing", "unexpected": "unexpected", "mismatched": "of another shape"}
     for kind, what in kinds.items():

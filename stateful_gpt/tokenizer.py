@@ -37,7 +37,6 @@ SPLIT_PATTERN = (
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 # and what states other words, a start or an end for it
 STATING_FILES = (*TOKENIZER_FILES, "added_tokens.json", "*config.json")
-_BEFORE_A_TEXT = ("add_prefix_space", "add_bos_token", "special_tokens")
 GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
 
@@ -182,12 +181,14 @@ def has_other_words(folder: Path) -> bool:
         stated = [beside.get(key) for key in ("eos_token", "pad_token")]
         end, padding = (one["content"] if isinstance(one, dict) else one for one in stated)
         ends = [end, *(one.get("eos_token_id") for one in said.values())]
-        before = (whole.get("pre_tokenizer"), whole.get("post_processor"), beside)
+        before = [beside.get("add_prefix_space"), beside.get("add_bos_token")]
+        before.append((whole.get("pre_tokenizer") or {}).get("add_prefix_space"))
+        before.append((whole.get("post_processor") or {}).get("special_tokens"))
         return bool(
             not all(some.items() <= ids.items() for ids in words)
             or added - {END_OF_TEXT, padding}  # others may be drawn, special or not
             or any(one not in (None, 50256, [50256], END_OF_TEXT) for one in ends)
-            or any(one.get(key) for one in before if one for key in _BEFORE_A_TEXT)
+            or any(before)
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return True

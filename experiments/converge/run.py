@@ -211,7 +211,10 @@ def _feedback(settings: ConvergeSettings, model: LanguageModel) -> Feedback:
 @lru_cache(maxsize=1)
 def _in_float64(model: LanguageModel) -> LanguageModel:
     """Kept for the next run of a sweep."""
-    return model.in_float64()
+    try:
+        return model.in_float64()
+    except CheckpointError as error:
+        raise RunError(f"{error}: choose measures.lyapunov=false") from None
 
 
 @lru_cache(maxsize=1)

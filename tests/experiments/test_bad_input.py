@@ -497,6 +497,24 @@ def test_a_file_of_settings_that_cannot_be_read_is_one_sentence(
         assert said in refused("experiment=mine", f"--config-dir={tmp_path}")
 
 
+def test_quantized_weights_are_studied_without_what_needs_float64(
+    in_process: Converge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    from tests.tiny_transformers import tiny
+
+    tiny("llama", dtype=torch.float32, vocab_size=257).save_pretrained(tmp_path / "m")
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "is_quantized", True, raising=False)
+    words = ["model=hugging_face", f"model.path={tmp_path / 'm'}", "model.tokenizer=byte"]
+    words += ["prompts.limit=1", "prompts.max_tokens=8", f"runs_dir={tmp_path}"]
+    words += ["tracking.mode=disabled", "device=cpu"]
+    code, _, err = in_process("converge", *words)
+    said = "error: quantized weights have no float64: choose measures.lyapunov=false\n"
+    assert (code, err) == (1, said)
+    assert in_process("converge", *words, "measures.lyapunov=false")[0] == 0
+
+
 # --- sweeps -------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,6 @@ from stateful_gpt.model import GPT
 from stateful_gpt.oracle import left_to_right
 from stateful_gpt.recompute import RecomputeConfig
 from stateful_gpt.trajectory import trajectory
-from stateful_gpt.untrusted import machine_memory
 from tests.tiny_transformers import tiny
 
 load_hugging_face = partial(load_model, library="transformers")
@@ -235,11 +234,15 @@ def test_weights_of_two_bits_are_not_too_few(tmp_path: Path) -> None:
     assert "is of another shape" in refusal(tmp_path)  # to transformers, which was not told of it
 
 
-def test_weights_that_have_no_float64_are_refused(
+def test_quantized_weights_are_read_but_not_in_float64(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transformers.LlamaForCausalLM, "is_quantized", True, raising=False)
-    assert "is quantized, without float64" in refusal(folder)
+    said = "quantized weights have no float64"
+    with pytest.raises(CheckpointError, match=said):
+        load_hugging_face(folder, tokenizer="byte").model.in_float64()
+    with pytest.raises(CheckpointError, match=said):
+        load_hugging_face(folder, tokenizer="byte", dtype=torch.float64)
 
 
 def test_a_part_of_the_weights_that_is_not_there_is_named(folder: Path) -> None:
@@ -299,13 +302,12 @@ def test_settings_for_a_version_are_those_that_count(
     "name", ["config.json", "generation_config.json", "more.json", "chat_template.jinja"]
 )
 def test_settings_that_no_memory_holds_are_refused(folder: Path, name: str) -> None:
-    size = machine_memory() // 32 + 2**26
     for file in (folder / "trainer_state.json", folder / name):
         file.touch()
-    os.truncate(folder / "trainer_state.json", 2**26 + 1)  # takes no space; is not read
+    os.truncate(folder / "trainer_state.json", 2**27)  # takes no space; is not read
     load_hugging_face(folder, tokenizer="byte")
-    os.truncate(folder / name, size)
-    assert f"{name} cannot be read: it has {size:,} bytes" in refusal(folder)
+    os.truncate(folder / name, 2**27)
+    assert f"{name} cannot be read: it has 134,217,728 bytes" in refusal(folder)
 
 
 def test_layers_are_counted_before_they_are_listed(tmp_path: Path) -> None:
@@ -423,7 +425,12 @@ def gpt2_of_old_files(folder: Path) -> None:
         "config.json": {"model_type": "gpt2", "eos_token_id": 50256},
         "generation_config.json": {"eos_token_id": 50256},
         "vocab.json": words,
-        "tokenizer.json": {"model": {"vocab": words}, "added_tokens": [end]},
+        "tokenizer.json": {
+            "model": {"vocab": words},
+            "added_tokens": [end],
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+            "post_processor": {"type": "ByteLevel", "add_prefix_space": True},  # of offsets alone
+        },
         "tokenizer_config.json": {
             "eos_token": end["content"],
             "added_tokens_decoder": {"50256": end},
