@@ -78,7 +78,7 @@ def run_command(runner: Runner) -> int:
     # β on any terminal, also from the workers of a launcher
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
-    # like Ctrl-C it ends forks and joblib's workers, too; submitit means its own to outlive us
+    # like Ctrl-C it ends all workers on this machine, too; Slurm's jobs are to outlive us
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return console.run_command(runner.name, lambda: _run(runner))
 

@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from glob import escape, glob
 from multiprocessing.process import BaseProcess
 from typing import IO, Any
 
@@ -62,7 +64,7 @@ def _work(jobs: Sequence[Callable[[], object]], numbers: IO[bytes], parent: int)
     """Ends with the job at hand where the sweep itself was killed."""
     # Ctrl-C reaches all processes of a terminal, and would come once more from the sweep
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _interrupt_once)
+    signal.signal(signal.SIGTERM, interrupt_once)
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     sys.unraisablehook = _interrupt_again
     try:
@@ -74,7 +76,25 @@ def _work(jobs: Sequence[Callable[[], object]], numbers: IO[bytes], parent: int)
             stop_helper()  # a fork ends without what is done at exit
 
 
-def _interrupt_once(number: int, _: object) -> None:
+def end_jobs(folder: str) -> None:
+    """End the jobs of submitit_local whose files are there, and their runs. Each is named after its
+    process, a child of this one, which hands the signal on.
+    """
+    files = glob(f"{escape(folder).replace('%j', '*')}/[1-9]*_submitted.pkl")
+    jobs = [int(os.path.basename(file).partition("_")[0]) for file in files]
+
+    def goes_on(job: int) -> bool:
+        with suppress(ChildProcessError):  # somebody has waited for it
+            return os.waitpid(job, os.WNOHANG) == (0, 0)
+        return False
+
+    while jobs := list(filter(goes_on, jobs)):
+        for job in jobs:  # again and again: submitit drops it until the run begins
+            os.kill(job, signal.SIGTERM)
+        time.sleep(0.1)
+
+
+def interrupt_once(number: int, _: object) -> None:
     """Who stops all processes of a group stops the sweep, too, which sends the signal again."""
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

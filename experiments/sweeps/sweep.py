@@ -7,6 +7,7 @@ import os
 import pkgutil
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -86,6 +87,8 @@ class CellJob:
     def __call__(self, config: DictConfig) -> None:
         if self.gpus:
             launchers.take_gpu(self.gpus, self.gpu_folder)
+        if os.environ.get("SUBMITIT_EXECUTOR") == "local":  # on Slurm it means other things
+            signal.signal(signal.SIGTERM, processes.interrupt_once)
         job = HydraConfig.get().job.num
         self.compute(to_settings(config, self.runner.settings), overrides_of_the_job(), job)
 
@@ -226,6 +229,10 @@ def sweep(
         except KeyboardInterrupt:
             print("error: interrupted; the same command carries on", file=sys.stderr)
             code = 130
+            if launcher == launchers.SUBMITIT_LOCAL:
+                processes.end_jobs(str(options.submitit_folder))
+            elif launcher in launchers.SUBMITIT:
+                print("its jobs stay with Slurm; scancel ends them", file=sys.stderr)
         except ConfigError:
             raise
         except Exception as error:  # a worker was killed, a cluster is gone

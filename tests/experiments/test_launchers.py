@@ -384,6 +384,10 @@ def test_a_killed_worker_ends_in_one_sentence_the_report_and_a_code(
         pytest.param(
             "joblib", "hydra.launcher.n_jobs=2", os.kill, signal.SIGTERM, marks=needs["joblib"]
         ),
+        pytest.param(
+            *("submitit_local", "hydra.sweeper.max_batch_size=2", os.kill, signal.SIGTERM),
+            marks=needs["submitit_local"],
+        ),
     ],
 )
 def test_an_interrupted_sweep_ends_its_workers_and_is_quiet(
@@ -395,16 +399,37 @@ def test_an_interrupted_sweep_ends_its_workers_and_is_quiet(
     number: int,
 ) -> None:
     study = tmp_path / "runs" / "s"
-    process = sweep(launcher, "s", "feedback.strength=1,2,3,4", two, *LONG)
+    words = ("feedback.strength=1,2,3,4", two, *LONG)
+    process = sweep(launcher, "s", *words, XDG_CACHE_HOME=str(tmp_path))
     computing = begun(process, study)
     interrupt(process.pid, number)
     code, out, err = ended(process)
     said = "error: interrupted; the same command carries on\n"
+    if launcher == "submitit_local":
+        said = f"the logs of its jobs are in {next(tmp_path.glob('stateful_gpt/*'))}\n{said}"
     # joblib's own helper complains behind it
-    assert (code, err if launcher == "basic" else err[: len(said)]) == (130, said)
+    assert (code, err[: len(said)] if launcher == "joblib" else err) == (130, said)
     assert re.search(r"^4 runs: (\d finished, )?[12] interrupted", out, re.MULTILINE), out
     with pytest.raises(ProcessLookupError):
         os.kill(computing, 0)
+
+
+@needs["submitit_local"]
+def test_an_interrupted_sweep_says_that_what_slurm_computes_goes_on(
+    in_process: Callable[..., tuple[int, str, str]],
+    settings: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("submitit.AutoExecutor", interrupted)
+    words = ("hydra/launcher=submitit_slurm", "feedback.strength=0,1")
+    code, _, err = in_process("converge", "-m", *settings, *words)
+    assert code == 130
+    assert err.endswith("carries on\nits jobs stay with Slurm; scancel ends them\n")
 
 
 INTERRUPTED_BEFORE_IT_WAITS = """
