@@ -123,6 +123,7 @@ class RunFolder:
         """
         if is_held(self.path):
             raise BlockingIOError(f"{self.path} is being computed")
+        self.path.mkdir(parents=True, exist_ok=True)
         self._status = {"started": None} | read_status(self.path)
         self.fail(error, traceback=traceback)
 
@@ -173,6 +174,7 @@ class RunFolder:
         for name in (*TABLES, "json"):
             if self._part(first, name).is_dir():  # no file could take its place
                 shutil.rmtree(self._part(first, name))
+        (self.path / _PARTS).mkdir(exist_ok=True)
         files.write_table(self._part(first, TRAJECTORY), trajectory)
         files.write_table(self._part(first, ITERATIONS), iterations)
         part = {"prompts": summaries, "origin": origin_of_part(self._status)}

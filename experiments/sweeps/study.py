@@ -144,6 +144,7 @@ def ours(command: object) -> str | None:
 def record(study: Path, command: str, cells: Sequence[Cell]) -> None:
     """Write down what a sweep is about to compute in a study folder."""
     name = short_hash([cell.key for cell in cells])
+    (study / PLANS).mkdir(parents=True, exist_ok=True)
     write_json(study / PLANS / f"{name}.json", asdict(Plan(command, now(), tuple(cells))))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.runs.folder import RunFolder
 from stateful_gpt.checkpoint import save_checkpoint
 from stateful_gpt.model import GPT
 
@@ -513,6 +514,21 @@ def test_quantized_weights_are_studied_without_what_needs_float64(
     said = "error: quantized weights have no float64: choose measures.lyapunov=false\n"
     assert (code, err) == (1, said)
     assert in_process("converge", *words, "measures.lyapunov=false")[0] == 0
+def test_a_study_that_is_moved_while_its_run_computes_is_not_begun_again_at_the_old_place(
+    in_process: Converge, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = RunFolder.keep
+
+    def keep_and_move(folder: RunFolder, *batch: Any) -> None:
+        keep(folder, *batch)
+        folder.path.parent.rename(tmp_path / "moved")
+
+    monkeypatch.setattr(RunFolder, "keep", keep_and_move)
+    code, out, err = in_process("converge", *settings, "device.batch=1")
+    assert (code, out) == (1, "")
+    gone = rf"error: runs_dir: '{tmp_path}/runs/s/.*' cannot be written \(No such file .*\)\n$"
+    assert re.search(gone, err)
+    assert not [*(tmp_path / "runs").iterdir()]
 
 
 # --- sweeps -------------------------------------------------------------------------------------

@@ -185,8 +185,8 @@ def test_a_new_file_that_is_no_source_is_no_change(
 def test_a_run_is_finished_before_its_kept_prompts_go(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (folder.path / ".prompts").mkdir(parents=True)
     folder.begin({})
-    (folder.path / ".prompts").mkdir()
     monkeypatch.setattr("experiments.runs.folder.shutil.rmtree", broken)  # killed at this moment
     with pytest.raises(TypeError):
         folder.finish()
