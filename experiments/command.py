@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from experiments.runs.compute_once import Asked, RunError, disk_sentence
+from experiments.runs.compute_once import Asked, RunError, disk_sentence, short
 from experiments.settings import ConfigError, sentence, to_settings
 from experiments.sweeps import launchers, sweep
 from experiments.sweeps.report import report
@@ -30,6 +31,7 @@ from stateful_gpt.console import cut
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 DRY_RUN = "--dry-run"
+SAID = (ConfigError, RunError, KeyboardInterrupt)  # in a sentence
 
 
 class Command:
@@ -50,11 +52,14 @@ class Command:
                 return
             settings = to_settings(config, self.runner.settings)
             self.runner.run(settings, asked)
-        except (ConfigError, RunError, KeyboardInterrupt) as error:  # Hydra would say more
-            self.code = _say_why(error)
-            if HydraConfig.get().mode is RunMode.MULTIRUN:  # of another sweeper than ours
-                print(f"that was {asked.command_of_this_run}", file=sys.stderr)
+        except (Exception, KeyboardInterrupt) as error:  # Hydra would say more, or of one alone
+            many = HydraConfig.get().mode is RunMode.MULTIRUN  # of another sweeper than ours
+            if not (many or isinstance(error, SAID)):
                 raise
+            self.code = _say_why(error)
+            if many:
+                print(f"that was {asked.command_of_this_run}", file=sys.stderr)
+                raise error if isinstance(error, SAID) else RunError(short(error)) from None
             if isinstance(error, ConfigError):
                 return
         if self.runner.locate is not None and settings is not None:  # None: interrupted before
@@ -101,7 +106,7 @@ def _run(runner: Runner) -> int:
     command = Command(runner, runner.command_of_run(sys.argv[1:]), dry_run=dry_run)
     try:
         hydra.main(config_path=str(CONF), config_name=runner.name, version_base="1.3")(command)()
-    except (ConfigError, RunError, KeyboardInterrupt) as error:
+    except SAID as error:
         return command.code or _say_why(error)  # a worker of a launcher may not be heard
     except (HydraException, OmegaConfBaseException) as error:
         place = getattr(error, "missing_cfg_file", None) or ""
@@ -148,6 +153,9 @@ def _impossible(word: str, command: str) -> str | None:
 def _say_why(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted; the same command carries on", 130)
+    if not isinstance(error, SAID):
+        traceback.print_exception(error)
+        return 1
     return _say(str(error), 2 if isinstance(error, ConfigError) else 1)
 
 

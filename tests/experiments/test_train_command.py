@@ -511,6 +511,21 @@ def test_every_training_of_a_sweep_that_fails_is_told_with_its_command(
     assert [line.rpartition("=")[2] for line in commands] == ["1e+30", "1e+31"]
 
 
+def test_every_mistake_of_ours_in_a_sweep_of_trainings_keeps_its_traceback(
+    in_process: Train, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: object) -> None:
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(training, "read_texts", wrong)
+    code, _, err = in_process("train", "-m", *settings, "seed=1,2")
+    assert (code, err.count("Traceback"), err.count("\nTypeError: a mistake\n")) == (1, 2, 2)
+    assert re.findall(r"^that was python -m experiments.train .*seed=(\d)$", err, re.M) == [
+        "1",
+        "2",
+    ]
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
