@@ -24,7 +24,7 @@ from experiments.runs.compute_once import Asked, RunError, disk_sentence, short
 from experiments.settings import ConfigError, sentence, to_settings
 from experiments.sweeps import launchers, sweep
 from experiments.sweeps.report import report
-from experiments.sweeps.study import survey
+from experiments.sweeps.study import RUNNERS, survey
 from experiments.sweeps.sweep import Launch, Overrides, Runner
 from stateful_gpt import console
 from stateful_gpt.console import cut
@@ -93,10 +93,11 @@ def _run(runner: Runner) -> int:
         print(help_of(runner.name, sys.argv[1:]))
         return 0
     sys.argv = [word for word in sys.argv if word != "experiment=null"]  # as without it
-    # Hydra would take no override behind it where others stand before it
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
-    dry_run = DRY_RUN in sys.argv[1:] and runner.locate is not None
-    if dry_run:
+    # Hydra would take no override behind an option where others stand before it
+    sys.argv[1:] = sorted(sys.argv[1:], key=_place)
+    if dry_run := DRY_RUN in sys.argv[1:]:
+        if runner.locate is None:
+            return _say(f"{DRY_RUN} lists runs of studies, which {' and '.join(RUNNERS)} have", 2)
         sys.argv.remove(DRY_RUN)
     for word in sys.argv[1:]:
         if (problem := _impossible(word, runner.name)) is not None:
@@ -122,6 +123,13 @@ def _run(runner: Runner) -> int:
     return command.code
 
 
+def _place(word: str) -> int:
+    """Where a word stands among those that Hydra is given."""
+    if word in ("-m", "--multirun"):
+        return 0
+    return 1 if re.match(r"~|[^-].*=", word) else 2  # an override, or any other option
+
+
 def _impossible(word: str, command: str) -> str | None:
     """What is wrong with an override on which Hydra would end in a traceback, or not say why."""
     key, equals, value = word.partition("=")
@@ -144,8 +152,13 @@ def _impossible(word: str, command: str) -> str | None:
                     f"experiment={overlay} is for python -m experiments.{other}; python -m"
                     f" experiments.{command} has {', '.join(overlays(command))}"
                 )
-    if re.match(r"\[|[-+.\d]|null$", value) and group and (CONF / group).is_dir():
-        choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if not group or not (CONF / group).is_dir():
+        return None
+    if key.startswith("+"):  # every group has a choice, which this one takes the place of
+        return f"{cut(key)} must be written without +: {group}={cut(value)}"
+    if re.match(r"\[|[-+.\d]|null$", value):
+        hydras = ["basic"] if group.startswith("hydra/") else []
+        choices = sorted([*hydras, *(path.stem for path in (CONF / group).glob("*.yaml"))])
         return f"{group} must be one of {', '.join(choices)}, got {cut(value)}"
     return None
 

@@ -109,7 +109,8 @@ def unknown_key(full_key: str, allowed: list[str], *, inside: Sequence[str] = ()
     """``inside``: keys of that name in the groups that are allowed."""
     close = inside or difflib.get_close_matches(full_key.rpartition(".")[2], allowed, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"unknown key {cut(repr(full_key))}{hint}; allowed here: {', '.join(allowed)}"
+    all_allowed = ", ".join(allowed) or "any, if the setting begins with a +"
+    return f"unknown key {cut(repr(full_key))}{hint}; allowed here: {all_allowed}"
 
 
 def sentence(error: BaseException, *, options: list[str] | None = None) -> str:

@@ -526,6 +526,12 @@ def test_every_mistake_of_ours_in_a_sweep_of_trainings_keeps_its_traceback(
     ]
 
 
+def test_a_dry_run_of_a_training_says_which_commands_have_one(train: Train) -> None:
+    code, out, err = train("--dry-run")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: --dry-run .* experiments.converge and .*_tracking have\n", err)
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
