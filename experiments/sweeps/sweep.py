@@ -323,6 +323,10 @@ def _log_folder(launcher: str, options: DictConfig) -> Iterator[None]:
     except BaseException:
         print(f"the logs of its jobs are in {folder}", file=sys.stderr)
         raise
+    logs = [log.read_text("utf-8", "replace") for log in sorted(Path(folder).rglob("*.err"))]
+    for line in dict.fromkeys("".join(logs).splitlines()):
+        if line.startswith(("warning: ", "error: ")):
+            print(line, file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -553,6 +553,19 @@ def test_where_submitit_has_no_place_for_its_files_a_setting_is_asked_for(
     assert re.fullmatch(r"error: hydra\.launcher\.submitit_folder must be given, .*\n", err)
 
 
+@needs["submitit_local"]
+def test_what_submitits_workers_warn_of_is_said_when_their_logs_go(
+    sweep: Sweep, compute: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = compute("feedback.strength=1")
+    (folder / "summary.json").unlink()
+    code, _, err = ended(
+        sweep("submitit_local", "s", "feedback.strength=1", XDG_CACHE_HOME=str(tmp_path))
+    )
+    said = f"warning: {folder} is damaged (unreadable summary.json) and is computed again\n"
+    assert (code, err) == (0, said)
+
+
 # --- what is asked of launchers -----------------------------------------------------------------
 
 
