@@ -31,7 +31,6 @@ from stateful_gpt.console import cut
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 DRY_RUN = "--dry-run"
-SAID = (ConfigError, RunError, KeyboardInterrupt)  # in a sentence
 
 
 class Command:
@@ -52,16 +51,19 @@ class Command:
                 return
             settings = to_settings(config, self.runner.settings)
             self.runner.run(settings, asked)
-        except (Exception, KeyboardInterrupt) as error:  # Hydra would say more, or of one alone
-            many = HydraConfig.get().mode is RunMode.MULTIRUN  # of another sweeper than ours
-            if not (many or isinstance(error, SAID)):
-                raise
+        except (ConfigError, RunError, KeyboardInterrupt) as error:  # Hydra would say more
             self.code = _say_why(error)
-            if many:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:  # of another sweeper than ours
                 print(f"that was {asked.command_of_this_run}", file=sys.stderr)
-                raise error if isinstance(error, SAID) else RunError(short(error)) from None
+                raise
             if isinstance(error, ConfigError):
                 return
+        except Exception as error:
+            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                raise
+            traceback.print_exc()  # Hydra would show that of the first mistake alone
+            print(f"that was {asked.command_of_this_run}", file=sys.stderr)
+            raise RunError(short(error)) from None
         if self.runner.locate is not None and settings is not None:  # None: interrupted before
             found = survey(Path(settings.runs_dir) / settings.study)
             if found.runs:  # none where no folder could be made
@@ -94,7 +96,8 @@ def _run(runner: Runner) -> int:
         return 0
     sys.argv = [word for word in sys.argv if word != "experiment=null"]  # as without it
     # Hydra would take no override behind an option where others stand before it
-    sys.argv[1:] = sorted(sys.argv[1:], key=_place)
+    override, many = re.compile(r"~|[^-].*="), ("-m", "--multirun")
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda w: (w not in many, not override.match(w)))
     if dry_run := DRY_RUN in sys.argv[1:]:
         if runner.locate is None:
             return _say(f"{DRY_RUN} lists runs of studies, which {' and '.join(RUNNERS)} have", 2)
@@ -107,7 +110,7 @@ def _run(runner: Runner) -> int:
     command = Command(runner, runner.command_of_run(sys.argv[1:]), dry_run=dry_run)
     try:
         hydra.main(config_path=str(CONF), config_name=runner.name, version_base="1.3")(command)()
-    except SAID as error:
+    except (ConfigError, RunError, KeyboardInterrupt) as error:
         return command.code or _say_why(error)  # a worker of a launcher may not be heard
     except (HydraException, OmegaConfBaseException) as error:
         place = getattr(error, "missing_cfg_file", None) or ""
@@ -121,13 +124,6 @@ def _run(runner: Runner) -> int:
         key = "runs_dir" if command.began else None  # before, Hydra makes its hydra.run.dir
         return _say(disk_sentence(error, error.filename, key=key), 1)
     return command.code
-
-
-def _place(word: str) -> int:
-    """Where a word stands among those that Hydra is given."""
-    if word in ("-m", "--multirun"):
-        return 0
-    return 1 if re.match(r"~|[^-].*=", word) else 2  # an override, or any other option
 
 
 def _impossible(word: str, command: str) -> str | None:
@@ -152,11 +148,10 @@ def _impossible(word: str, command: str) -> str | None:
                     f"experiment={overlay} is for python -m experiments.{other}; python -m"
                     f" experiments.{command} has {', '.join(overlays(command))}"
                 )
-    if not group or not (CONF / group).is_dir():
-        return None
-    if key.startswith("+"):  # every group has a choice, which this one takes the place of
+    is_group = group != "" and (CONF / group).is_dir()
+    if is_group and key.startswith("+"):  # every group has a choice already
         return f"{cut(key)} must be written without +: {group}={cut(value)}"
-    if re.match(r"\[|[-+.\d]|null$", value):
+    if is_group and re.match(r"\[|[-+.\d]|null$", value):
         hydras = ["basic"] if group.startswith("hydra/") else []
         choices = sorted([*hydras, *(path.stem for path in (CONF / group).glob("*.yaml"))])
         return f"{group} must be one of {', '.join(choices)}, got {cut(value)}"
@@ -166,9 +161,6 @@ def _impossible(word: str, command: str) -> str | None:
 def _say_why(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted; the same command carries on", 130)
-    if not isinstance(error, SAID):
-        traceback.print_exception(error)
-        return 1
     return _say(str(error), 2 if isinstance(error, ConfigError) else 1)
 
 

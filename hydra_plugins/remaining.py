@@ -9,6 +9,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -92,18 +93,14 @@ def cells(overrides: Sequence[Override]) -> list[list[str]]:
     choices: dict[str, list[str]] = {}
     for override in overrides:
         key = override.get_key_element()
+        values: list[str] = []
         if not override.is_sweep_override():
             values = [override.get_value_element_as_str()]
         elif override.is_discrete_sweep():
-            try:
+            with suppress(ValueError, HydraException):  # a range whose step is 0
                 values = list(override.sweep_string_iterator())
-            except (ValueError, HydraException):
-                raise HydraException(
-                    f"{override.input_line}: a grid needs a range whose step is not 0"
-                ) from None
-        else:
-            raise HydraException(f"{override.input_line}: a grid needs a list or range of values")
         if not values:
-            raise HydraException(f"{override.input_line}: a grid needs at least one value")
+            said = "a grid needs a list, or a range that has values and whose step is not 0"
+            raise HydraException(f"{override.input_line}: {said}")
         choices[key] = [f"{key}={value}" for value in values]
     return [list(cell) for cell in itertools.product(*choices.values())]

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a temporary file in the same folder, then give it its final name.
-
-    Makes no folder: one that is moved while a run computes is not made again.
-    """
+    """Have ``write`` fill a temporary file in the same folder, which is there, then rename it."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # less the umask
     try:

@@ -77,20 +77,16 @@ def _work(jobs: Sequence[Callable[[], object]], numbers: IO[bytes], parent: int)
 
 
 def end_jobs(folder: str) -> None:
-    """End the jobs of submitit_local whose files are there, and their runs. Each is named after its
-    process, a child of this one, which hands the signal on.
-    """
+    """End the jobs of submitit_local with files there; each is named after a child of ours."""
     files = glob(f"{escape(folder).replace('%j', '*')}/[1-9]*_submitted.pkl")
-    jobs = [int(os.path.basename(file).partition("_")[0]) for file in files]
-
-    def goes_on(job: int) -> bool:
-        with suppress(ChildProcessError):  # somebody has waited for it
-            return os.waitpid(job, os.WNOHANG) == (0, 0)
-        return False
-
-    while jobs := list(filter(goes_on, jobs)):
-        for job in jobs:  # again and again: submitit drops it until the run begins
-            os.kill(job, signal.SIGTERM)
+    jobs = {int(os.path.basename(file).partition("_")[0]) for file in files}
+    while jobs:
+        for job in list(jobs):
+            with suppress(ChildProcessError):  # somebody has waited for it
+                if os.waitpid(job, os.WNOHANG) == (0, 0):
+                    os.kill(job, signal.SIGTERM)  # until the run begins, submitit drops it
+                    continue
+            jobs.remove(job)
         time.sleep(0.1)
 
 
