@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -74,6 +75,20 @@ def _work(jobs: Sequence[Callable[[], object]], numbers: IO[bytes], parent: int)
     finally:
         if "wandb" in sys.modules:
             stop_helper()  # a fork ends without what is done at exit
+
+
+def end_with(sweep: int) -> None:
+    """Have this worker end with the process of its sweep: one that is killed may leave it waiting
+    for ever for the rest of a job.
+    """
+
+    def watch() -> None:
+        while os.getppid() == sweep:
+            time.sleep(1.0)
+        os._exit(1)
+
+    if all(thread.name != "sweep" for thread in threading.enumerate()):
+        threading.Thread(target=watch, name="sweep", daemon=True).start()
 
 
 def end_jobs(folder: str) -> None:

@@ -3,6 +3,7 @@
 Knows of Hydra only what a job is told, and what the sweeper in ``hydra_plugins`` hands it.
 """
 
+import multiprocessing
 import os
 import pkgutil
 import shlex
@@ -87,6 +88,8 @@ class CellJob:
     def __call__(self, config: DictConfig) -> None:
         if self.gpus:
             launchers.take_gpu(self.gpus, self.gpu_folder)
+        if (parent := multiprocessing.parent_process()) and parent.pid:  # of joblib's workers
+            processes.end_with(parent.pid)
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":  # on Slurm it means other things
             signal.signal(signal.SIGTERM, processes.interrupt_once)
         job = HydraConfig.get().job.num

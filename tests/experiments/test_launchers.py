@@ -538,6 +538,14 @@ def test_forks_of_a_killed_sweep_end_with_the_run_at_hand(sweep: Sweep, tmp_path
     assert 1 <= len(finished(tmp_path / "runs" / "s")) <= 2
 
 
+@needs["joblib"]
+def test_joblibs_workers_end_with_a_sweep_that_is_killed(sweep: Sweep, tmp_path: Path) -> None:
+    process = sweep("joblib", "s", "feedback.strength=1,2,3,4", "hydra.launcher.n_jobs=2", *LONG)
+    begun(process, tmp_path / "runs" / "s")
+    os.kill(process.pid, signal.SIGKILL)
+    ended(process)  # once nobody holds its streams any more
+
+
 @needs["submitit_local"]
 def test_where_submitit_has_no_place_for_its_files_a_setting_is_asked_for(
     in_process: Callable[..., tuple[int, str, str]],
