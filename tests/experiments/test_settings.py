@@ -123,8 +123,8 @@ def test_a_setting_that_has_a_former_value_has_it_in_tables_too() -> None:
 
 def test_a_run_stores_its_settings_as_before(tmp_path: Path) -> None:
     settings = settings_of(f"{SAMPLED} runs_dir={tmp_path}")
-    RunFolder(tmp_path / "default" / "x", settings.plain()).begin({})
-    text = (tmp_path / "default" / "x" / "config.yaml").read_text(encoding="utf-8")
+    RunFolder(tmp_path, settings.plain()).begin({})
+    text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
     stored: Any = yaml.safe_load(text)
     assert stored["feedback"] == {
         **{"kind": "prob", "strength": 0.5, "layers": [0, 1], "shift": 1},
