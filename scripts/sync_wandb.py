@@ -119,6 +119,7 @@ def _upload(folder: Path, asked: dict[str, str]) -> dict[str, Any]:
             raise Failure(problems[0] if problems else "W&B did not take it")
         where: dict[str, Any] = read_json(Path(place, TRACKER, SYNCED))
     try:
+        (folder / TRACKER).mkdir(exist_ok=True)  # W&B's own files may be lost
         write_json(folder / TRACKER / SYNCED, where)
         for stored in folder.glob(f"{TRACKER}/*run-*/*.wandb"):
             Path(f"{stored}.synced").touch()  # so that `wandb sync` leaves it alone, too
