@@ -63,6 +63,7 @@ def reflow(text: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     print(f"{path}  {len(text):,} characters  sha256 {digest}")

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from glob import escape, glob
 from multiprocessing.process import BaseProcess
 from typing import IO, Any
@@ -77,6 +78,7 @@ def _work(jobs: Sequence[Callable[[], object]], numbers: IO[bytes], parent: int)
             stop_helper()  # a fork ends without what is done at exit
 
 
+@cache  # a worker needs one
 def end_with(sweep: int) -> None:
     """Have this worker end with the process of its sweep: one that is killed may leave it waiting
     for ever for the rest of a job.
@@ -87,8 +89,7 @@ def end_with(sweep: int) -> None:
             time.sleep(1.0)
         os._exit(1)
 
-    if all(thread.name != "sweep" for thread in threading.enumerate()):
-        threading.Thread(target=watch, name="sweep", daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_jobs(folder: str) -> None:

@@ -514,6 +514,8 @@ def test_quantized_weights_are_studied_without_what_needs_float64(
     said = "error: quantized weights have no float64: choose measures.lyapunov=false\n"
     assert (code, err) == (1, said)
     assert in_process("converge", *words, "measures.lyapunov=false")[0] == 0
+
+
 def test_a_study_that_is_moved_while_its_run_computes_is_not_begun_again_at_the_old_place(
     in_process: Converge, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
