@@ -149,12 +149,12 @@ def _impossible(word: str, command: str) -> str | None:
                     f" experiments.{command} has {', '.join(overlays(command))}"
                 )
     is_group = group != "" and (CONF / group).is_dir()
-    if is_group and key.startswith("+"):  # every group has a choice already
-        return f"{cut(key)} must be written without +: {group}={cut(value)}"
     if is_group and re.match(r"\[|[-+.\d]|null$", value):
         hydras = ["basic"] if group.startswith("hydra/") else []
         choices = sorted([*hydras, *(path.stem for path in (CONF / group).glob("*.yaml"))])
         return f"{group} must be one of {', '.join(choices)}, got {cut(value)}"
+    if is_group and key.startswith("+"):  # every group has a choice already
+        return f"{cut(key)} must be written without +: {group}={cut(value)}"
     return None
 
 
