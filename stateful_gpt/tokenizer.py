@@ -36,7 +36,7 @@ SPLIT_PATTERN = (
 # of transformers: the names that a tokenizer's own files may have
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 # and what states other words, a start or an end for it
-STATING_FILES = (*TOKENIZER_FILES, "added_tokens.json", "*config.json")
+STATING_FILES = (*TOKENIZER_FILES, "added_tokens.json", "special_tokens_*.json", "*config.json")
 GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
 
@@ -175,20 +175,20 @@ def has_other_words(folder: Path) -> bool:
     try:
         said = {file.name: parse_json(read_regular(file, most=TOKENIZER_SIZE)) for file in files}
         whole, beside = said.get("tokenizer.json", {}), said.get("tokenizer_config.json", {})
+        beside |= said.get("special_tokens_map.json", {})  # where old versions name a padding
         words = (said.get("vocab.json", some), whole["model"]["vocab"] if whole else some)
         listed = [*beside.get("added_tokens_decoder", {}).values(), *whole.get("added_tokens", ())]
         added = {word["content"] for word in listed}.union(said.get("added_tokens.json", ()))
         stated = [beside.get(key) for key in ("eos_token", "pad_token")]
         end, padding = (one["content"] if isinstance(one, dict) else one for one in stated)
         ends = [end, *(one.get("eos_token_id") for one in said.values())]
-        before = [beside.get("add_prefix_space"), beside.get("add_bos_token")]
-        before.append((whole.get("pre_tokenizer") or {}).get("add_prefix_space"))
-        before.append((whole.get("post_processor") or {}).get("special_tokens"))
+        first, last = (whole.get(key) or {} for key in ("pre_tokenizer", "post_processor"))
         return bool(
             not all(some.items() <= ids.items() for ids in words)
             or added - {END_OF_TEXT, padding}  # others may be drawn, special or not
             or any(one not in (None, 50256, [50256], END_OF_TEXT) for one in ends)
-            or any(before)
+            or any(one.get("add_prefix_space") for one in (beside, first))
+            or any((beside.get("add_bos_token"), last.get("special_tokens")))
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return True

@@ -459,8 +459,10 @@ def test_a_gpt2_is_never_read_with_words_that_are_not_its_own(tmp_path: Path) ->
     assert isinstance(load_model(tmp_path).model, GPT)
     edit(tmp_path / "tokenizer.json", added_tokens=[{"content": "<sep>", "special": True}])
     assert library_of(tmp_path) == "transformers"  # as it may be drawn
-    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<sep>"}')
-    assert library_of(tmp_path) == "stateful_gpt"
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / name).write_text('{"pad_token": "<sep>"}')
+        assert library_of(tmp_path) == "stateful_gpt"
+        (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize(
