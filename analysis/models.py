@@ -90,15 +90,15 @@ def at_best_rates(contests: Models) -> Models:
     """Of each contestant's models on a question, those at the learning rates that did best.
 
     Best is the largest mean accuracy at the trained level, at the lowest rates of several; no level
-    beyond it has a say.
+    beyond it has a say. A contest that was made twice has one row.
     """
-    accuracy = at_full_depth(contests).stack()
-    places = contests.rows.set_index(contests.rows["trained_level"].astype(int), append=True).index
-    rows = contests.rows.assign(score=accuracy.reindex(places).to_numpy())
+    rows, accuracy = contests.rows, at_full_depth(contests)
     rates = [name for name in RATES if name in rows]
     contestant = [*QUESTION, "group"]
+    rows = rows[~rows.reindex(columns=[*contestant, *rates, "seed"]).join(accuracy).duplicated()]
+    rows = rows.assign(score=accuracy.stack().reindex([*rows["trained_level"].items()]).to_numpy())
     means = rows.groupby([*contestant, *rates], dropna=False)["score"].mean().reset_index()
     # sorted by their rates
     best = means.sort_values("score", ascending=False, kind="stable").drop_duplicates(contestant)
     kept = rows.reset_index().merge(best[[*contestant, *rates]])["model"]
-    return contests.where(rows.index.to_series().isin(kept))
+    return contests.where(contests.rows.index.to_series().isin(kept))

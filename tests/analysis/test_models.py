@@ -384,6 +384,7 @@ def test_contestants_are_set_side_by_side_at_full_depth(
 ) -> None:
     for seed, best in enumerate((0.5, 0.75, 1.0)):
         study = contest(f"s{seed}", best=best, seed=seed, passes=8, through=True)
+    contest("again", best=1.0, seed=2, passes=8, through=True)  # is no fourth seed
     contest("p", best=0.5, layers=3)
     contest("half", best=0.5, target="half", times=8)
     assert main(["table", str(study)]) == 0
