@@ -17,7 +17,7 @@ from stateful_gpt.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerError, l
 from stateful_gpt.untrusted import TOKENIZER_SIZE, CheckpointError, open_regular, require_memory
 from stateful_gpt.weights import MASK_BUFFER, SHARDS, WEIGHTS
 
-HISTORY = "trainer_state.json"  # of a training: it is not read, and may be large
+HISTORY = "trainer_state.json"  # of a training: no more than hashed, and may be large
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # all that is read
 # without a network, and without code that lies in a folder
 _SAFELY: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -98,8 +98,10 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
 
 def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
     """The tokenizer in a folder; GPT-2's own for a GPT-2 that comes without one."""
+    holders = (model.config.get_text_config(), model.generation_config)
+    stated = [getattr(holder, "eos_token_id", None) for holder in holders]
     if not any(file.is_file() for name in TOKENIZER_FILES for file in folder.glob(name)):
-        if model.config.model_type == "gpt2" and model.config.eos_token_id in (None, 50256):
+        if model.config.model_type == "gpt2" and all(i in (None, 50256, [50256]) for i in stated):
             return load_tokenizer("gpt2")
         raise CheckpointError(
             f"{folder} has no tokenizer: name one (gpt2, byte or a file), or copy its own there"
@@ -108,9 +110,7 @@ def _own_tokenizer(folder: Path, model: Any) -> Tokenizer:
         found = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, **_SAFELY)
     if not hasattr(found, "backend_tokenizer"):
         raise CheckpointError(f"the tokenizer in {folder} has no fast form (tokenizer.json)")
-    holders = (found, model.config.get_text_config(), model.generation_config)
-    stated = [getattr(holder, "eos_token_id", None) for holder in holders]
-    ids = (i for one in stated for i in (one if isinstance(one, list) else [one]))
+    ids = (i for e in (*stated, found.eos_token_id) for i in (e if isinstance(e, list) else [e]))
     ends = sorted({i for i in ids if type(i) is int and i >= 0})  # -1, or a word, ends nothing
     return HuggingFaceTokenizer(found.backend_tokenizer, name=folder.name, end_tokens=ends)
 

@@ -495,10 +495,15 @@ def test_a_gpt2_that_states_another_word_start_or_end_is_read_with_it(
     assert library_of(tmp_path) == "transformers"
 
 
-def test_a_gpt2_without_a_tokenizer_and_another_end_asks_for_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [50257, [50256, 198]])
+def test_a_gpt2_without_a_tokenizer_and_another_end_asks_for_one(
+    tmp_path: Path, end: int | list[int]
+) -> None:
     model = tiny("gpt2", dtype=torch.float32, vocab_size=50258)
-    model.config.eos_token_id = model.generation_config.eos_token_id = 50257
+    model.config.eos_token_id = model.generation_config.eos_token_id = [50256]
     model.save_pretrained(tmp_path)
+    assert load_hugging_face(tmp_path).tokenizer.name == "gpt2"
+    edit(tmp_path / "generation_config.json", eos_token_id=end)
     assert "has no tokenizer: name one" in refusal(tmp_path, tokenizer=None)
 
 
