@@ -27,7 +27,7 @@ from experiments.sweeps.report import report
 from experiments.sweeps.study import RUNNERS, survey
 from experiments.sweeps.sweep import Launch, Overrides, Runner
 from stateful_gpt import console
-from stateful_gpt.console import cut
+from stateful_gpt.console import cut, exhausted
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 DRY_RUN = "--dry-run"
@@ -59,7 +59,7 @@ class Command:
             if isinstance(error, ConfigError):
                 return
         except Exception as error:
-            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            if exhausted(error) or HydraConfig.get().mode is not RunMode.MULTIRUN:
                 raise
             traceback.print_exc()  # Hydra would show that of the first mistake alone
             print(f"that was {asked.command_of_this_run}", file=sys.stderr)

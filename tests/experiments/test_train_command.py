@@ -526,6 +526,18 @@ def test_every_mistake_of_ours_in_a_sweep_of_trainings_keeps_its_traceback(
     ]
 
 
+def test_texts_that_memory_does_not_hold_are_a_sentence_in_a_sweep_of_trainings_too(
+    in_process: Train, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def large(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(training, "read_texts", large)
+    code, _, err = in_process("train", "-m", *settings, "seed=1,2")
+    assert (code, err.count("Traceback")) == (1, 0)
+    assert err.endswith("\ntrain: the machine's memory does not hold this\n")
+
+
 def test_a_dry_run_of_a_training_says_which_commands_have_one(train: Train) -> None:
     code, out, err = train("--dry-run")
     assert (code, out) == (2, "")
