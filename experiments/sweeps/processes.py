@@ -66,9 +66,7 @@ def _work(jobs: Sequence[Callable[[], object]], numbers: IO[bytes], parent: int)
     """Ends with the job at hand where the sweep itself was killed."""
     # Ctrl-C reaches all processes of a terminal, and would come once more from the sweep
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, interrupt_once)
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
-    sys.unraisablehook = _interrupt_again
+    end_when_told()
     try:
         with suppress(KeyboardInterrupt):  # the sweep says so
             while os.getppid() == parent and (number := numbers.read(_NUMBER)):
@@ -106,7 +104,14 @@ def end_jobs(folder: str) -> None:
         time.sleep(0.1)
 
 
-def interrupt_once(number: int, _: object) -> None:
+def end_when_told() -> None:
+    """Have SIGTERM interrupt the run of this worker."""
+    signal.signal(signal.SIGTERM, _interrupt_once)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = _interrupt_again
+
+
+def _interrupt_once(number: int, _: object) -> None:
     """Who stops all processes of a group stops the sweep, too, which sends the signal again."""
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -8,7 +8,6 @@ import os
 import pkgutil
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -91,7 +90,7 @@ class CellJob:
         if (parent := multiprocessing.parent_process()) and parent.pid:  # of joblib's workers
             processes.end_with(parent.pid)
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":  # on Slurm it means other things
-            signal.signal(signal.SIGTERM, processes.interrupt_once)
+            processes.end_when_told()
         job = HydraConfig.get().job.num
         self.compute(to_settings(config, self.runner.settings), overrides_of_the_job(), job)
 

@@ -507,8 +507,9 @@ def test_forks_that_are_told_to_end_with_their_sweep_end_their_runs_undisturbed(
 
 
 TOLD_IN_A_CALLBACK = """
-import os, signal, weakref
+import os, signal, sys, weakref
 from experiments.sweeps.processes import forked
+from experiments.sweeps.sweep import CellJob
 
 class Lock:
     pass
@@ -519,14 +520,28 @@ def job():
     del lock
     signal.pause()
 
-with forked([job], 1) as wait:
-    wait()
+if sys.argv[1] == "fork":
+    with forked([job], 1) as wait:
+        wait()
+else:
+    os.environ["SUBMITIT_EXECUTOR"] = "local"
+    try:
+        CellJob(None, None, "", None, 0, 0, (), "")({})
+    except ValueError:  # Hydra runs no job
+        pass
+    try:
+        job()
+    except KeyboardInterrupt:
+        pass
 print("ended")
 """
 
 
-def test_an_interrupt_that_python_ignores_in_a_callback_is_not_lost(forker: Forker) -> None:
-    done = forker.run(["-c", TOLD_IN_A_CALLBACK])
+@pytest.mark.parametrize("worker", ["fork", "submitit_local"])
+def test_an_interrupt_that_python_ignores_in_a_callback_is_not_lost(
+    forker: Forker, worker: str
+) -> None:
+    done = forker.run(["-c", TOLD_IN_A_CALLBACK, worker])
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
 
 
