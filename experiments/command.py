@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,7 @@ def _run(runner: Runner) -> int:
         print(help_of(runner.name, sys.argv[1:]))
         return 0
     sys.argv = [word for word in sys.argv if word != "experiment=null"]  # as without it
-    # Hydra would take no override behind an option where others stand before it
-    override, many = re.compile(r"~|[^-].*="), ("-m", "--multirun")
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda w: (w not in many, not override.match(w)))
+    sys.argv[1:] = [word for _, word in sorted(pairwise(["", *sys.argv[1:]]), key=_place)]
     if dry_run := DRY_RUN in sys.argv[1:]:
         if runner.locate is None:
             return _say(f"{DRY_RUN} lists runs of studies, which {' and '.join(RUNNERS)} have", 2)
@@ -124,6 +123,15 @@ def _run(runner: Runner) -> int:
         key = "runs_dir" if command.began else None  # before, Hydra makes its hydra.run.dir
         return _say(disk_sentence(error, error.filename, key=key), 1)
     return command.code
+
+
+def _place(pair: tuple[str, str]) -> int:
+    """Hydra would take no override behind an option where others stand before it."""
+    before, word = pair
+    if word in ("-m", "--multirun"):
+        return 0
+    has_value = re.match(r"--?[cpe][\w-]*$", before)  # --cfg, --package, --config-dir and the like
+    return 1 if re.match(r"~|[^-].*=", word) and not has_value else 2
 
 
 def _impossible(word: str, command: str) -> str | None:
