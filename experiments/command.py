@@ -125,13 +125,12 @@ def _run(runner: Runner) -> int:
     return command.code
 
 
-def _place(pair: tuple[str, str]) -> int:
+def _place(pair: tuple[str, str]) -> tuple[bool, bool]:
     """Hydra would take no override behind an option where others stand before it."""
     before, word = pair
-    if word in ("-m", "--multirun"):
-        return 0
-    has_value = re.match(r"--?[cpe][\w-]*$", before)  # --cfg, --package, --config-dir and the like
-    return 1 if re.match(r"~|[^-].*=", word) and not has_value else 2
+    # a value follows --cfg, --config-dir, --package, --experimental-rerun, --info and the like
+    has_value = re.match(r"--?[cpei][\w-]*$", before) is not None
+    return word not in ("-m", "--multirun"), word.startswith("-") or has_value
 
 
 def _impossible(word: str, command: str) -> str | None:
