@@ -9,7 +9,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,8 @@ def _run(runner: Runner) -> int:
         print(help_of(runner.name, sys.argv[1:]))
         return 0
     sys.argv = [word for word in sys.argv if word != "experiment=null"]  # as without it
-    sys.argv[1:] = [word for _, word in sorted(pairwise(["", *sys.argv[1:]]), key=_place)]
+    # Hydra would take no override behind it where others stand before it
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     if dry_run := DRY_RUN in sys.argv[1:]:
         if runner.locate is None:
             return _say(f"{DRY_RUN} lists runs of studies, which {' and '.join(RUNNERS)} have", 2)
@@ -123,14 +123,6 @@ def _run(runner: Runner) -> int:
         key = "runs_dir" if command.began else None  # before, Hydra makes its hydra.run.dir
         return _say(disk_sentence(error, error.filename, key=key), 1)
     return command.code
-
-
-def _place(pair: tuple[str, str]) -> tuple[bool, bool]:
-    """Hydra would take no override behind an option where others stand before it."""
-    before, word = pair
-    # a value follows --cfg, --config-dir, --package, --experimental-rerun, --info and the like
-    has_value = re.match(r"--?[cpei][\w-]*$", before) is not None
-    return word not in ("-m", "--multirun"), word.startswith("-") or has_value
 
 
 def _impossible(word: str, command: str) -> str | None:

@@ -74,13 +74,9 @@ def test_the_same_cell_twice_is_computed_once(
     assert out.startswith("2 runs\nrun 1 of 2: ")
 
 
-@pytest.mark.parametrize("options", [["-m"], ["--multirun"], ["--config-dir", "a=b", "-m"]])
-def test_options_may_stand_between_settings(
-    converge: Converge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("a=b").mkdir()
-    code, out, err = converge("study=a", *options, "feedback.strength=0,1", "--dry-run")
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_the_word_for_a_sweep_may_stand_between_settings(converge: Converge, flag: str) -> None:
+    code, out, err = converge("study=a", flag, "feedback.strength=0,1", "--dry-run")
     assert (code, err) == (0, "")
     assert out.endswith("2 runs: 2 missing\n")
 
