@@ -83,7 +83,7 @@ def end_with(sweep: int) -> None:
     """
 
     def watch() -> None:
-        while os.getppid() == sweep:
+        while os.getppid() == sweep:  # who is no child can be waited for on some systems only
             time.sleep(1.0)
         os._exit(1)
 
@@ -101,7 +101,7 @@ def end_jobs(folder: str) -> None:
                     os.kill(job, signal.SIGTERM)  # until the run begins, submitit drops it
                     continue
             jobs.remove(job)
-        time.sleep(0.1)
+        time.sleep(0.1)  # before they are told again
 
 
 def end_when_told() -> None:

@@ -144,7 +144,8 @@ def test_seeds_that_diverged_weigh_no_text_more_than_another(
         run = make_run(tmp_path / f"r{seed}", prompts=texts, feedback__strength=0.5, seed=seed)
     summary = json.loads((run / "summary.json").read_text())
     diverged, other = summary["prompts"]
-    expected = np.mean([one["nll"] - one["nll_plain"] for one in (diverged, other)])
+    own, _ = changes = [one["nll"] - one["nll_plain"] for one in (diverged, other)]
+    expected, nll = np.mean(changes), diverged["nll"]
     diverged |= {"nll": None, "outcome": "diverged"}
     summary["overall"] |= {"nll": other["nll"], "outcome": "diverged"}
     (run / "summary.json").write_text(json.dumps(summary))
@@ -156,7 +157,10 @@ def test_seeds_that_diverged_weigh_no_text_more_than_another(
     (interval,) = paired(runs.estimates, runs.runs["group"]).values()
     assert interval.mean == pytest.approx(expected)
     assert main(["table", str(tmp_path)]) == 0
-    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "overall" in line]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (of_text,) = [line for line in lines if "a" in line]  # the seeds that did not diverge
+    assert of_text[-4:-2] == [f"{nll:.4f}", f"{own:+.4f}".replace("-", "−")]
+    (row,) = [line for line in lines if "overall" in line]
     assert row[-3:-1] == [f"{expected:+.4f}".replace("-", "−"), f"{interval.half:.4f}"]
     page = data_of(build(runs))
     place = [column["key"] for column in page["columns"]].index("change")
